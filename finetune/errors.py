@@ -1,0 +1,47 @@
+"""Everything that can go wrong in a way a user can mend: one class per exit code.
+
+`0` done, `1` the run failed, `2` usage or config, `3` data, `4` access to a base, `5` resources,
+`130`/`143` stopped by SIGINT/SIGTERM after a checkpoint was saved.
+"""
+
+
+class FinetuneError(Exception):
+    """The run failed. `hint` is the next step, in one sentence."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message, self.hint = message, hint
+
+
+class ConfigError(FinetuneError):
+    """A flag, a recipe or a setting is wrong."""
+
+    exit_code = 2
+
+
+class DataError(FinetuneError):
+    """A picture, a caption or an adapter file is wrong."""
+
+    exit_code = 3
+
+
+class AccessError(FinetuneError):
+    """A base is not found, gated, or out of reach offline."""
+
+    exit_code = 4
+
+
+class ResourceError(FinetuneError):
+    """Out of memory or disk."""
+
+    exit_code = 5
+
+
+class Stopped(FinetuneError):
+    """SIGINT or SIGTERM arrived; the checkpoint is saved."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message, "the same command goes on from the saved checkpoint")
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,71 @@
+"""Files that are there whole or not at all: written under a temporary name, flushed, then renamed."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import ResourceError
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise ResourceError(f"cannot write {path}: {e.strerror or e}", "free some space or choose another --out") from e
+
+
+def write(path: Path, fill: Callable[[Path], object]) -> None:
+    """Calls `fill(temporary)` and renames the result, a file or a folder, to `path`; a folder there is replaced.
+
+    Raises:
+        ResourceError: the disk is full or the place is not writable.
+    """
+    temporary = path.parent / f".tmp-{path.name}-{os.getpid()}"
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fill(temporary)
+            for file in [temporary] if temporary.is_file() else [f for f in temporary.rglob("*") if f.is_file()]:
+                with file.open("rb+") as f:
+                    os.fsync(f.fileno())
+            if path.is_dir():
+                shutil.rmtree(path)
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # Windows cannot open a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    write(path, lambda p: p.write_bytes(data))
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,0 +1,94 @@
+"""Denoising score matching on a discrete noise schedule (Ho et al. 2020, arXiv:2006.11239)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A model's own training noise: `alphas_cumprod` [T] in (0, 1], and what its network predicts."""
+
+    alphas_cumprod: Tensor
+    prediction_type: str  # epsilon | v_prediction | sample
+
+    @property
+    def steps(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(a_t) and sqrt(1 - a_t), each [B, 1, 1, 1] fp32 on the device of `like`."""
+        a = self.alphas_cumprod.to(like.device)[t].float().view(-1, *[1] * (like.ndim - 1))
+        return a.sqrt(), (1 - a).sqrt()
+
+    def snr(self, t: Tensor) -> Tensor:
+        """Signal-to-noise ratio a_t / (1 - a_t), [B]."""
+        a = self.alphas_cumprod.to(t.device)[t].float()
+        return a / (1 - a)
+
+
+def add_noise(schedule: Schedule, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise, equation 4."""
+    signal, sigma = schedule.coefficients(t, x_0)
+    return signal * x_0 + sigma * noise
+
+
+def epsilon(schedule: Schedule, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    return noise
+
+
+def velocity(schedule: Schedule, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """v = sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans and Ho 2022, arXiv:2202.00512, appendix D)."""
+    signal, sigma = schedule.coefficients(t, x_0)
+    return signal * noise - sigma * x_0
+
+
+def sample(schedule: Schedule, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    return x_0
+
+
+TARGETS = {"epsilon": epsilon, "v_prediction": velocity, "sample": sample}
+
+
+def uniform_weight(schedule: Schedule, t: Tensor) -> Tensor:
+    return torch.ones_like(t, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class MinSNR:
+    """min(SNR, gamma) in units of the x_0 loss (Hang et al. 2023, arXiv:2303.09556), for each prediction type.
+
+    An error in epsilon is an error in x_0 times SNR, one in v times SNR + 1: hence the divisors.
+    """
+
+    gamma: float
+
+    def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
+        snr = schedule.snr(t)
+        clipped = snr.clamp(max=self.gamma)
+        # epsilon: min(SNR, gamma) / SNR, written so that SNR = 0 gives 1 and not NaN
+        divided = {
+            "epsilon": torch.where(snr < self.gamma, torch.ones_like(snr), self.gamma / snr.clamp(min=self.gamma)),
+            "v_prediction": clipped / (snr + 1),
+            "sample": clipped,
+        }
+        return divided[schedule.prediction_type]
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """Weighted squared error of the model's own prediction type."""
+
+    schedule: Schedule
+    weight: Callable[[Schedule, Tensor], Tensor] = uniform_weight
+
+    def __call__(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Elementwise error, [B, C, H, W] fp32; `t` is [B] int64 in [0, T)."""
+        x_t = add_noise(self.schedule, x_0, noise, t)
+        target = TARGETS[self.schedule.prediction_type](self.schedule, x_0, noise, t)
+        error = (predict(x_t, t).float() - target.float()).square()
+        return error * self.weight(self.schedule, t).view(-1, *[1] * (error.ndim - 1))

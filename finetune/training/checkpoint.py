@@ -1,0 +1,64 @@
+"""Checkpoints that are valid or ignored: safetensors and JSON, with a manifest of sizes and hashes written last."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from finetune import files
+
+State = dict[str, Tensor]
+
+
+def _folder(root: Path, step: int) -> Path:
+    return root / f"step-{step:08d}"
+
+
+def steps(root: Path) -> list[int]:
+    """Steps that have a folder, newest first, valid or not."""
+    found = (p.name.removeprefix("step-") for p in root.glob("step-*") if p.is_dir())
+    return sorted((int(n) for n in found if n.isdigit()), reverse=True)
+
+
+def save(root: Path, step: int, tensors: State, facts: dict[str, Any], keep: int) -> Path:
+    """Writes one checkpoint, then removes all but the newest `keep` valid ones (and `keep_steps` named in facts)."""
+
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / "state.safetensors")
+        (folder / "state.json").write_text(json.dumps({"step": step} | facts, sort_keys=True), encoding="utf-8")
+        parts = ["state.safetensors", "state.json"]
+        manifest = {p: {"size": (folder / p).stat().st_size, "sha256": files.sha256(folder / p)} for p in parts}
+        (folder / "manifest.json").write_text(json.dumps(manifest, sort_keys=True), encoding="utf-8")
+
+    folder = _folder(root, step)
+    files.write(folder, fill)
+    for old in steps(root)[keep:]:
+        shutil.rmtree(_folder(root, old), ignore_errors=True)
+    return folder
+
+
+def is_valid(folder: Path) -> bool:
+    """Whether every file has the size and the hash that the manifest says."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return bool(manifest) and all(
+            (folder / name).stat().st_size == m["size"] and files.sha256(folder / name) == m["sha256"] for name, m in manifest.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def valid(root: Path) -> Iterator[Path]:
+    """Valid checkpoints, newest first."""
+    return (f for f in (_folder(root, s) for s in steps(root)) if is_valid(f))
+
+
+def load(folder: Path) -> tuple[State, dict[str, Any]]:
+    """The tensors on the CPU, and the facts with their `step`."""
+    facts: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return load_file(folder / "state.safetensors"), facts
