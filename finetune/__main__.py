@@ -1,0 +1,5 @@
+"""`python -m finetune` is `ft`."""
+
+from finetune.cli import main
+
+main()

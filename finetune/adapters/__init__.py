@@ -1,0 +1,1 @@
+"""The files that leave: key layouts, metadata, writing and reading back."""

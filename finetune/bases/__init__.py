@@ -1,0 +1,7 @@
+"""The embedded base model: a small latent diffusion model in the Stable Diffusion layout, trained by scripts/train_base.py."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+TINY = ROOT / "tiny"
+DEMO_PICTURES = ROOT / "demo"

@@ -1,0 +1,89 @@
+"""What a person types. Importing this imports no torch."""
+
+import json
+import os
+import re
+import sys
+from typing import Any
+
+import click
+import typer
+
+from finetune import __version__
+from finetune.cli import demo, generate, lora, models, settings
+from finetune.errors import ConfigError, FinetuneError
+
+app = typer.Typer(
+    name="ft",
+    help="Fine-tune text-to-image diffusion models. Start with `ft demo`.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("lora")(lora.command)
+app.command("generate")(generate.command)
+app.command("demo")(demo.command)
+app.command("models")(models.command)
+app.command("config")(settings.command)
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"ft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version.")) -> None:
+    """Fine-tune text-to-image diffusion models. Start with `ft demo`."""
+
+
+def report(error: FinetuneError) -> int:
+    """`error: ...` and `hint: ...` on stderr, control characters removed; returns the exit code."""
+    if int(os.environ.get("RANK", 0)) == 0 or error.exit_code == 1:
+        print(f"error: {CONTROL.sub('?', error.message)}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {CONTROL.sub('?', error.hint)}", file=sys.stderr)
+    return error.exit_code
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs one command line and returns its exit code."""
+    try:
+        return int(app(args=arguments, standalone_mode=False) or 0)
+    except FinetuneError as e:
+        return report(e)
+    except click.exceptions.NoArgsIsHelpError as e:
+        print(e.ctx.get_help() if e.ctx else "")
+        return 2
+    except click.ClickException as e:
+        return report(ConfigError(e.format_message(), "`ft COMMAND --help` lists the flags"))
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    except MemoryError:
+        return report(_out_of_memory("out of memory"))
+    except RuntimeError as e:
+        if type(e).__name__ != "OutOfMemoryError":
+            raise
+        return report(_out_of_memory(str(e).split(". ")[0]))
+
+
+def _out_of_memory(message: str) -> FinetuneError:
+    from finetune.errors import ResourceError
+
+    return ResourceError(message, "--batch 1 with --accumulate, --gradient-checkpointing, or a smaller --resolution")
+
+
+def emit(value: Any) -> None:
+    """One JSON object on stdout: data for scripts."""
+    print(json.dumps(value, sort_keys=True))
+
+
+def main() -> None:
+    sys.exit(run())

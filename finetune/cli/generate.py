@@ -1,0 +1,5 @@
+"""`ft generate`."""
+
+
+def command() -> None:
+    """Draw."""

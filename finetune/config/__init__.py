@@ -1,0 +1,6 @@
+"""What a run is: one frozen `Job`, typed, from defaults, the user's config, recipes and flags."""
+
+from finetune.config.job import Job
+from finetune.config.load import dump, parse, read_yaml, resolve
+
+__all__ = ["Job", "dump", "parse", "read_yaml", "resolve"]

@@ -1,0 +1,124 @@
+"""The settings of a run. The description on each field is its help text, in flags, recipes and docs alike."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Model(Section):
+    base: str = Field("tiny", description="short name (see `ft models`), Hub id with optional @revision, diffusers folder, or .safetensors file")
+    variant: str | None = Field(None, description="weight variant of a Hub base, such as fp16")
+
+
+class Data(Section):
+    path: Path = Field(description="folder of pictures with captions")
+    caption: str | None = Field(None, description="one caption for all pictures")
+    trigger: str | None = Field(None, description="word put in front of every caption; say it to summon what was learned")
+    resolution: Annotated[int, Field(ge=16, le=4096)] | None = Field(None, description="side of the training square in pixels (the base's own)")
+    background: str = Field("white", description="colour that transparent pictures are composited on")
+    caption_dropout: Fraction = Field(0.1, description="share of draws trained without caption, for classifier-free guidance")
+    holdout: str | None = Field(None, description="fraction of the pictures, or a folder, kept out of training to measure on")
+
+    @field_validator("holdout")
+    @classmethod
+    def _holdout(cls, value: str | None) -> str | None:
+        try:
+            fraction = float(value) if value is not None else None
+        except ValueError:
+            return value  # a folder
+        if fraction is not None and not 0 < fraction < 1:
+            raise ValueError("a fraction must lie between 0 and 1")
+        return value
+
+    @field_validator("background")
+    @classmethod
+    def _background(cls, value: str) -> str:
+        from PIL import ImageColor
+
+        ImageColor.getrgb(value)
+        return value
+
+
+class Method(Section):
+    kind: Literal["lora"] = Field("lora", description="what trains")
+    rank: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="rank of the adapter's matrices")
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(None, description="strength is alpha / rank (the rank)")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout on the adapter's input")
+    targets: str = Field("attention", description="attention, attention+ff, all-linear, or module name endings with commas")
+
+    @property
+    def strength(self) -> float:
+        """alpha / rank: the factor on up @ down."""
+        return (self.rank if self.alpha is None else self.alpha) / self.rank
+
+
+class Objective(Section):
+    min_snr_gamma: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(None, description="min-SNR loss weighting, usually 5 (off)")
+
+
+class Optim(Section):
+    steps: Annotated[int, Field(ge=1)] = Field(500, description="optimizer steps")
+    batch: Positive = Field(4, description="pictures per process and micro-batch")
+    accumulate: Positive = Field(1, description="micro-batches per optimizer step")
+    lr: Rate = Field(5e-4, description="peak learning rate")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="shape of the learning rate after warmup")
+    warmup: Annotated[int, Field(ge=0)] = Field(0, description="optimizer steps of linear warmup")
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="AdamW's decoupled weight decay")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's moment decays")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradients are clipped to this norm, once a step")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="decay of averaged weights, which are then what is written (off)")
+
+
+class Run(Section):
+    out: Path | None = Field(None, description="output folder (runs/<name>)")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field("lora", description="name of the adapter file and of the run")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="everything random is a function of it")
+    precision: Literal["auto", "no", "fp16", "bf16"] = Field("auto", description="mixed precision; auto is bf16 or fp16 on an accelerator, else no")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
+    checkpoint_every: Positive = Field(100, description="steps between checkpoints")
+    keep: Positive = Field(2, description="newest checkpoints that are kept")
+    log_every: Positive = Field(10, description="steps between log lines")
+    holdout_every: Positive = Field(100, description="steps between held-out losses")
+    sample_prompt: tuple[str, ...] = Field((), description="prompt to draw during training; may be given several times")
+    sample_every: Positive = Field(250, description="steps between samples")
+    format: Literal["auto", "kohya", "diffusers", "peft"] = Field("auto", description="layout of the adapter file (the family's own)")
+    save_dtype: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="number format of the adapter file")
+    processes: Positive | None = Field(None, description="number of processes that must take part, asserted at the start")
+    tensorboard: bool = Field(False, description="also log to <out>/tensorboard")
+
+    @property
+    def folder(self) -> Path:
+        return self.out or Path("runs") / self.name
+
+
+class Job(Section):
+    """A whole run. Sections: model, data, method, objective, optim, run."""
+
+    model: Model = Field(default_factory=Model)
+    data: Data
+    method: Method = Field(default_factory=Method)
+    objective: Objective = Field(default_factory=Objective)
+    optim: Optim = Field(default_factory=Optim)
+    run: Run = Field(default_factory=Run)
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> "Job":
+        if self.optim.warmup > self.optim.steps:
+            raise ValueError(f"optim.warmup {self.optim.warmup} is longer than optim.steps {self.optim.steps}")
+        return self
+
+
+# What may differ when a run goes on: none of it changes what the steps so far have learned.
+FREE_SETTINGS = {
+    "optim.steps", "run.out", "run.name", "run.checkpoint_every", "run.keep", "run.log_every", "run.holdout_every", "run.sample_prompt",
+    "run.sample_every", "run.format", "run.save_dtype", "run.tensorboard", "run.processes",
+}  # fmt: skip

@@ -1,0 +1,129 @@
+"""Precedence (defaults < user config < recipe < flags), strict keys with "did you mean", and all mistakes at once."""
+
+import difflib
+import io
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import platformdirs
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from finetune.config.job import Job
+from finetune.errors import ConfigError
+
+Settings = dict[str, Any]  # nested: {"optim": {"lr": 1e-4}}
+
+
+def user_config() -> Path:
+    return Path(os.environ.get("FT_CONFIG") or Path(platformdirs.user_config_dir("finetune", appauthor=False)) / "config.yaml")
+
+
+def read_yaml(path: Path) -> Settings:
+    """A YAML 1.2 mapping (in 1.1, `1e-4` is text and `no` is false).
+
+    Raises:
+        ConfigError: no such file, not UTF-8, not YAML, a key twice, or no mapping.
+    """
+    try:
+        value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise ConfigError(f"{path}: no such file", "give the path of a recipe, such as recipes/sd15-style.yaml") from e
+    except (OSError, UnicodeDecodeError, YAMLError) as e:
+        reason = " ".join(str(e).split())
+        raise ConfigError(f"{path}: not a readable YAML file: {reason}") from e
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected sections such as `optim:`, found {type(value).__name__}")
+    return value
+
+
+def merge(*layers: Mapping[str, Any]) -> Settings:
+    """Later layers win, key by key."""
+    out: Settings = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+            out[key] = merge(out[key], value) if both else value
+    return out
+
+
+def assignments(pairs: Iterable[str]) -> Settings:
+    """`section.key=value` words as nested settings; the value is read as YAML."""
+    out: Settings = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not (equals and dot and section and key):
+            raise ConfigError(f"--set {pair}: expected section.key=value", "for example --set optim.weight_decay=0.1")
+        try:
+            value = YAML(typ="safe", pure=True).load(text)
+        except YAMLError as e:
+            raise ConfigError(f"--set {pair}: the value is not YAML") from e
+        out = merge(out, {section: {key: value}})
+    return out
+
+
+def resolve(flags: Mapping[str, Any], recipe: Path | None = None, sets: Iterable[str] = (), names: Mapping[str, str] | None = None) -> Job:
+    """The Job that defaults, user config, `recipe`, then flags and `--set` add up to; `names` maps settings to flags for messages.
+
+    Raises:
+        ConfigError: every mistake there is, in one message.
+    """
+    user = user_config()
+    layers = [read_yaml(user) if user.exists() else {}, read_yaml(recipe) if recipe else {}, assignments(sets), flags]
+    return parse(merge(*layers), names)
+
+
+def parse(settings: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Job:
+    try:
+        return Job.model_validate(settings)
+    except ValidationError as e:
+        lines = [_describe(error, names or {}) for error in e.errors()]
+        raise ConfigError("\n       ".join(lines), "`ft lora --help` lists the flags, `ft config` every setting") from e
+
+
+def _describe(error: Any, names: Mapping[str, str]) -> str:
+    location = [str(part) for part in error["loc"]]
+    setting = ".".join(location[:2])
+    shown = names.get(setting, setting) or "settings"
+    if error["type"] == "extra_forbidden":
+        return f"{'.'.join(location)}: no such setting{_suggestion(location)}"
+    if error["type"] == "missing":
+        return f"{shown}: missing" if len(location) > 1 or shown != "data" else "--data: missing"
+    reason = error["msg"].removeprefix("Value error, ")
+    if not location:
+        return str(reason)
+    value = error["input"]
+    return f"{shown}: {reason[0].lower()}{reason[1:]}, not {value!r}"
+
+
+def _suggestion(location: list[str]) -> str:
+    known: list[str] = list(Job.model_fields)
+    if len(location) > 1 and location[0] in Job.model_fields:
+        known = list(section_model(location[0]).model_fields)
+    close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {'.'.join([*location[:-1], close[0]])}?"
+    places = [f"{s}.{location[-1]}" for s in Job.model_fields if location[-1] in section_model(s).model_fields]
+    return f"; did you mean {places[0]}?" if places else f"; known: {', '.join(known)}"
+
+
+def section_model(name: str) -> type[BaseModel]:
+    annotation = Job.model_fields[name].annotation
+    model = next((a for a in [annotation, *get_args(annotation)] if isinstance(a, type) and issubclass(a, BaseModel)), None)
+    assert model is not None  # noqa: S101  every field of Job is a section
+    return model
+
+
+def dump(job: Job) -> str:
+    """The Job as YAML, every setting written out."""
+    yaml, text = YAML(), io.StringIO()
+    yaml.default_flow_style = False
+    yaml.width = 4096
+    yaml.dump(job.model_dump(mode="json"), text)
+    return text.getvalue()

@@ -1,0 +1,193 @@
+"""A folder of pictures and captions as samples; whatever is dropped, converted or not used is said. Torch-free."""
+
+import csv
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from finetune.data import keys
+from finetune.data.decode import EXTENSIONS, decode
+from finetune.errors import ConfigError, DataError
+
+PICTURE_LIKE = {".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".eps", ".raw", ".dng", ".cr2", ".nef"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    path: Path
+    name: str  # relative to the folder, with forward slashes
+    content: str  # sha256 of the file
+    caption: str
+    weight: float = 1.0
+
+
+@dataclass
+class Found:
+    """A folder's samples in the order of their names, and what a person should know about it."""
+
+    samples: list[Sample]
+    dropped: dict[str, str] = field(default_factory=dict)  # file -> why
+    notes: Counter[str] = field(default_factory=Counter)  # what was converted -> how many
+
+
+def scan(folder: Path, caption: str | None, trigger: str | None, background: str) -> Found:
+    """Reads every picture and caption once, so that what is wrong is known before a model is loaded.
+
+    Captions: `caption` for all if given, else `metadata.jsonl` or `.csv` (file_name, text), else `name.txt` beside the picture.
+
+    Raises:
+        DataError: no such folder, no pictures, a damaged picture, a caption that is not UTF-8 or missing.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder", "--data takes a folder of pictures")
+    found = Found([])
+    listed = _metadata(folder)
+    paths = _pictures(folder, found) if listed is None else list(_listed_pictures(folder, listed, found))
+    if not paths:
+        others = f" (not usable: {', '.join(list(found.dropped)[:5])})" if found.dropped else ""
+        raise DataError(f"{folder}: no pictures{others}", f"pictures end in {', '.join(sorted(EXTENSIONS))}")
+    captions = {p: _caption(p, p.relative_to(folder).as_posix(), caption, listed, trigger, found) for p in paths}
+    if missing := [p.relative_to(folder).as_posix() for p, c in captions.items() if c is None]:
+        raise DataError(
+            f"{folder}: {len(missing)} of {len(paths)} pictures have no caption: {_some(missing)}",
+            "put the caption in a .txt file of the same name, or give --caption or --trigger for all",
+        )
+    with ThreadPoolExecutor() as pool:
+        for path, (content, notes) in zip(paths, pool.map(lambda p: _check(p, background), paths), strict=True):
+            found.samples.append(Sample(path, path.relative_to(folder).as_posix(), content, captions[path] or ""))
+            found.notes.update(notes)
+    return found
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _inside(folder: Path, path: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _pictures(folder: Path, found: Found) -> list[Path]:
+    paths = []
+    for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() or any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if not _inside(folder, path):
+            found.dropped[name] = "a link that leaves the folder"
+        elif path.suffix.lower() in EXTENSIONS:
+            paths.append(path)
+        elif path.suffix.lower() in PICTURE_LIKE:
+            found.dropped[name] = f"{path.suffix.lower()} is not read; convert it to PNG"
+    return paths
+
+
+def _listed_pictures(folder: Path, listed: dict[str, str], found: Found) -> Iterable[Path]:
+    for path in _pictures(folder, found):
+        name = path.relative_to(folder).as_posix()
+        if name in listed:
+            yield path
+        else:
+            found.dropped[name] = "not in the metadata file"
+
+
+def _metadata(folder: Path) -> dict[str, str] | None:
+    """file_name -> text of `metadata.jsonl` or `metadata.csv`, or None where there is neither."""
+    for name in ("metadata.jsonl", "metadata.csv"):
+        path = folder / name
+        if not path.exists():
+            continue
+        text = _utf8(path)
+        rows = list(csv.DictReader(io.StringIO(text))) if name.endswith("csv") else _json_lines(path, text)
+        listed = {}
+        for number, row in enumerate(rows, 2 if name.endswith("csv") else 1):
+            file, caption = row.get("file_name"), row.get("text")
+            if not isinstance(file, str) or not isinstance(caption, str):
+                raise DataError(f"{path}, line {number}: expected file_name and text, found {', '.join(map(str, row)) or 'nothing'}")
+            if not _inside(folder, folder / file):
+                raise DataError(f"{path}, line {number}: {file} leaves the folder")
+            if not (folder / file).is_file():
+                raise DataError(f"{path}, line {number}: no such file: {file}")
+            listed[Path(file).as_posix()] = caption
+        return listed
+    return None
+
+
+def _json_lines(path: Path, text: str) -> list[dict[str, object]]:
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as e:
+            raise DataError(f"{path}, line {number}: not JSON ({e})") from e
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: expected an object with file_name and text")
+        rows.append(row)
+    return rows
+
+
+def _utf8(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path}: not UTF-8 (byte {e.start})", "save the file as UTF-8") from e
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror})") from e
+
+
+def _caption(path: Path, name: str, one: str | None, listed: dict[str, str] | None, trigger: str | None, found: Found) -> str | None:
+    sidecar = path.with_suffix(".txt")
+    if one is not None:
+        text: str | None = one
+        if sidecar.exists():
+            found.notes["caption file not used, as --caption is for all"] += 1
+    elif listed is not None:
+        text = listed[name]
+    else:
+        text = " ".join(_utf8(sidecar).split()) if sidecar.exists() else None
+    if trigger and not (text or "").startswith(trigger):
+        text = f"{trigger}, {text}" if text else trigger
+    return text or None
+
+
+def _check(path: Path, background: str) -> tuple[str, tuple[str, ...]]:
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror})") from e
+    return hashlib.sha256(data).hexdigest(), decode(data, str(path), background).notes
+
+
+def split(found: Found, holdout: str | None, caption: str | None, trigger: str | None, background: str) -> tuple[list[Sample], list[Sample]]:
+    """Training and held-out samples. A picture's side depends on its bytes alone: it stays when others come and go.
+
+    Raises:
+        ConfigError: nothing would be left on one side.
+    """
+    if holdout is None:
+        return found.samples, []
+    try:
+        fraction = float(holdout)
+    except ValueError:
+        other = scan(Path(holdout).expanduser(), caption, trigger, background)
+        known = {s.content for s in other.samples}
+        train = [s for s in found.samples if s.content not in known]
+        if len(train) < len(found.samples):
+            found.dropped |= {s.name: "also in the --holdout folder" for s in found.samples if s.content in known}
+        return _both(train, other.samples, holdout)
+    held = [s for s in found.samples if keys.uniform("holdout", s.content) < fraction]
+    return _both([s for s in found.samples if s not in held], held, holdout)
+
+
+def _both(train: list[Sample], held: list[Sample], holdout: str) -> tuple[list[Sample], list[Sample]]:
+    if not train or not held:
+        side = "training" if not train else "measuring"
+        raise ConfigError(f"--holdout {holdout}: leaves no picture for {side}", "choose another fraction, or give a folder")
+    return train, [replace(s, weight=1.0) for s in held]

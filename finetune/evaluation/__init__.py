@@ -1,0 +1,1 @@
+"""Numbers about models and pictures, with confidence intervals."""

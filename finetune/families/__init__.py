@@ -1,0 +1,1 @@
+"""What model: one file per family, chosen from the pipeline's own `model_index.json`."""

@@ -1,0 +1,119 @@
+"""Where a base is: a short name, a Hub id, a folder, or a single file, resolved to files on this disk. Torch-free."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.bases import TINY
+from finetune.errors import AccessError
+from finetune.families.spec import BASES, FAMILIES, FamilySpec
+
+CONFIG_FILES = ["model_index.json", "*/*.json", "*/*.txt"]
+WEIGHT_FILES = [*CONFIG_FILES, "*/*.safetensors", "*/*.model"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A base on this disk. `id` names it without a path: short name, Hub id, or the folder's name."""
+
+    id: str
+    folder: Path
+    spec: FamilySpec
+    revision: str | None = None
+    variant: str | None = None
+    guidance: float | None = None
+
+    def config(self, component: str) -> dict[str, Any]:
+        """A component's own JSON configuration."""
+        names = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
+        path = self.folder / component / names.get(component, "config.json")
+        try:
+            value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise AccessError(f"{self.id}: cannot read {component}/{path.name}", "the base is incomplete; download it again") from e
+        return value
+
+
+def default_base(user_choice: str | None, accelerator: bool) -> tuple[str, str]:
+    """The base to use where no flag names one, and the line that says why."""
+    if env := os.environ.get("FT_BASE"):
+        return env, f"base: {env} (from FT_BASE; --base chooses another)"
+    if user_choice:
+        return user_choice, f"base: {user_choice} (from your config; --base chooses another)"
+    if accelerator:
+        return "sd15", "base: sd15 (an accelerator was found; --base chooses another, `ft models` lists them)"
+    return "tiny", "base: tiny (no accelerator was found; --base chooses another, `ft models` lists them)"
+
+
+def resolve(base: str, variant: str | None = None, weights: bool = True) -> Source:
+    """Finds a base; downloads from the Hub what is not in its cache (`weights=False`: only configs).
+
+    Raises:
+        AccessError: not found, gated, offline, not a diffusers pipeline, or a pipeline of an unknown family.
+    """
+    known = BASES.get(base)
+    if known and known.hub is None:
+        return _read(base, TINY, None, None, known.guidance)
+    path = Path(base).expanduser()
+    if path.is_dir():
+        return _read(path.resolve().name, path, None, variant, None)
+    if path.is_file() or path.suffix in (".safetensors", ".ckpt", ".bin"):
+        return _single_file(base, path)
+    hub_id, _, revision = (known.hub if known and known.hub else base).partition("@")
+    if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
+        known_names = ", ".join(BASES)
+        raise AccessError(f"--base {base}: no such folder, and not a Hub id (owner/name) or one of: {known_names}", "`ft models` lists the bases")
+    folder, commit = _download(hub_id, revision or None, variant, weights)
+    return _read(hub_id, folder, commit, variant, known.guidance if known else None)
+
+
+def _single_file(base: str, path: Path) -> Source:
+    if not path.exists():
+        raise AccessError(f"--base {base}: no such file")
+    if path.suffix != ".safetensors":
+        raise AccessError(f"--base {base}: only .safetensors files are opened; others can run code", "convert the file to safetensors")
+    raise AccessError(
+        f"--base {base}: single-file checkpoints are not read yet",
+        "turn it into a folder: diffusers' StableDiffusionPipeline.from_single_file(file).save_pretrained(folder), then --base folder",
+    )
+
+
+def _read(name: str, folder: Path, revision: str | None, variant: str | None, guidance: float | None) -> Source:
+    index = folder / "model_index.json"
+    try:
+        pipeline = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise AccessError(f"--base {name}: {folder} holds no readable model_index.json", "a base is a diffusers pipeline folder") from e
+    for spec in FAMILIES:
+        if pipeline in spec.pipelines:
+            return Source(name, folder, spec, revision, variant, guidance)
+    known = ", ".join(p for spec in FAMILIES for p in spec.pipelines)
+    raise AccessError(f"--base {name}: its pipeline is {pipeline}; known are: {known}", "there is no fallback to a family that does not fit")
+
+
+def _download(hub_id: str, revision: str | None, variant: str | None, weights: bool) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    patterns = WEIGHT_FILES if weights else CONFIG_FILES
+    try:
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+    except GatedRepoError as e:
+        raise AccessError(f"--base {hub_id}: gated", f"accept its terms at https://huggingface.co/{hub_id}, then `hf auth login`") from e
+    except RevisionNotFoundError as e:
+        raise AccessError(f"--base {hub_id}: no revision {revision}", "check the branch, tag or commit after the @") from e
+    except RepositoryNotFoundError as e:
+        raise AccessError(f"--base {hub_id}: no such model on the Hub, or it is private", "check the name, or `hf auth login`") from e
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
+        hint = "connect once to download it, or use --base tiny, which ships with the package"
+        raise AccessError(f"--base {hub_id}: not in the local cache, and the Hub cannot be reached", hint) from e
+    return folder, folder.name
+
+
+def cached(hub_id: str) -> bool:
+    """Whether the Hub cache on this disk holds the base's index."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(hub_id, "model_index.json"), str)

@@ -1,0 +1,135 @@
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, a U-Net, a KL autoencoder, a DDPM schedule."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from finetune.families.source import Source
+from finetune.objectives.diffusion import Schedule
+
+Text = dict[str, Tensor]  # what depends on the caption alone: {"hidden": [77, D]}
+Cond = dict[str, Tensor]  # a batch of it: {"hidden": [B, 77, D]}
+
+COMPONENTS = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel, "unet": UNet2DConditionModel}
+
+
+class StableDiffusion:
+    """A base's components, each loaded when a phase needs it and freed after."""
+
+    def __init__(self, source: Source, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        self.source, self.spec, self.device, self.dtype = source, source.spec, torch.device(device), dtype
+        self.components: dict[str, nn.Module] = {}
+        self.tokenizer = CLIPTokenizer.from_pretrained(source.folder / "tokenizer")
+
+    def load(self, name: str) -> nn.Module:
+        """A frozen component. Encoders run in fp32 (a half-precision autoencoder turns black); the denoiser in `dtype`."""
+        if name not in self.components:
+            dtype = self.dtype if name == self.spec.denoiser else torch.float32
+            module = COMPONENTS[name].from_pretrained(
+                self.source.folder / name, variant=self.source.variant, use_safetensors=True, dtype=dtype
+            )
+            self.components[name] = cast(nn.Module, module.to(self.device).requires_grad_(False).eval())
+        return self.components[name]
+
+    def free(self, name: str) -> None:
+        self.components.pop(name, None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def fingerprint(self, name: str) -> str:
+        """sha256 over a component's names, shapes and numbers: what a cache of its outputs depends on."""
+        digest = hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode() if name == "text_encoder" else b"")
+        for key, value in sorted(self.load(name).state_dict().items()):
+            digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def schedule(self) -> Schedule:
+        """The training noise of the model's own config, built as DDPM (an Euler scheduler's noise is another parametrisation)."""
+        ddpm = DDPMScheduler.from_config(self.source.config("scheduler"))
+        return Schedule(ddpm.alphas_cumprod, ddpm.config.prediction_type)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W] in [-1, 1] -> posterior mean and deviation [B, C, H/f, W/f], in the denoiser's units."""
+        vae: Any = self.load("vae")
+        posterior = vae.encode(pixels.to(self.device, torch.float32)).latent_dist
+        scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+        return (posterior.mean - shift) * scale, posterior.std * scale
+
+    @property
+    def window(self) -> int:
+        """Tokens the text encoder reads, start and end included."""
+        return int(self.source.config("text_encoder")["max_position_embeddings"])
+
+    def tokens(self, caption: str) -> int:
+        """Tokens of a caption without the start and end marks; the encoder reads `window - 2`."""
+        return len(self.tokenizer(caption, add_special_tokens=False)["input_ids"])
+
+    @torch.no_grad()
+    def text(self, captions: Sequence[str]) -> list[Text]:
+        """The encoder's last hidden states, padded to the window as in inference."""
+        encoder = self.load("text_encoder")
+        ids = self.tokenizer(list(captions), padding="max_length", truncation=True, max_length=self.window, return_tensors="pt")["input_ids"]
+        return [{"hidden": h} for h in encoder(input_ids=ids.to(self.device)).last_hidden_state.cpu()]
+
+    def unconditional(self) -> Text:
+        """What inference puts in the place of a caption: the empty one."""
+        return self.text([""])[0]
+
+    def cond(self, texts: Sequence[Text]) -> Cond:
+        return {"hidden": torch.stack([t["hidden"] for t in texts]).to(self.device, self.dtype)}
+
+    def predict(self, nets: Any, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The denoiser's output, shaped as `x_t` [B, C, H, W]; `t` is [B] in [0, T)."""
+        return cast(Tensor, nets["denoiser"](x_t.to(self.dtype), t, encoder_hidden_states=cond["hidden"], return_dict=False)[0])
+
+    def pipeline(self, denoiser: nn.Module | None = None, sampler: str | None = None, texts: bool = True) -> Any:
+        """The inference pipeline over this base's components, or over another denoiser; `texts=False` for `prompt` below."""
+        import diffusers
+
+        scheduler = getattr(diffusers, self.spec.samplers[sampler or self.spec.sampler])
+        return StableDiffusionPipeline(
+            vae=self.load("vae"),
+            text_encoder=self.load("text_encoder") if texts else None,
+            tokenizer=self.tokenizer if texts else None,
+            unet=denoiser or self.load("unet"),
+            scheduler=scheduler.from_config(self.source.config("scheduler")),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def prompt(self, text: Text, unconditional: Text) -> dict[str, Tensor]:
+        """The pipeline's arguments for a caption that is encoded already."""
+        embeds = {"prompt_embeds": text, "negative_prompt_embeds": unconditional}
+        return {k: self.cond([v])["hidden"] for k, v in embeds.items()}
+
+    def skeleton(self) -> nn.Module:
+        """The denoiser without weights, on the meta device: for counting."""
+        with torch.device("meta"):
+            return cast(nn.Module, UNet2DConditionModel.from_config(self.source.config("unet")))
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along a side."""
+        return int(2 ** (len(self.source.config("vae")["block_out_channels"]) - 1))
+
+    @property
+    def resolution(self) -> int:
+        """The side in pixels that the base was trained for."""
+        return int(self.source.config("unet")["sample_size"]) * self.factor
+
+    def example(self, side: int, device: str = "meta") -> dict[str, Tensor]:
+        """Arguments of one denoiser call at `side` pixels, for counting."""
+        config, latent = self.source.config("unet"), side // self.factor
+        return {
+            "sample": torch.zeros(1, config["in_channels"], latent, latent, device=device),
+            "timestep": torch.zeros(1, dtype=torch.int64, device=device),
+            "encoder_hidden_states": torch.zeros(1, self.window, config["cross_attention_dim"], device=device),
+        }

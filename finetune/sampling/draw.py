@@ -1,0 +1,72 @@
+"""Drawing with a pipeline from fixed seeds, sheets of pictures, and PNGs that carry their parameters."""
+
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
+
+from finetune import files
+from finetune.adapters.file import Adapter
+from finetune.data import keys
+
+
+@torch.no_grad()
+def draw(pipeline: Any, prompts: Sequence[Mapping[str, Any]], seeds: Sequence[int], steps: int, guidance: float, side: int) -> list[Image.Image]:
+    """One picture for each (prompt arguments, seed) pair; noise is drawn on the CPU, so every device starts from the same."""
+    pipeline.set_progress_bar_config(disable=True)
+    out = []
+    for arguments, seed in zip(prompts, seeds, strict=True):
+        generator = keys.generator(seed, "sample")
+        images = pipeline(
+            **arguments, generator=generator, num_inference_steps=steps, guidance_scale=guidance, height=side, width=side, output_type="pil"
+        ).images  # fmt: skip
+        out.append(images[0])
+    return out
+
+
+def apply(pipeline: Any, adapter: Adapter, name: str) -> None:
+    """Loads an adapter file with diffusers' own reader, under `name`.
+
+    PEFT's folder is read by PEFT, not by pipelines; its keys differ by a prefix alone.
+    """
+    logging.getLogger("diffusers.loaders").setLevel(logging.ERROR)
+    if adapter.layout != "peft":
+        pipeline.load_lora_weights(str(adapter.path.parent), weight_name=adapter.path.name, adapter_name=name)
+        return
+    state = {}
+    for stem, (down, up) in adapter.pairs.items():
+        key = stem.replace("base_model.model.", "unet.")
+        state |= {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}
+    pipeline.load_lora_weights(state, adapter_name=name)
+
+
+def save_png(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> None:
+    """A PNG whose `parameters` text chunk is JSON."""
+    info, buffer = PngInfo(), io.BytesIO()
+    info.add_itxt("parameters", json.dumps(dict(parameters), sort_keys=True))
+    image.save(buffer, "PNG", pnginfo=info)
+    files.write_bytes(path, buffer.getvalue())
+
+
+def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str] = (), side: int = 0) -> Image.Image:
+    """Labelled rows of pictures, enlarged without smoothing where they are small."""
+    side = side or max(128, max(i.width for _, images in rows for i in images))
+    label, head, gap = (max(len(name) for name, _ in rows) * 7 + 16 if any(n for n, _ in rows) else 0), (20 if columns else 0), 4
+    width = label + max(len(images) for _, images in rows) * (side + gap)
+    page = Image.new("RGB", (width, head + len(rows) * (side + gap)), "white")
+    pen = ImageDraw.Draw(page)
+    for x, name in enumerate(columns):
+        pen.text((label + x * (side + gap) + 2, 4), name[: side // 6], fill="black")
+    for y, (name, images) in enumerate(rows):
+        top = head + y * (side + gap)
+        pen.text((4, top + side // 2 - 6), name, fill="black")
+        for x, image in enumerate(images):
+            smooth = Image.Resampling.LANCZOS if image.width > side else Image.Resampling.NEAREST
+            page.paste(image.resize((side, side), smooth), (label + x * (side + gap), top))
+    return page

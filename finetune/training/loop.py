@@ -1,0 +1,183 @@
+"""The one loop: predict, objective, backward, clip, step; then log, sample, checkpoint. It names no family and no method."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune.config.job import Job
+from finetune.data import keys
+from finetune.data.encoded import Batch, Encoded
+from finetune.data.plan import IndexPlan, Slot
+from finetune.errors import FinetuneError
+from finetune.families.load import Family
+from finetune.objectives.diffusion import Diffusion
+from finetune.training import checkpoint, optimizer
+
+CANARY_STEPS = 10  # applied steps after which every trainable tensor must have moved
+
+
+class Step(nn.Module):
+    """All that trains in a step, in one module, so that what wraps it synchronises all of it."""
+
+    def __init__(self, family: Family, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.family, self.nets = family, nn.ModuleDict({"denoiser": denoiser})
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return self.family.predict(self.nets, x_t, t, cond)
+
+
+@dataclass
+class Training:
+    """What a step reads and changes. The state that outlives a step: `trainable`, `adamw`, `shadow`."""
+
+    job: Job
+    accelerator: Any
+    family: Family
+    module: nn.Module  # Step, perhaps wrapped
+    trainable: dict[str, nn.Parameter]
+    adamw: Any
+    objective: Diffusion
+    plan: IndexPlan
+    encoded: Encoded
+    shadow: list[Tensor] | None  # averaged weights
+    ring: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)  # step, loss, dropped: on the device until looked at
+
+    def state(self) -> checkpoint.State:
+        out: checkpoint.State = {f"trainable/{n}": p for n, p in self.trainable.items()}
+        out |= {f"optimizer/{n}": v for n, v in optimizer.state(self._inner, list(self.trainable)).items()}
+        if self.shadow:
+            out |= {f"ema/{n}": v for n, v in zip(self.trainable, self.shadow, strict=True)}
+        return out
+
+    @torch.no_grad()
+    def restore(self, saved: checkpoint.State) -> None:
+        for name, parameter in self.trainable.items():
+            parameter.copy_(saved[f"trainable/{name}"])
+        moments = {k.removeprefix("optimizer/"): v for k, v in saved.items() if k.startswith("optimizer/")}
+        optimizer.restore(self._inner, list(self.trainable), moments)
+        if self.shadow:
+            for name, average in zip(self.trainable, self.shadow, strict=True):
+                average.copy_(saved[f"ema/{name}"])
+
+    @property
+    def _inner(self) -> torch.optim.Optimizer:
+        inner: torch.optim.Optimizer = getattr(self.adamw, "optimizer", self.adamw)
+        return inner
+
+
+def micro_batch(run: Training, step: int, slots: list[Slot]) -> Batch:
+    job = run.job
+    return run.encoded.batch(slots, job.run.seed, step, run.objective.schedule.steps, job.data.caption_dropout)
+
+
+def loss_sum(run: Training, batch: Batch) -> Tensor:
+    """Sum over the micro-batch of each picture's weighted mean error; the caller divides by the weight of the whole step."""
+    device = run.accelerator.device
+    cond = run.family.cond(batch.texts)
+    x_0, noise, t = (v.to(device, non_blocking=True) for v in (batch.x_0, batch.noise, batch.t))
+    error = run.objective(lambda x_t, t: run.module(x_t, t, cond), x_0, noise, t)
+    return (error.flatten(1).mean(1) * batch.weights.to(device, non_blocking=True)).sum()
+
+
+def gradient(run: Training, step: int) -> Tensor:
+    """Adds the step's gradient up over micro-batches; returns this process's share of the loss, on the device."""
+    accelerator, job, total = run.accelerator, run.job, run.plan.total_weight(step)
+    share = torch.zeros((), device=accelerator.device)
+    batches = run.plan.micro_batches(step, job.optim.batch, accelerator.process_index, accelerator.num_processes)
+    for i, slots in enumerate(batches):
+        if job.method.dropout:
+            torch.manual_seed(keys.number(job.run.seed, "adapter dropout", step, slots[0].slot))
+        last = i + 1 == len(batches)
+        with nullcontext() if last else accelerator.no_sync(run.module):
+            loss = loss_sum(run, micro_batch(run, step, slots)) / total
+            # DDP averages over processes; the loss is a sum.
+            accelerator.backward(loss * accelerator.num_processes)
+        share += loss.detach()
+    return share
+
+
+def update(run: Training, step: int) -> Tensor:
+    """Clips once, steps, averages; returns 1. where a non-finite gradient made the step do nothing."""
+    job = run.job
+    optimizer.set_rate(run._inner, rate(job, step))
+    norm = run.accelerator.clip_grad_norm_(list(run.trainable.values()), job.optim.max_grad_norm)
+    if run.accelerator.scaler is None:
+        dropped = optimizer.guard(run._inner, norm)
+    else:
+        dropped = (~torch.isfinite(norm)).float()  # the scaler skips such a step itself
+    run.adamw.step()
+    run.adamw.zero_grad(set_to_none=True)
+    if run.shadow and job.optim.ema:
+        optimizer.ema_update(run.shadow, list(run.trainable.values()), job.optim.ema, step)
+    return dropped
+
+
+def rate(job: Job, step: int) -> float:
+    o = job.optim
+    return optimizer.learning_rate(o.lr, o.schedule, o.warmup, o.steps, step)
+
+
+def look(run: Training) -> float:
+    """The one place where the host reads the device: mean loss since the last look.
+
+    Raises:
+        FinetuneError: a loss or gradient was not finite, with its step and pictures.
+    """
+    steps = [s for s, _, _ in run.ring]
+    losses, dropped = (run.accelerator.reduce(torch.stack([r[i] for r in run.ring]), "sum").cpu() for i in (1, 2))
+    run.ring.clear()
+    bad = [s for s, loss, d in zip(steps, losses, dropped, strict=True) if d > 0 or not torch.isfinite(loss)]
+    fp16_search = run.accelerator.scaler is not None and len(bad) <= max(3, len(steps) // 2)
+    if bad and not fp16_search:
+        names = sorted({run.encoded.samples[s.sample].name for s in run.plan.slots(bad[0]) if s.weight})
+        raise FinetuneError(
+            f"the loss or its gradient was not finite at step {bad[0] + 1}, with {', '.join(names)}; the weights were left as they were",
+            "lower --lr, or look at these pictures; the last good checkpoint stays",
+        )
+    return float(losses.mean())
+
+
+def check_moved(run: Training, before: dict[str, Tensor]) -> None:
+    """The learning canary: after a few applied steps every trainable tensor has moved, or nothing would be learned.
+
+    Raises:
+        FinetuneError: with the names of the tensors that stand still.
+    """
+    still = [n for n, p in run.trainable.items() if torch.equal(p.detach(), before[n]) and not n.endswith(run.family.spec.inert or ("\0",))]
+    if still:
+        raise FinetuneError(
+            f"{len(still)} of {len(run.trainable)} trainable tensors did not move in {CANARY_STEPS} steps: {', '.join(still[:3])}",
+            "raise --lr; if that does not help, this is a bug worth reporting",
+        )
+
+
+def loop(
+    run: Training, first: int, stopping: Callable[[], bool], log: Callable[[int, float], None], sample: Callable[[int], None],
+    save: Callable[[int], None],
+) -> int:  # fmt: skip
+    """Trains from `first` to the job's last step, or until `stopping`; returns the number of steps that are done."""
+    job = run.job
+    before = {n: p.detach().clone() for n, p in run.trainable.items()} if first == 0 else {}
+    run.module.train()
+    for step in range(first, job.optim.steps):
+        loss = gradient(run, step)
+        run.ring.append((step, loss, update(run, step)))
+        done, stop = step + 1, stopping()
+        last = stop or done == job.optim.steps
+        if before and done == CANARY_STEPS:
+            check_moved(run, before)
+            before = {}
+        if last or done % job.run.log_every == 0 or done % job.run.checkpoint_every == 0:
+            log(done, look(run))
+        if not stop:
+            sample(done)
+        if last or done % job.run.checkpoint_every == 0:
+            save(done)
+        if last:
+            return done
+    return first

@@ -1,0 +1,109 @@
+"""What a run says of itself: `metrics.jsonl` always, a progress bar or plain lines, TensorBoard when asked."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SMOOTHING = 0.9
+
+
+class Tracker:
+    """Messages go to stderr; stdout is for data. Every process but the first is silent."""
+
+    def __init__(self, folder: Path, active: bool, tensorboard: bool = False) -> None:
+        self.folder, self.active = folder, active
+        self.console = Console(stderr=True, quiet=not active, highlight=False)
+        self.path, self.smooth, self.bar, self.task = folder / "metrics.jsonl", None, None, None
+        self.board: Any = None
+        if active and tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    smooth: float | None
+    bar: Progress | None
+    task: Any
+
+    def say(self, message: str) -> None:
+        self.console.print(escape(message), soft_wrap=True)
+
+    def rewind(self, step: int) -> None:
+        """Forgets metrics after `step`: a resumed run writes them again."""
+        if self.active and self.path.exists():
+            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def metrics(self, step: int, **values: Any) -> None:
+        if not self.active:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as f:
+            f.write(json.dumps({"step": step} | values) + "\n")
+        if self.board:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self.board.add_scalar(name, value, step)
+
+    @contextmanager
+    def phase(self, name: str, total: int) -> Iterator[Any]:
+        """A bar on a terminal; off one, a line when the phase ends. Yields a function that counts one."""
+        began, count = time.monotonic(), 0
+        with self._progress(name, total) as advance:
+
+            def tick() -> None:
+                nonlocal count
+                count += 1
+                advance(count, "")
+
+            yield tick
+        if not self.console.is_terminal:
+            self.say(f"{name}: {count} in {time.monotonic() - began:.1f} s")
+
+    @contextmanager
+    def training(self, first: int, steps: int) -> Iterator[Any]:
+        """Yields `log(step, loss)`: the bar or a plain line with loss, steps/s and time left."""
+        began = time.monotonic()
+        with self._progress("training", steps, first) as advance:
+
+            def log(step: int, loss: float, rate: float, every: int) -> None:
+                self.smooth = loss if self.smooth is None else SMOOTHING * self.smooth + (1 - SMOOTHING) * loss
+                speed = (step - first) / max(1e-9, time.monotonic() - began)
+                left = (steps - step) / max(speed, 1e-9)
+                text = f"loss {self.smooth:.4f}  {speed:.1f} steps/s"
+                advance(step, text)
+                # Plain lines thin out, about twenty a run.
+                if not self.console.is_terminal and (step == steps or step % (every * max(1, steps // (20 * every))) == 0):
+                    self.say(f"step {step}/{steps}  {text}  {left:.0f} s left")
+                self.metrics(step, loss=loss, loss_smooth=self.smooth, lr=rate, steps_per_second=speed)
+
+            yield log
+
+    @contextmanager
+    def _progress(self, name: str, total: int, first: int = 0) -> Iterator[Any]:
+        if not (self.active and self.console.is_terminal):
+            yield lambda done, text: None
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=False) as bar:
+            task = bar.add_task(name, total=total, completed=first, text="")
+            yield lambda done, text: bar.update(task, completed=done, text=text)
+
+    def close(self) -> None:
+        if self.board:
+            self.board.close()
+        sys.stderr.flush()
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
