@@ -4,12 +4,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.errors import ResourceError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -64,6 +67,18 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def safetensors(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file whose bytes depend on its content alone: the library writes metadata in random order."""
+    from safetensors.torch import save
+
+    plain = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    size = int.from_bytes(plain[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items()))} | json.loads(plain[8 : 8 + size])
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + plain[8 + size :]
 
 
 def sha256(path: Path) -> str:

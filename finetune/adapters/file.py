@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune import files
@@ -86,7 +86,7 @@ def export(pairs: layouts.Pairs, path: Path, layout: str, part: str, dtype: str,
     if layout == "peft":
         files.write(path, lambda p: _peft_folder(p, state, metadata, layouts.peft_config(cast, base)))
     else:
-        files.write(path, lambda p: save_file(state, p, metadata=metadata))
+        files.write_bytes(path, files.safetensors(state, metadata))
     back, meant = read(path).pairs, {form.stem(part, m): pair for m, pair in cast.items()}
     if back.keys() != meant.keys() or not all(torch.equal(x, y) for k in meant for x, y in zip(meant[k], back[k], strict=True)):
         raise FinetuneError(f"{path}: what was read back differs from what was written", "check the disk")
@@ -94,13 +94,13 @@ def export(pairs: layouts.Pairs, path: Path, layout: str, part: str, dtype: str,
 
 def _peft_folder(folder: Path, state: layouts.State, metadata: Mapping[str, str], config: Mapping[str, Any]) -> None:
     folder.mkdir()
-    save_file(state, folder / "adapter_model.safetensors", metadata=dict(metadata))
+    (folder / "adapter_model.safetensors").write_bytes(files.safetensors(state, metadata))
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def data_hash(state: layouts.State) -> str:
     """sha256 of the file's bytes after its header: what ModelSpec and the kohya tools mean by a model's hash."""
-    data = save(state)
+    data = files.safetensors(state, {})
     return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
 
 

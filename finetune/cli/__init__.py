@@ -6,7 +6,6 @@ import re
 import sys
 from typing import Any
 
-import click
 import typer
 
 from finetune import __version__
@@ -56,14 +55,11 @@ def run(arguments: list[str] | None = None) -> int:
         return int(app(args=arguments, standalone_mode=False) or 0)
     except FinetuneError as e:
         return report(e)
-    except click.exceptions.NoArgsIsHelpError as e:
-        print(e.ctx.get_help() if e.ctx else "")
-        return 2
-    except click.ClickException as e:
-        return report(ConfigError(e.format_message(), "`ft COMMAND --help` lists the flags"))
-    except click.exceptions.Exit as e:
+    except typer.Exit as e:
         return e.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except typer.TyperException as e:
+        return report(ConfigError(e.format_message(), "`ft COMMAND --help` lists the flags"))
+    except (KeyboardInterrupt, typer.Abort):
         print("error: interrupted", file=sys.stderr)
         return 130
     except MemoryError:

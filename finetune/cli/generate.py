@@ -1,5 +1,37 @@
-"""`ft generate`."""
+"""`ft generate`: pictures from prompts and adapters."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune.errors import ConfigError
 
 
-def command() -> None:
-    """Draw."""
+def command(
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="what to draw; may be given several times", show_default=False)] = None,
+    adapter: Annotated[list[str] | None, typer.Option("--adapter", help="adapter file, with :weight if not 1", metavar="FILE", show_default=False)] = None,
+    base: Annotated[str | None, typer.Option("--base", help="base (the one that the adapter names)", show_default=False)] = None,
+    negative: Annotated[str, typer.Option("--negative", help="what to steer away from", show_default=False)] = "",
+    scheduler: Annotated[str | None, typer.Option("--scheduler", help="ddim, dpm++, euler, euler-a, pndm, ddpm, lcm", show_default=False)] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="sampling steps (the adapter's or the family's)", show_default=False)] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", min=0, help="guidance scale (the same)", show_default=False)] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="seed of the first picture; the next has the next")] = 0,
+    count: Annotated[int, typer.Option("--count", min=1, help="pictures per prompt")] = 1,
+    resolution: Annotated[int | None, typer.Option("--resolution", min=16, help="side in pixels (the adapter's or the base's)", show_default=False)] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="also write one sheet of all pictures")] = False,
+    out: Annotated[Path, typer.Option("--out", help="output folder")] = Path("pictures"),
+    json_: Annotated[bool, typer.Option("--json", help="print one JSON object a picture")] = False,
+) -> None:
+    """Draw pictures with a base and any number of adapters."""
+    from finetune import cli
+
+    if not prompt:
+        raise ConfigError("--prompt: missing", 'for example --prompt "a tiger"')
+    from finetune.sampling.generate import Request, generate
+
+    request = Request(prompt, adapter or [], base, negative, scheduler, steps, guidance, seed, count, resolution, grid, out)
+    for picture in generate(request, lambda text: print(text, file=sys.stderr)):
+        if json_:
+            cli.emit(picture)

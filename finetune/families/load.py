@@ -4,12 +4,18 @@ import importlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import diffusers
 import torch
+import transformers
 from torch import Tensor, nn
 
 from finetune.families.source import Source
 from finetune.families.spec import FamilySpec
 from finetune.objectives.diffusion import Schedule
+
+# One bar per component is noise in a run that has its own.
+transformers.utils.logging.disable_progress_bar()
+diffusers.utils.logging.disable_progress_bar()
 
 
 class Family(Protocol):

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune import config, files
@@ -290,7 +290,7 @@ class Runner:
             self.best = mean
             with averaged(training):
                 state = {n: p.detach().cpu().contiguous() for n, p in training.trainable.items()}
-            files.write(self.out / "checkpoints" / "best.safetensors", lambda p: save_file(state, p, metadata={"step": str(step)}))
+            files.write_bytes(self.out / "checkpoints" / "best.safetensors", files.safetensors(state, {"step": str(step)}))
 
     def sample(self, training: Training, step: int) -> None:
         if not self.job.run.sample_prompt or not self.main:

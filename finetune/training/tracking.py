@@ -37,8 +37,9 @@ class Tracker:
 
     def rewind(self, step: int) -> None:
         """Forgets metrics after `step`: a resumed run writes them again."""
-        if self.active and self.path.exists():
-            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.active and self.path.exists() else []
+        kept = [line for line in lines if _step(line) <= step]
+        if kept != lines:
             self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def metrics(self, step: int, **values: Any) -> None:

@@ -1,0 +1,60 @@
+"""Fixtures: one thread, no network, an own cache, a tiny random base, a small folder of pictures."""
+
+import os
+
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.stable_diffusion(tmp_path_factory.mktemp("base") / "random")
+
+
+@pytest.fixture(scope="session")
+def imgs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.folder(tmp_path_factory.mktemp("data") / "imgs")
+
+
+@pytest.fixture(autouse=True)
+def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path_factory.getbasetemp()
+    monkeypatch.setenv("FT_CACHE", str(root / "cache"))
+    monkeypatch.setenv("FT_CONFIG", str(root / "no-config.yaml"))
+    monkeypatch.delenv("FT_BASE", raising=False)
+
+
+@pytest.fixture
+def settings(base: Path, imgs: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """`settings(optim={"steps": 3})`: a small job with alpha different from rank."""
+    from finetune.config.load import merge
+
+    def make(**sections: Any) -> dict[str, Any]:
+        small = {
+            "model": {"base": str(base)},
+            "data": {"path": str(imgs)},
+            "method": {"rank": 4, "alpha": 2},
+            "optim": {"steps": 6, "batch": 2, "lr": 1e-3},
+            "run": {"out": str(tmp_path / "out"), "save_dtype": "fp32"},
+        }
+        return merge(small, sections)
+
+    return make
+
+
+@pytest.fixture
+def train(settings: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Trains `settings(...)` in this process and returns the summary."""
+    from finetune import config
+    from finetune.training.run import train
+
+    return lambda **sections: train(config.parse(settings(**sections)))
