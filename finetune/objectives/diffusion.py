@@ -21,8 +21,8 @@ class Schedule:
         return len(self.alphas_cumprod)
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(a_t) and sqrt(1 - a_t), each [B, 1, 1, 1] fp32 on the device of `like`."""
-        a = self.alphas_cumprod.to(like.device)[t].float().view(-1, *[1] * (like.ndim - 1))
+        """sqrt(a_t) and sqrt(1 - a_t), each [B, 1, 1, 1] with the dtype and on the device of `like`."""
+        a = self.alphas_cumprod.to(like.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
         return a.sqrt(), (1 - a).sqrt()
 
     def snr(self, t: Tensor) -> Tensor:
@@ -87,8 +87,8 @@ class Diffusion:
     weight: Callable[[Schedule, Tensor], Tensor] = uniform_weight
 
     def __call__(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Elementwise error, [B, C, H, W] fp32; `t` is [B] int64 in [0, T)."""
+        """Elementwise error, [B, C, H, W] in the dtype of `x_0` (fp32 in training); `t` is [B] int64 in [0, T)."""
         x_t = add_noise(self.schedule, x_0, noise, t)
         target = TARGETS[self.schedule.prediction_type](self.schedule, x_0, noise, t)
-        error = (predict(x_t, t).float() - target.float()).square()
-        return error * self.weight(self.schedule, t).view(-1, *[1] * (error.ndim - 1))
+        error = (predict(x_t, t).to(x_0.dtype) - target).square()
+        return error * self.weight(self.schedule, t).to(x_0.dtype).view(-1, *[1] * (error.ndim - 1))

@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune import config, files
 from finetune.config import Job
+from finetune.training.run import processes
 from finetune.training.run import train as train_here
 
 
@@ -15,9 +16,7 @@ def train(job: Job, fresh: bool) -> dict[str, Any]:
     """Trains and returns the summary (empty in workers)."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return train_here(job, fresh)
-    from accelerate import PartialState
-
-    state = PartialState()
+    state = processes()
     shared = job.run.folder / ".job.yaml"
     if state.is_main_process:
         files.write_text(shared, config.dump(job))

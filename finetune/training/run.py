@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from PIL import Image
 from safetensors.torch import load_file
@@ -77,9 +77,7 @@ def accelerator_for(job: Job) -> Accelerator:
     Raises:
         ConfigError: another number of processes than was asked for, or a precision the device lacks.
     """
-    from accelerate import PartialState
-
-    state = PartialState()
+    state = processes()
     asked = job.run.processes or int(os.environ.get("WORLD_SIZE", 1))
     if state.num_processes != asked:
         raise ConfigError(
@@ -89,8 +87,12 @@ def accelerator_for(job: Job) -> Accelerator:
     mixed = precision(job, state.device)
     if mixed == "fp16" and state.device.type == "cpu":
         raise ConfigError("--precision fp16: a CPU cannot train in it", "use --precision no or bf16")
-    torch.use_deterministic_algorithms(True, warn_only=True) if state.device.type == "cpu" else None
-    return Accelerator(mixed_precision=mixed)
+    return Accelerator(mixed_precision=mixed, cpu=state.device.type == "cpu")
+
+
+def processes() -> PartialState:
+    """Joins the other processes. Without an accelerator that must be said, or accelerate quietly starts N runs of one process."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def identity(job: Job, found: Pictures, base_sha: str, world: int) -> dict[str, Any]:
@@ -120,7 +122,7 @@ class Runner:
         self.main = self.accelerator.is_main_process
         self.tracker = Tracker(self.out, self.main, job.run.tensorboard)
         self.best, self.baseline = float("inf"), None
-        self.drawn: dict[int, list[Image.Image]] = {}
+        self.stop = signals.Stop()
 
     baseline: Tensor | None
 
@@ -128,21 +130,11 @@ class Runner:
 
     def run(self) -> dict[str, Any]:
         job, tracker = self.job, self.tracker
-        self.pictures = pictures(job)
-        describe(self.pictures, tracker.say)
-        set_seed(job.run.seed)
-        where = source.resolve(job.model.base, job.model.variant)
-        dtype = DTYPES[precision(job, self.accelerator.device)]
-        self.family = load.family(where, self.accelerator.device, dtype)
-        self.side = job.data.resolution or self.family.resolution
-        self.check_side()
-        if self.fresh and self.main:
-            clear(self.out)
-        self.accelerator.wait_for_everyone()
         with signals.watch() as self.stop:
-            self.encode()
-            denoiser = self.family.load(where.spec.denoiser)
-            self.base_sha = self.family.fingerprint(where.spec.denoiser)
+            self.prepare()
+            spec = self.family.spec
+            denoiser = self.family.load(spec.denoiser)
+            self.base_sha = self.family.fingerprint(spec.denoiser)
             training, first = self.assemble(denoiser)
             if first == job.optim.steps and (done := finished(self.out, job)):
                 tracker.say(f"already finished: {first} steps in {self.out}; nothing to do (--steps continues, --fresh starts over)")
@@ -150,9 +142,21 @@ class Runner:
             self.train(training, first)
             return self.finish(training)
 
-    def check_side(self) -> None:
+    def prepare(self) -> None:
+        """Reads the pictures, resolves the base, and encodes both sides; only then is the denoiser loaded."""
+        job = self.job
+        self.pictures = pictures(job)
+        describe(self.pictures, self.tracker.say)
+        set_seed(job.run.seed)
+        where = source.resolve(job.model.base, job.model.variant)
+        self.family = load.family(where, self.accelerator.device, DTYPES[precision(job, self.accelerator.device)])
+        self.side = job.data.resolution or self.family.resolution
         if self.side % self.family.factor:
             raise ConfigError(f"--resolution {self.side}: must be a multiple of {self.family.factor} for this base")
+        if self.fresh and self.main:
+            clear(self.out)
+        self.accelerator.wait_for_everyone()
+        self.encode()
 
     def encode(self) -> None:
         cache, family, job = Cache(default_root()), self.family, self.job

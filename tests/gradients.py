@@ -1,0 +1,43 @@
+"""The gradient of one step, for any split of the global batch; run under torchrun it prints process 0's as a file."""
+
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from finetune import config
+from finetune.training.loop import Step, gradient
+from finetune.training.run import Runner
+
+WEIGHTS = (1.0, 0.5, 2.0, 1.0, 0.25, 3.0, 1.0)
+
+
+def gradients(settings: dict[str, Any], dtype: torch.dtype, step: int) -> dict[str, Tensor]:
+    """Gradients by parameter, with unequal sample weights; `step` chooses the batch (the last one of an epoch is partial)."""
+    runner = Runner(config.parse(settings))
+    runner.prepare()
+    for sample, weight in zip(runner.pictures.train, WEIGHTS, strict=True):
+        object.__setattr__(sample, "weight", weight)
+    runner.family.dtype = dtype
+    denoiser = runner.family.load("unet").to(dtype)
+    runner.base_sha = ""
+    with mock.patch("finetune.training.run.Step", lambda family, net: Step(family, net).to(dtype)):  # before it is wrapped
+        training, _ = runner.assemble(denoiser)
+    training.encoded.latents = {k: (m.to(dtype), d.to(dtype)) for k, (m, d) in training.encoded.latents.items()}
+    with torch.no_grad():
+        for i, p in enumerate(training.trainable.values()):  # B starts at 0, and then A has no gradient
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64) * 0.05)
+    gradient(training, step)
+    return {n: p.grad.detach().clone() for n, p in training.trainable.items() if p.grad is not None}
+
+
+if __name__ == "__main__":
+    recipe, step, dtype, out = sys.argv[1:]
+    torch.set_num_threads(1)
+    found = gradients(config.read_yaml(Path(recipe)), getattr(torch, dtype), int(step))
+    if torch.distributed.get_rank() == 0:
+        save_file(found, out)

@@ -1,0 +1,88 @@
+"""One normaliser: 1 process, N processes and accumulation give the same gradient, partial batches and weights included."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradients
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from finetune import config
+from finetune.data.plan import IndexPlan
+
+Settings = Callable[..., dict[str, Any]]
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    assert a.keys() == b.keys() and a
+    return max(float((a[n] - b[n]).norm() / a[n].norm()) for n in a)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("step", [0, 1])  # 7 pictures in global batches of 4: the second batch has 3
+def test_accumulation_is_exact(settings: Settings, dtype: torch.dtype, step: int) -> None:
+    whole = gradients.gradients(settings(optim={"batch": 4}), dtype, step)
+    parts = gradients.gradients(settings(optim={"batch": 2, "accumulate": 2}), dtype, step)
+    ones = gradients.gradients(settings(optim={"batch": 1, "accumulate": 4}), dtype, step)
+    assert difference(whole, parts) < TOLERANCE[dtype]
+    assert difference(whole, ones) < TOLERANCE[dtype]
+
+
+def torchrun(*words: str) -> "subprocess.CompletedProcess[str]":
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d"]
+    launch += ["--rdzv-endpoint", "localhost:0"]
+    return subprocess.run([*launch, *words], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_processes_are_exact(settings: Settings, tmp_path: Path, dtype: torch.dtype) -> None:
+    whole = gradients.gradients(settings(optim={"batch": 4}), dtype, 1)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(config.dump(config.parse(settings(optim={"batch": 2}))), encoding="utf-8")
+    done = torchrun(gradients.__file__, str(recipe), "1", str(dtype).removeprefix("torch."), str(tmp_path / "g.safetensors"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert difference(whole, load_file(tmp_path / "g.safetensors")) < TOLERANCE[dtype]
+
+
+def test_two_processes_train_one_adapter(settings: Settings, train: Any, tmp_path: Path) -> None:
+    one = load_file(train(optim={"batch": 4}, run={"out": str(tmp_path / "one")})["adapter"])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(config.dump(config.parse(settings(optim={"batch": 2}, run={"processes": 2}))), encoding="utf-8")
+    done = torchrun("-m", "finetune", "lora", "--recipe", str(recipe))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("wrote") == 1
+    two = load_file(tmp_path / "out" / "lora.safetensors")
+    assert one.keys() == two.keys()
+    assert max(float((one[k] - two[k]).abs().max()) for k in one) < 1e-5
+
+
+def test_another_number_of_processes_is_refused(settings: Settings, train: Any) -> None:
+    from finetune.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="2 processes were asked for, 1 run"):
+        train(run={"processes": 2})
+
+
+@pytest.mark.parametrize(("count", "batch", "world"), [(c, b, w) for c in (1, 3, 7, 8) for b, w in ((1, 1), (4, 1), (4, 2), (6, 3))])
+def test_every_split_of_a_batch_holds_the_same_slots(count: int, batch: int, world: int) -> None:
+    plan = IndexPlan(tuple(f"{i}" for i in range(count)), (1.0,) * count, batch, seed=3)
+    for step in range(2 * plan.steps_per_epoch):
+        size = batch // world
+        merged = [s for rank in range(world) for micro in plan.micro_batches(step, size, rank, world) for s in micro]
+        assert sorted(merged, key=lambda s: s.slot) == plan.slots(step)
+    epoch = [s.sample for step in range(plan.steps_per_epoch) for s in plan.slots(step) if s.weight]
+    assert sorted(epoch) == list(range(count)), "an epoch shows every picture once"
+    assert len({tuple(plan.order(e)) for e in range(3)}) == 3 or count < 7
+
+
+def test_a_new_picture_moves_no_other() -> None:
+    few = IndexPlan(tuple("abcdef"), (1.0,) * 6, 2, 0)
+    more = IndexPlan(tuple("abcdefg"), (1.0,) * 7, 2, 0)
+    assert [i for i in more.order(5) if i < 6] == list(few.order(5))
