@@ -35,7 +35,9 @@ def output(unet: Any, inputs: Inputs) -> torch.Tensor:
 
 
 @pytest.fixture
-def trained(settings: Callable[..., dict[str, Any]], inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[Path, torch.Tensor]]:
+def trained(
+    settings: Callable[..., dict[str, Any]], inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], tuple[Path, torch.Tensor]]:
     """Trains, writes one layout, and returns the file with the *live* training model's output."""
     live: list[Any] = []
     finish = Runner.finish
@@ -47,7 +49,9 @@ def trained(settings: Callable[..., dict[str, Any]], inputs: Inputs, monkeypatch
     monkeypatch.setattr(Runner, "finish", keep)
 
     def make(layout: str, **run: Any) -> tuple[Path, torch.Tensor]:
-        made = settings(method={"rank": 4, "alpha": 10, "targets": "all-linear"}, optim={"lr": 3e-2, "steps": 8}, run={"format": layout} | run)
+        made = settings(
+            method={"rank": 4, "alpha": 10, "targets": "all-linear"}, optim={"lr": 3e-2, "steps": 8}, run={"format": layout} | run
+        )
         summary = Runner(config.parse(made)).run()
         return Path(summary["adapter"]), live[-1]
 
@@ -88,7 +92,8 @@ def through_lycoris(base: Path, path: Path, inputs: Inputs) -> torch.Tensor:
 
 @pytest.mark.filterwarnings("ignore")  # the readers' own
 @pytest.mark.parametrize(
-    ("layout", "reader"), [("kohya", through_diffusers), ("kohya", through_lycoris), ("diffusers", through_diffusers), ("peft", through_peft)]
+    ("layout", "reader"),
+    [("kohya", through_diffusers), ("kohya", through_lycoris), ("diffusers", through_diffusers), ("peft", through_peft)],
 )
 def test_a_file_has_the_trained_effect_elsewhere(layout: str, reader: Any, trained: Any, base: Path, inputs: Inputs) -> None:
     path, live = trained(layout)

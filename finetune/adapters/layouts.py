@@ -63,7 +63,6 @@ def peft_config(pairs: Pairs, base: str) -> dict[str, Any]:
     return small_config(pairs) | {"peft_type": "LORA", "base_model_name_or_path": base, "inference_mode": True, "task_type": None}
 
 
-
 def recognise(keys: list[str]) -> str:
     """The layout of a file's keys.
 

@@ -10,16 +10,26 @@ from finetune.errors import ConfigError
 
 
 def command(
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="what to draw; may be given several times", show_default=False)] = None,
-    adapter: Annotated[list[str] | None, typer.Option("--adapter", help="adapter file, with :weight if not 1", metavar="FILE", show_default=False)] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="what to draw; may be given several times", show_default=False)
+    ] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option("--adapter", help="adapter file, with :weight if not 1", metavar="FILE", show_default=False)
+    ] = None,
     base: Annotated[str | None, typer.Option("--base", help="base (the one that the adapter names)", show_default=False)] = None,
     negative: Annotated[str, typer.Option("--negative", help="what to steer away from", show_default=False)] = "",
-    scheduler: Annotated[str | None, typer.Option("--scheduler", help="ddim, dpm++, euler, euler-a, pndm, ddpm, lcm", show_default=False)] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="sampling steps (the adapter's or the family's)", show_default=False)] = None,
+    scheduler: Annotated[
+        str | None, typer.Option("--scheduler", help="ddim, dpm++, euler, euler-a, pndm, ddpm, lcm", show_default=False)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="sampling steps (the adapter's or the family's)", show_default=False)
+    ] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", min=0, help="guidance scale (the same)", show_default=False)] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="seed of the first picture; the next has the next")] = 0,
     count: Annotated[int, typer.Option("--count", min=1, help="pictures per prompt")] = 1,
-    resolution: Annotated[int | None, typer.Option("--resolution", min=16, help="side in pixels (the adapter's or the base's)", show_default=False)] = None,
+    resolution: Annotated[
+        int | None, typer.Option("--resolution", min=16, help="side in pixels (the adapter's or the base's)", show_default=False)
+    ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="also write one sheet of all pictures")] = False,
     out: Annotated[Path, typer.Option("--out", help="output folder")] = Path("pictures"),
     json_: Annotated[bool, typer.Option("--json", help="print one JSON object a picture")] = False,

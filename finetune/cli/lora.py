@@ -13,7 +13,9 @@ from finetune.config.load import Settings, merge, user_config
 def command(
     *,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="YAML file of settings; flags win over it", show_default=False)] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="any setting: section.key=value", metavar="TEXT", show_default=False)] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="any setting: section.key=value", metavar="TEXT", show_default=False)
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="start over, removing what an earlier run in --out wrote")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan, load no weights")] = False,
     json_: Annotated[bool, typer.Option("--json", help="print one JSON object at the end")] = False,
@@ -42,7 +44,9 @@ command = flags.with_flags(command)
 def make_job(given: Settings, recipe: Path | None, sets: list[str]) -> Job:
     """The job of a command line; where nothing names a base, says in one line which is used and why."""
     job = resolve(given, recipe, sets, flags.NAMES)
-    if any("base" in layer.get("model", {}) for layer in (given, read_yaml(recipe) if recipe else {})) or any(s.startswith("model.base=") for s in sets):
+    if any("base" in layer.get("model", {}) for layer in (given, read_yaml(recipe) if recipe else {})) or any(
+        s.startswith("model.base=") for s in sets
+    ):
         return job
     import sys
 

@@ -15,7 +15,9 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    base: str = Field("tiny", description="short name (see `ft models`), Hub id with optional @revision, diffusers folder, or .safetensors file")
+    base: str = Field(
+        "tiny", description="short name (see `ft models`), Hub id with optional @revision, diffusers folder, or .safetensors file"
+    )
     variant: str | None = Field(None, description="weight variant of a Hub base, such as fp16")
 
 
@@ -23,7 +25,9 @@ class Data(Section):
     path: Path = Field(description="folder of pictures with captions")
     caption: str | None = Field(None, description="one caption for all pictures")
     trigger: str | None = Field(None, description="word put in front of every caption; say it to summon what was learned")
-    resolution: Annotated[int, Field(ge=16, le=4096)] | None = Field(None, description="side of the training square in pixels (the base's own)")
+    resolution: Annotated[int, Field(ge=16, le=4096)] | None = Field(
+        None, description="side of the training square in pixels (the base's own)"
+    )
     background: str = Field("white", description="colour that transparent pictures are composited on")
     caption_dropout: Fraction = Field(0.1, description="share of draws trained without caption, for classifier-free guidance")
     holdout: str | None = Field(None, description="fraction of the pictures, or a folder, kept out of training to measure on")
@@ -62,7 +66,9 @@ class Method(Section):
 
 
 class Objective(Section):
-    min_snr_gamma: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(None, description="min-SNR loss weighting, usually 5 (off)")
+    min_snr_gamma: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="min-SNR loss weighting, usually 5 (off)"
+    )
 
 
 class Optim(Section):
@@ -75,14 +81,20 @@ class Optim(Section):
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="AdamW's decoupled weight decay")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's moment decays")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradients are clipped to this norm, once a step")
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="decay of averaged weights, which are then what is written (off)")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="decay of averaged weights, which are then what is written (off)"
+    )
 
 
 class Run(Section):
     out: Path | None = Field(None, description="output folder (runs/<name>)")
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field("lora", description="name of the adapter file and of the run")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
+        "lora", description="name of the adapter file and of the run"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="everything random is a function of it")
-    precision: Literal["auto", "no", "fp16", "bf16"] = Field("auto", description="mixed precision; auto is bf16 or fp16 on an accelerator, else no")
+    precision: Literal["auto", "no", "fp16", "bf16"] = Field(
+        "auto", description="mixed precision; auto is bf16 or fp16 on an accelerator, else no"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
     checkpoint_every: Positive = Field(100, description="steps between checkpoints")
     keep: Positive = Field(2, description="newest checkpoints that are kept")

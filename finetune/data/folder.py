@@ -165,7 +165,9 @@ def _check(path: Path, background: str) -> tuple[str, tuple[str, ...]]:
     return hashlib.sha256(data).hexdigest(), decode(data, str(path), background).notes
 
 
-def split(found: Found, holdout: str | None, caption: str | None, trigger: str | None, background: str) -> tuple[list[Sample], list[Sample]]:
+def split(
+    found: Found, holdout: str | None, caption: str | None, trigger: str | None, background: str
+) -> tuple[list[Sample], list[Sample]]:
     """Training and held-out samples. A picture's side depends on its bytes alone: it stays when others come and go.
 
     Raises:

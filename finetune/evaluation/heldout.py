@@ -31,7 +31,14 @@ def timesteps(schedule_steps: int) -> list[int]:
 
 
 @torch.no_grad()
-def losses(family: Family, predict: Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor], objective: Diffusion, encoded: Encoded, indices: Sequence[int], batch: int = 8) -> Tensor:
+def losses(
+    family: Family,
+    predict: Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor],
+    objective: Diffusion,
+    encoded: Encoded,
+    indices: Sequence[int],
+    batch: int = 8,
+) -> Tensor:
     """[N, BINS] unweighted losses, fp32 on the CPU; `predict` takes x_t, t and the condition."""
     rows = []
     plain = Diffusion(objective.schedule)
@@ -62,13 +69,13 @@ def paired(before: Tensor, after: Tensor) -> Interval:
 
 
 def student_t(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, by the Cornish-Fisher series (Abramowitz and Stegun 26.7.5): 0.3 % off at 3 degrees."""
-    if freedom <= 2:
-        return (12.706, 4.303)[freedom - 1]
+    """The 97.5 % quantile of Student's t, by the Cornish-Fisher series (Abramowitz and Stegun 26.7.5), exact below 5 degrees."""
+    if freedom < 5:
+        return (12.7062, 4.3027, 3.1824, 2.7764)[freedom - 1]
     z = 1.959964
     g = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
-    return z + sum(term / freedom ** (i + 1) for i, term in enumerate(g))
+    return float(z + sum(term / freedom ** (i + 1) for i, term in enumerate(g)))

@@ -64,7 +64,9 @@ def resolve(base: str, variant: str | None = None, weights: bool = True) -> Sour
     hub_id, _, revision = (known.hub if known and known.hub else base).partition("@")
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
         known_names = ", ".join(BASES)
-        raise AccessError(f"--base {base}: no such folder, and not a Hub id (owner/name) or one of: {known_names}", "`ft models` lists the bases")
+        raise AccessError(
+            f"--base {base}: no such folder, and not a Hub id (owner/name) or one of: {known_names}", "`ft models` lists the bases"
+        )
     folder, commit = _download(hub_id, revision or None, variant, weights)
     return _read(hub_id, folder, commit, variant, known.guidance if known else None)
 
@@ -90,12 +92,20 @@ def _read(name: str, folder: Path, revision: str | None, variant: str | None, gu
         if pipeline in spec.pipelines:
             return Source(name, folder, spec, revision, variant, guidance)
     known = ", ".join(p for spec in FAMILIES for p in spec.pipelines)
-    raise AccessError(f"--base {name}: its pipeline is {pipeline}; known are: {known}", "there is no fallback to a family that does not fit")
+    raise AccessError(
+        f"--base {name}: its pipeline is {pipeline}; known are: {known}", "there is no fallback to a family that does not fit"
+    )
 
 
 def _download(hub_id: str, revision: str | None, variant: str | None, weights: bool) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     patterns = WEIGHT_FILES if weights else CONFIG_FILES
     try:

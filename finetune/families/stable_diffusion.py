@@ -1,6 +1,7 @@
 """Stable Diffusion 1.x and 2.x: one CLIP text encoder, a U-Net, a KL autoencoder, a DDPM schedule."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -43,7 +44,9 @@ class StableDiffusion:
 
     def fingerprint(self, name: str) -> str:
         """sha256 over a component's names, shapes and numbers: what a cache of its outputs depends on."""
-        digest = hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode() if name == "text_encoder" else b"")
+        # The tokenizer's model alone: its padding and truncation change with every call.
+        words = json.loads(self.tokenizer.backend_tokenizer.to_str())["model"] if name == "text_encoder" else ""
+        digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode())
         for key, value in sorted(self.load(name).state_dict().items()):
             digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -75,7 +78,9 @@ class StableDiffusion:
     def text(self, captions: Sequence[str]) -> list[Text]:
         """The encoder's last hidden states, padded to the window as in inference."""
         encoder = self.load("text_encoder")
-        ids = self.tokenizer(list(captions), padding="max_length", truncation=True, max_length=self.window, return_tensors="pt")["input_ids"]
+        ids = self.tokenizer(list(captions), padding="max_length", truncation=True, max_length=self.window, return_tensors="pt")[
+            "input_ids"
+        ]
         return [{"hidden": h} for h in encoder(input_ids=ids.to(self.device)).last_hidden_state.cpu()]
 
     def unconditional(self) -> Text:

@@ -60,8 +60,10 @@ def attach(denoiser: nn.Module, method: Method, spec: FamilySpec, seed: int) -> 
     wanted = targets(method, spec)
     adaptable = [n for n, m in denoiser.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     for ending in wanted:
-        if not matching(adaptable, [ending]) and not (method.targets in spec.targets):
-            raise ConfigError(f"method.targets {ending}: matches no layer of this base", f"choose from {', '.join(spec.targets)}, or name layers")
+        if not matching(adaptable, [ending]) and method.targets not in spec.targets:
+            raise ConfigError(
+                f"method.targets {ending}: matches no layer of this base", f"choose from {', '.join(spec.targets)}, or name layers"
+            )
     found = matching(adaptable, wanted)
     if not found:
         raise ConfigError(f"method.targets {method.targets}: matches no layer of this base", f"choose from {', '.join(spec.targets)}")
@@ -86,4 +88,3 @@ def result(denoiser: nn.Module) -> dict[str, Lora]:
         folded = up.detach().float() * float(layer.scaling[NAME])
         out[name] = Lora(down.detach().float().cpu().clone(), folded.cpu().clone())
     return out
-

@@ -17,7 +17,9 @@ from finetune.data import keys
 
 
 @torch.no_grad()
-def draw(pipeline: Any, prompts: Sequence[Mapping[str, Any]], seeds: Sequence[int], steps: int, guidance: float, side: int) -> list[Image.Image]:
+def draw(
+    pipeline: Any, prompts: Sequence[Mapping[str, Any]], seeds: Sequence[int], steps: int, guidance: float, side: int
+) -> list[Image.Image]:
     """One picture for each (prompt arguments, seed) pair; noise is drawn on the CPU, so every device starts from the same."""
     pipeline.set_progress_bar_config(disable=True)
     out = []
@@ -39,7 +41,7 @@ def apply(pipeline: Any, adapter: Adapter, name: str) -> None:
     if adapter.layout != "peft":
         pipeline.load_lora_weights(str(adapter.path.parent), weight_name=adapter.path.name, adapter_name=name)
         return
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for stem, (down, up) in adapter.pairs.items():
         key = stem.replace("base_model.model.", "unet.")
         state |= {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}
@@ -52,6 +54,12 @@ def save_png(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> N
     info.add_itxt("parameters", json.dumps(dict(parameters), sort_keys=True))
     image.save(buffer, "PNG", pnginfo=info)
     files.write_bytes(path, buffer.getvalue())
+
+
+def open_png(path: Path | str) -> Image.Image:
+    """A picture that `save_png` wrote, RGB."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str] = (), side: int = 0) -> Image.Image:

@@ -11,6 +11,7 @@ from finetune.config import read_yaml
 from finetune.errors import ConfigError, DataError
 from finetune.families import load, source
 from finetune.families.load import Family
+from finetune.families.spec import BASES
 from finetune.sampling import draw
 
 
@@ -68,7 +69,7 @@ def _named(adapter: Adapter) -> str:
     contract = adapter.contract
     assert contract  # noqa: S101  asked only of adapters that have one
     run = adapter.path.parent / "run.yaml"
-    if "/" not in contract.base and contract.base not in source.BASES and run.exists():
+    if "/" not in contract.base and contract.base not in BASES and run.exists():
         return str(read_yaml(run).get("model", {}).get("base", contract.base))
     return contract.base + (f"@{contract.base_revision}" if contract.base_revision and "/" in contract.base else "")
 
@@ -86,7 +87,9 @@ def check(family: Family, request: Request, contracts: Sequence[tuple[Path, Cont
             raise DataError(f"{path}: trained for {contract.family}, and {family.source.id} is {spec.name}", "choose its base with --base")
         here = family.schedule().prediction_type
         if contract.prediction_type != here:
-            raise DataError(f"{path}: trained for {contract.prediction_type}, and {family.source.id} predicts {here}", "choose its base with --base")
+            raise DataError(
+                f"{path}: trained for {contract.prediction_type}, and {family.source.id} predicts {here}", "choose its base with --base"
+            )
     sampler = request.sampler or (contracts[0][1].sampler if contracts else spec.sampler)
     if sampler not in spec.samplers:
         raise ConfigError(f"--scheduler {sampler}: not for {spec.name}; legal are {', '.join(spec.samplers)}")

@@ -129,7 +129,9 @@ def look(run: Training) -> float:
         FinetuneError: a loss or gradient was not finite, with its step and pictures.
     """
     steps = [s for s, _, _ in run.ring]
-    losses, dropped = (run.accelerator.reduce(torch.stack([r[i] for r in run.ring]), "sum").cpu() for i in (1, 2))
+    losses, dropped = (
+        run.accelerator.reduce(torch.stack(column), "sum").cpu() for column in ([r[1] for r in run.ring], [r[2] for r in run.ring])
+    )
     run.ring.clear()
     bad = [s for s, loss, d in zip(steps, losses, dropped, strict=True) if d > 0 or not torch.isfinite(loss)]
     fp16_search = run.accelerator.scaler is not None and len(bad) <= max(3, len(steps) // 2)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.config.job import Job
+from finetune.errors import ConfigError
 from finetune.families import load, source
 from finetune.families.load import Family
 from finetune.methods import adapter
@@ -52,9 +53,9 @@ def plan(job: Job) -> Plan:
     layers = [n for n, m in skeleton.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     matched = adapter.matching(layers, adapter.targets(job.method, where.spec))
     if not matched:
-        from finetune.errors import ConfigError
-
-        raise ConfigError(f"method.targets {job.method.targets}: matches no layer of this base", f"choose from {', '.join(where.spec.targets)}")
+        raise ConfigError(
+            f"method.targets {job.method.targets}: matches no layer of this base", f"choose from {', '.join(where.spec.targets)}"
+        )
     trainable = adapter_parameters(skeleton, matched, job.method.rank)
     frozen = sum(p.numel() for p in skeleton.parameters())
     batch = job.optim.batch * job.optim.accumulate * (job.run.processes or 1)
@@ -90,7 +91,7 @@ def _text(f: dict[str, Any]) -> list[str]:
         f"base: {f['base']} at {f['resolution']}x{f['resolution']}",
         f"captions: {f['captions']} different, {f['captions_cut']} cut at the text encoder's window",
         f"steps: {f['steps']} of {f['global_batch']} pictures, {f['epochs']} epochs",
-        f"trains: {f['trainable_parameters']:,} of {f['trainable_parameters'] + f['frozen_parameters']:,} parameters in {f['adapted_layers']} layers",
+        f"trains: {f['trainable_parameters']:,} parameters in {f['adapted_layers']} layers, beside {f['frozen_parameters']:,} frozen ones",
         f"adapter file: {f['file_bytes'] / 1e6:.2f} MB in {f['out']}",
         f"estimates, coarse: {f['estimated_memory_bytes'] / 1e9:.2f} GB of memory, {f['estimated_seconds']:.0f} s",
     ]

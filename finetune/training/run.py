@@ -6,14 +6,14 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -87,6 +87,7 @@ def accelerator_for(job: Job) -> Accelerator:
     mixed = precision(job, state.device)
     if mixed == "fp16" and state.device.type == "cpu":
         raise ConfigError("--precision fp16: a CPU cannot train in it", "use --precision no or bf16")
+    AcceleratorState._reset_state()  # or a second run in one process keeps the precision of the first
     return Accelerator(mixed_precision=mixed, cpu=state.device.type == "cpu")
 
 
@@ -100,7 +101,11 @@ def identity(job: Job, found: Pictures, base_sha: str, world: int) -> dict[str, 
     settings = {f"{s}.{k}": v for s, values in job.model_dump(mode="json").items() for k, v in values.items()}
     skip = FREE_SETTINGS | {"data.path", "data.caption", "data.trigger", "data.holdout", "optim.batch", "optim.accumulate"}
     kept = {k: v for k, v in settings.items() if k not in skip}
-    return kept | {"pictures and captions": found.fingerprint(), "base weights": base_sha, "global batch": job.optim.batch * job.optim.accumulate * world}
+    return kept | {
+        "pictures and captions": found.fingerprint(),
+        "base weights": base_sha,
+        "global batch": job.optim.batch * job.optim.accumulate * world,
+    }
 
 
 def refuse_changes(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
@@ -211,7 +216,9 @@ class Runner:
         tensors, facts = checkpoint.load(newest)
         refuse_changes(facts["identity"], self.identity, self.out)
         if facts["step"] > job.optim.steps:
-            raise ConfigError(f"--steps {job.optim.steps}: {self.out} has {facts['step']} steps already", "give more steps, or --fresh to start over")
+            raise ConfigError(
+                f"--steps {job.optim.steps}: {self.out} has {facts['step']} steps already", "give more steps, or --fresh to start over"
+            )
         training.restore(tensors)
         self.best = facts["best"] if facts["best"] is not None else float("inf")
         self.baseline = tensors.get("held-out/baseline")
@@ -316,11 +323,17 @@ class Runner:
         images = draw.draw(pipeline, prompts, seeds, spec.sample_steps, guidance, self.side)
         folder = self.out / "samples"
         for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
-            parameters = {"prompt": job.run.sample_prompt[i], "seed": seed, "steps": spec.sample_steps, "guidance": guidance, "trained_steps": step}
+            parameters = {
+                "prompt": job.run.sample_prompt[i],
+                "seed": seed,
+                "steps": spec.sample_steps,
+                "guidance": guidance,
+                "trained_steps": step,
+            }
             draw.save_png(image, folder / f"step-{step:06d}-{i}.png", parameters)
         base = [folder / f"step-000000-{i}.png" for i in range(len(images))]
         if step > 0 and all(p.exists() for p in base):
-            rows = [(p[:30], [Image.open(b).convert("RGB"), image]) for p, b, image in zip(job.run.sample_prompt, base, images, strict=True)]
+            rows = [(p[:30], [draw.open_png(b), image]) for p, b, image in zip(job.run.sample_prompt, base, images, strict=True)]
             draw.save_png(draw.sheet(rows, ["base", f"step {step}"]), folder / f"step-{step:06d}.png", {})
 
     # The end
@@ -472,6 +485,3 @@ def report_long_captions(family: Family, captions: list[str], say: Callable[[str
 def train(job: Job, fresh: bool = False) -> dict[str, Any]:
     """Trains `job` to its end and returns the summary; goes on where an earlier run of the same job stopped."""
     return Runner(job, fresh).run()
-
-
-__all__ = ["Pictures", "describe", "pictures", "replace", "train"]

@@ -26,7 +26,7 @@ class Tracker:
         if active and tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+            self.board = SummaryWriter(str(folder / "tensorboard"))
 
     smooth: float | None
     bar: Progress | None
@@ -92,7 +92,13 @@ class Tracker:
         if not (self.active and self.console.is_terminal):
             yield lambda done, text: None
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self.console, transient=False) as bar:
             task = bar.add_task(name, total=total, completed=first, text="")
             yield lambda done, text: bar.update(task, completed=done, text=text)

@@ -24,7 +24,9 @@ def train_tokenizer(texts: list[str]) -> CLIPTokenizer:
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=VOCAB - 2, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False))
+    bpe.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=VOCAB - 2, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False)
+    )
     import json
 
     learned = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
@@ -46,8 +48,20 @@ def train_tokenizer(texts: list[str]) -> CLIPTokenizer:
 
 def build() -> CLIPModel:
     torch.manual_seed(SEED)
-    tower = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 4, "num_attention_heads": 4, "hidden_act": "quick_gelu"}
-    text = tower | {"vocab_size": VOCAB, "max_position_embeddings": WINDOW, "bos_token_id": VOCAB - 2, "eos_token_id": VOCAB - 1, "pad_token_id": VOCAB - 1}
+    tower = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "hidden_act": "quick_gelu",
+    }
+    text = tower | {
+        "vocab_size": VOCAB,
+        "max_position_embeddings": WINDOW,
+        "bos_token_id": VOCAB - 2,
+        "eos_token_id": VOCAB - 1,
+        "pad_token_id": VOCAB - 1,
+    }
     vision = tower | {"image_size": SIZE, "patch_size": 8}
     clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
     clip.set_attn_implementation("eager")  # 1.7 times faster than fused attention in bf16 on a CPU at this size

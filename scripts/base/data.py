@@ -113,8 +113,9 @@ RENAMED = {
     "smiling face with sunglasses": "face with sunglasses", "smiling face with heart-shaped eyes": "face with heart eyes",
     "earth globe europe-africa": "earth globe", "police cars revolving light": "police light", "cloud with lightning": "lightning cloud",
     "sauropod": "long-necked dinosaur", "t-rex": "t-rex dinosaur", "automobile": "red car", "black scissors": "scissors",
-    "crocodile": "green crocodile", "hundred points symbol": "hundred points", "collision symbol": "explosion", "house building": "house",
-    "drop of blood": "blood drop", "cheering megaphone": "megaphone", "black telephone": "telephone", "open mailbox with raised flag": "mailbox",
+    "crocodile": "green crocodile", "hundred points symbol": "hundred points",
+    "collision symbol": "explosion", "house building": "house",
+    "drop of blood": "blood drop", "cheering megaphone": "megaphone", "black telephone": "telephone",
     "banknote with dollar sign": "dollar bill", "soft ice cream": "ice cream cone", "tennis racquet and ball": "tennis racket",
     "basketball and hoop": "basketball", "table tennis paddle and ball": "table tennis", "fishing pole and fish": "fishing pole",
     "bactrian camel": "camel", "ringed planet": "planet saturn", "mobile phone": "mobile phone", "vertical traffic light": "traffic light",
@@ -158,7 +159,9 @@ def emojis(node_modules: Path) -> list[Emoji]:
         name = RENAMED.get(original, original)
         codes = [e["unified"], e["non_qualified"] or e["unified"]]
         fluent = [p for c in codes if (p := fluent_dir / f"{c.lower()}.webp").exists()]
-        aliases = tuple(a for a in (s.replace("_", " ").replace("-", " ") for s in e["short_names"]) if a not in (name, name.replace("-", " ")))
+        aliases = tuple(
+            a for a in (s.replace("_", " ").replace("-", " ") for s in e["short_names"]) if a not in (name, name.replace("-", " "))
+        )
         taught = (
             e["subcategory"] in CLASSES
             and e["subcategory"] not in LEFT_OUT_GROUPS

@@ -52,11 +52,11 @@ def pick_caption(options: list[tuple[str, float]], step: int, slot: int) -> str:
     if keys.uniform(SEED, "dropout", step, slot) < DROPOUT:
         return ""
     u = keys.uniform(SEED, "caption", step, slot)
-    for text, p in options:
+    for caption, p in options:
         u -= p
         if u < 0:
-            break
-    return text
+            return caption
+    return options[-1][0]
 
 
 class Data:
@@ -67,7 +67,9 @@ class Data:
         vae = AutoencoderKL.from_pretrained(out / "vae").eval()
         clip, tokenizer = CLIPModel.from_pretrained(out / "clip").eval(), CLIPTokenizer.from_pretrained(out / "tokenizer")
         self.names = [f"{e.unified} {s}" for e in self.taught for s in STYLES]
-        self.latents = encode(vae, torch.from_numpy(pixels([p for e in self.taught for p in (e.noto, e.twemoji)]))) * vae.config.scaling_factor
+        self.latents = (
+            encode(vae, torch.from_numpy(pixels([p for e in self.taught for p in (e.noto, e.twemoji)]))) * vae.config.scaling_factor
+        )
         self.options = [captions(e, s) for e in self.taught for s in STYLES]
         texts = sorted({c for o in self.options for c, _ in o} | {""})
         self.row = {t: i for i, t in enumerate(texts)}
@@ -103,7 +105,10 @@ def train(node_modules: Path, out: Path) -> None:
         shadow = [tensors[f"ema/{n}"] for n in names]
         optimizer.restore(adamw, list(names), {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")})
         break
-    print(f"unet: {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, {len(data.names)} pictures, from step {first} of {STEPS}", flush=True)
+    print(
+        f"unet: {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, {len(data.names)} pictures, from step {first} of {STEPS}",
+        flush=True,
+    )
     losses: list[float] = []
     for step in range(first, STEPS):
         optimizer.set_rate(adamw, rate(step))
@@ -122,7 +127,10 @@ def train(node_modules: Path, out: Path) -> None:
         optimizer.ema_update(shadow, list(parameters), EMA, step)
         losses.append(loss.item())
         if (step + 1) % 50 == 0:
-            print(f"unet step {step + 1} loss {sum(losses) / len(losses):.4f} rate {rate(step):.2e} seconds {time.time() - began:.0f}", flush=True)
+            print(
+                f"unet step {step + 1} loss {sum(losses) / len(losses):.4f} rate {rate(step):.2e} seconds {time.time() - began:.0f}",
+                flush=True,
+            )
             losses = []
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == STEPS:
             tensors = {f"model/{n}": p for n, p in zip(names, parameters, strict=True)}

@@ -1,0 +1,31 @@
+"""The demo: one real run of `ft lora` on the shipped pictures, then the same prompts drawn before and after."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune import config
+from finetune.bases import DEMO_PICTURES
+from finetune.sampling import draw
+from finetune.sampling.generate import Request, generate
+from finetune.training.run import train
+
+
+def demo(out: Path, steps: int, subjects: Sequence[str], style: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Returns the paths of the adapter and of the sheet. Settings: those of `recipes/tiny-style.yaml`."""
+    job = config.parse(
+        {
+            "model": {"base": "tiny"},
+            "data": {"path": str(DEMO_PICTURES)},
+            "optim": {"steps": steps, "batch": 4, "lr": 1e-3, "schedule": "cosine"},
+            "run": {"out": str(out), "name": "fluent"},
+        }
+    )
+    summary = train(job)
+    prompts = [f"{s}, {style}" for s in subjects]
+    before = generate(Request(prompts, base="tiny", out=out / "before", seed=1), lambda text: None)
+    after = generate(Request(prompts, [summary["adapter"]], out=out / "after", seed=1), lambda text: None)
+    sheet = out / "before-after.png"
+    rows = [(name, [draw.open_png(p["path"]) for p in side]) for name, side in (("before", before), ("after", after))]
+    draw.save_png(draw.sheet(rows, list(subjects)), sheet, {})
+    return {"adapter": summary["adapter"], "sheet": str(sheet)}

@@ -1,0 +1,181 @@
+"""The command line: exit codes, messages that name the culprit, plans, and no traceback anywhere."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from PIL import Image
+
+from finetune import cli
+from finetune.config import Job
+from finetune.config.load import section_model
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def ft(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.run([str(w) for w in words])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    return run
+
+
+# words ({imgs}, {base} and {tmp} are filled in), exit code, what the message must hold
+REFUSALS: list[tuple[str, int, str]] = [
+    ("lora", 2, "--data: missing"),
+    ("lora --data {imgs} --rank 0", 2, "--rank: input should be greater than or equal to 1, not '0'"),
+    ("lora --data {imgs} --rank many", 2, "--rank: input should be a valid integer"),
+    ("lora --data {imgs} --lr nan", 2, "--lr: input should be a finite number"),
+    ("lora --data {imgs} --lr -1 --steps 0 --schedule cosin", 2, "--lr: input should be greater than 0, not '-1'\n       --schedule: "),
+    ("lora --data {imgs} --alpha 0", 2, "--alpha"),
+    ("lora --data {imgs} --name ../x", 2, "--name"),
+    ("lora --data {imgs} --holdout 1.5", 2, "--holdout: a fraction must lie between 0 and 1"),
+    ("lora --data {imgs} --warmup 600 --steps 500", 2, "optim.warmup 600 is longer than optim.steps 500"),
+    ("lora --data {imgs} --rnk 4", 2, "--rank"),
+    ("lora --data {imgs} --set optim.stepz=4", 2, "optim.stepz: no such setting; did you mean optim.steps?"),
+    ("lora --data {imgs} --set lr=4", 2, "--set lr=4: expected section.key=value"),
+    ("lora --data {imgs} --set method.lr=1e-3", 2, "method.lr: no such setting; did you mean optim.lr?"),
+    ("lora --data {imgs} --set data.background=nocolour", 2, "data.background"),
+    ("lora --data {imgs} --recipe {tmp}/none.yaml", 2, "none.yaml: no such file"),
+    ("lora --data {imgs} --recipe {tmp}/twice.yaml", 2, "twice.yaml: not a readable YAML file"),
+    ("lora --data {imgs} --recipe {tmp}/list.yaml", 2, "list.yaml: expected sections"),
+    ("lora --data {imgs} --recipe {tmp}/typo.yaml", 2, "optm: no such setting; did you mean optim?"),
+    ("lora --data {imgs} --base {base} --targets to_z", 2, "method.targets to_z: matches no layer"),
+    ("lora --data {imgs} --base {base} --resolution 17", 2, "--resolution 17: must be a multiple of 2"),
+    ("lora --data {imgs} --base {base} --precision fp16", 2, "--precision fp16: a CPU cannot train in it"),
+    ("lora --data {tmp}/nothing --base {base}", 3, "nothing: no such folder"),
+    ("lora --data {tmp}/empty --base {base}", 3, "empty: no pictures"),
+    ("lora --data {tmp}/broken --base {base}", 3, "00.png: not a readable picture"),
+    ("lora --data {tmp}/latin --base {base}", 3, "00.txt: not UTF-8"),
+    ("lora --data {imgs} --base nosuch", 4, "--base nosuch: no such folder, and not a Hub id"),
+    ("lora --data {imgs} --base {tmp}/empty", 4, "holds no readable model_index.json"),
+    ("lora --data {imgs} --base {tmp}/unknown", 4, "its pipeline is NoSuchPipeline; known are: StableDiffusionPipeline"),
+    ("lora --data {imgs} --base {tmp}/none.safetensors", 4, "none.safetensors: no such file"),
+    ("lora --data {imgs} --base {tmp}/x.ckpt", 4, "only .safetensors files are opened"),
+    ("lora --data {imgs} --base owner/name", 4, "not in the local cache, and the Hub cannot be reached"),
+    ("models --path sd15", 4, "not in the local cache"),
+    ("models --path nosuch", 4, "--base nosuch"),
+    ("generate", 2, "--prompt: missing"),
+    ("generate --prompt x --base {base} --scheduler none", 2, "--scheduler none: not for stable-diffusion; legal are ddim"),
+    ("generate --prompt x --base {base} --scheduler lcm", 2, "needs weights distilled for it"),
+    ("generate --prompt x --base {base} --steps 0", 2, "--steps"),
+    ("generate --prompt x --adapter {tmp}/none.safetensors", 3, "none.safetensors: no such adapter file"),
+    ("generate --prompt x --adapter {tmp}/x.ckpt", 3, "x.ckpt: not a readable safetensors file"),
+    ("generate --prompt x --adapter {tmp}/x.ckpt:much", 2, "the weight 'much' is not a number"),
+    ("nosuch", 2, "nosuch"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "message"), REFUSALS, ids=[w for w, _, _ in REFUSALS])
+def test_refusals(words: str, code: int, message: str, ft: Run, imgs: Path, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "twice.yaml").write_text("optim:\n  lr: 1\n  lr: 2\n")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    (tmp_path / "typo.yaml").write_text("optm:\n  lr: 1e-4\n")
+    (tmp_path / "x.ckpt").write_bytes(b"x")
+    tiny.folder(tmp_path / "broken", 2)
+    (tmp_path / "broken" / "00.png").write_bytes(b"\x89PNG")
+    tiny.folder(tmp_path / "latin", 2)
+    (tmp_path / "latin" / "00.txt").write_bytes("café".encode("latin-1"))
+    (tmp_path / "unknown").mkdir()
+    (tmp_path / "unknown" / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
+    found, out, err = ft(*words.format(imgs=imgs, base=base, tmp=tmp_path).split())
+    assert (found, out) == (code, "")
+    assert err.split("\n")[-2].startswith(("error: ", "hint: ", "       ")) and message in err
+
+
+def test_precedence_is_defaults_user_config_recipe_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune import config
+
+    user, recipe = tmp_path / "user.yaml", tmp_path / "recipe.yaml"
+    user.write_text("optim: {steps: 1, batch: 1, lr: 1e-4}")
+    recipe.write_text("optim: {steps: 2, batch: 2}")
+    monkeypatch.setenv("FT_CONFIG", str(user))
+    job = config.resolve({"data": {"path": "x"}, "optim": {"steps": "3"}}, recipe)
+    assert (job.optim.steps, job.optim.batch, job.optim.lr, job.optim.accumulate) == (3, 2, 1e-4, 1)
+
+
+def test_a_dumped_job_reads_back_equal(settings: Any, tmp_path: Path) -> None:
+    from finetune import config
+
+    job = config.parse(settings(run={"sample_prompt": ["no", "1e-4", "été: #x"]}))
+    (tmp_path / "run.yaml").write_text(config.dump(job), encoding="utf-8")
+    assert config.parse(config.read_yaml(tmp_path / "run.yaml")) == job
+
+
+def test_every_setting_has_help() -> None:
+    for section in Job.model_fields:
+        for name, field in section_model(section).model_fields.items():
+            assert field.description, f"{section}.{name}"
+
+
+def test_a_dry_run_tells_the_plan_and_loads_no_weights(ft: Run, imgs: Path, base: Path, tmp_path: Path) -> None:
+    import shutil
+
+    bare = tmp_path / "bare"  # configs only: weights cannot be loaded
+    shutil.copytree(base, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    words = ("lora", "--data", imgs, "--base", bare, "--rank", 4, "--steps", 14, "--batch", 2)
+    code, out, _ = ft(*words, "--dry-run", "--json")
+    plan = json.loads(out)
+    assert code == 0 and plan["adapted_layers"] == 32 and plan["epochs"] == 3.5 and plan["pictures"] == 7
+    assert not (tmp_path / "runs").exists()
+    code, out, _ = ft(*words, "--dry-run")
+    assert f"trains: {plan['trainable_parameters']:,} parameters in 32 layers" in out
+    # The plan's count is the run's.
+    code, _, err = ft("lora", "--data", imgs, "--base", base, "--rank", 4, "--steps", 1)
+    assert f"{plan['trainable_parameters']:,} parameters" in err and code == 0
+
+
+def test_train_then_generate(ft: Run, imgs: Path, base: Path, tmp_path: Path) -> None:
+    words = ["lora", "--data", imgs, "--base", base, "--steps", 2, "--holdout", 0.4, "--sample-prompt", "red", "--sample-every", 1]
+    code, out, err = ft(*words, "--out", "out", "--name", "x", "--trigger", "tok", "--json")
+    summary = json.loads(out)
+    assert code == 0 and Path(summary["adapter"]) == Path("out/x.safetensors")
+    for name in ("run.yaml", "metrics.jsonl", "summary.json", "x-best.safetensors"):
+        assert (tmp_path / "out" / name).exists(), name
+    assert {p.name for p in (tmp_path / "out" / "samples").iterdir()} >= {"step-000000-0.png", "step-000001.png", "step-000002.png"}
+    metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert len(metrics[-1]["held_out_by_timestep"]) == 5 and "held_out_change_low" in metrics[-1]
+    code, out, _ = ft("generate", "--adapter", "out/x.safetensors:0.5", "--prompt", "a", "--count", 2, "--steps", 2, "--grid", "--json")
+    drawn = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and len(drawn) == 2 and Path("pictures/grid.png").exists()
+    with Image.open(drawn[1]["path"]) as image:
+        assert json.loads(image.info["parameters"])["adapters"] == {"x.safetensors": 0.5}
+    # Weight 0 is the base; weight 1 is not.
+    same = {}
+    for name, more in (("none", ()), ("zero", ("--adapter", "out/x.safetensors:0"))):
+        ft("generate", "--base", base, "--prompt", "a", "--steps", 2, "--guidance", 3, "--out", name, *more)
+        same[name] = Image.open(f"{name}/000-0.png").tobytes()
+    assert same["none"] == same["zero"]
+
+
+def test_an_adapter_of_another_prediction_type_is_refused(ft: Run, imgs: Path, base: Path, tmp_path: Path) -> None:
+    other = tiny.stable_diffusion(tmp_path / "v", "v_prediction")
+    ft("lora", "--data", imgs, "--base", base, "--steps", 1, "--out", "out")
+    code, _, err = ft("generate", "--base", other, "--adapter", "out/lora.safetensors", "--prompt", "x")
+    assert code == 3 and "trained for epsilon, and v predicts v_prediction" in err
+
+
+def test_models(ft: Run) -> None:
+    code, out, _ = ft("models")
+    assert code == 0 and out.splitlines()[0].startswith("tiny") and "sd15" in out
+    code, out, _ = ft("models", "--path", "tiny")
+    assert (Path(out.strip()) / "model_index.json").exists()
+
+
+def test_without_a_base_the_choice_is_said(ft: Run, imgs: Path, monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
+    _, out, err = ft("lora", "--data", imgs, "--dry-run", "--json")
+    assert json.loads(out)["base"] == "tiny" and "base: tiny (no accelerator was found" in err
+    monkeypatch.setenv("FT_BASE", str(base))
+    _, out, err = ft("lora", "--data", imgs, "--dry-run", "--json")
+    assert json.loads(out)["base"] == base.name and "from FT_BASE" in err

@@ -1,0 +1,235 @@
+"""Pictures and captions: what is decoded how, what is refused by name, and what a cache may never give back."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image, ImageCms
+
+from finetune.data import decode, folder
+from finetune.data.cache import Cache
+from finetune.data.encoded import encode_captions, encode_pictures
+from finetune.data.plan import Slot
+from finetune.errors import ConfigError, DataError
+from finetune.families import load, source
+
+
+def png(image: Image.Image, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG", **options)
+    return out.getvalue()
+
+
+def decoded(data: bytes, background: str = "white") -> tuple[np.ndarray, tuple[str, ...]]:
+    made = decode.decode(data, "x", background)
+    assert made.image.mode == "RGB"
+    return np.asarray(made.image), made.notes
+
+
+def test_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    out = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(out, "JPEG", exif=exif)
+    pixels, notes = decoded(out.getvalue())
+    assert pixels.shape == (40, 20, 3) and "EXIF" in notes[0]
+
+
+def test_sixteen_bits_are_rescaled_not_clipped() -> None:
+    data = png(Image.fromarray(np.full((16, 16), 30000, dtype=np.uint16)))
+    pixels, notes = decoded(data)
+    assert abs(int(pixels.mean()) - round(30000 / 65535 * 255)) <= 1 and "8 bits" in notes[0]
+
+
+def test_transparency_shows_the_background_not_the_hidden_colour() -> None:
+    data = png(Image.new("RGBA", (16, 16), (255, 0, 0, 0)))
+    assert decoded(data)[0].min() == 255
+    assert tuple(decoded(data, "#0000ff")[0][0, 0]) == (0, 0, 255)
+    half = png(Image.new("RGBA", (16, 16), (0, 0, 0, 128)))
+    assert abs(int(decoded(half)[0].mean()) - 127) <= 1
+
+
+def test_another_colour_space_becomes_srgb() -> None:
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert not decoded(png(tiny.picture(0), icc_profile=lab))[1]
+    for mode in ("L", "LA", "P", "1", "CMYK", "F"):
+        if mode in ("CMYK", "F"):
+            out = io.BytesIO()
+            tiny.picture(0).convert(mode).save(out, "TIFF")
+            assert decoded(out.getvalue())[0].shape == (20, 24, 3)
+        else:
+            assert decoded(png(tiny.picture(0).convert(mode)))[0].shape == (20, 24, 3)
+
+
+def test_square_covers_and_keeps_the_centre() -> None:
+    wide = Image.new("RGB", (300, 100), "red")
+    wide.paste((0, 0, 255), (100, 0, 200, 100))
+    assert np.asarray(decode.square(wide, 50))[:, 6:-6].reshape(-1, 3).tolist() == [[0, 0, 255]] * (50 * 38)
+    assert decode.to_tensor(Image.new("RGB", (8, 8), "white")).unique().tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"not a picture", png(tiny.picture(0))[:200], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"GIF89a"]
+)
+def test_damaged_pictures_are_refused_by_name(data: bytes, imgs: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(data)
+    with pytest.raises(DataError, match=r"broken\.png: not a readable picture"):
+        folder.scan(tmp_path, "x", None, "white")
+
+
+def test_captions_come_from_sidecars_metadata_or_one_for_all(tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "a", 3)
+    assert [s.caption for s in folder.scan(root, None, None, "white").samples] == ["red disc", "blue disc", "green disc"]
+    assert [s.caption for s in folder.scan(root, None, "tok", "white").samples][0] == "tok, red disc"
+    found = folder.scan(root, "one", None, "white")
+    assert {s.caption for s in found.samples} == {"one"} and found.notes["caption file not used, as --caption is for all"] == 3
+    rows = [json.dumps({"file_name": "00.png", "text": "from jsonl"}), "", json.dumps({"file_name": "01.png", "text": "two"})]
+    (root / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    found = folder.scan(root, None, None, "white")
+    assert [s.caption for s in found.samples] == ["from jsonl", "two"] and found.dropped == {"02.png": "not in the metadata file"}
+    (root / "metadata.jsonl").unlink()
+    (root / "metadata.csv").write_text('file_name,text\n00.png,"a, b"\n', encoding="utf-8")
+    assert [s.caption for s in folder.scan(root, None, None, "white").samples] == ["a, b"]
+
+
+BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "empty": (lambda r: [p.unlink() for p in r.iterdir()], "no pictures"),
+    "no captions": (lambda r: [p.unlink() for p in r.glob("*.txt")], r"3 of 3 pictures have no caption: 00\.png, 01\.png"),
+    "one caption missing": (lambda r: (r / "01.txt").unlink(), r"1 of 3 pictures have no caption: 01\.png"),
+    "caption not UTF-8": (lambda r: (r / "01.txt").write_bytes(b"\xff\xfe\x00caf\xe9"), r"01\.txt: not UTF-8"),
+    "metadata names a missing file": (
+        lambda r: (r / "metadata.jsonl").write_text('{"file_name": "9.png", "text": "x"}'),
+        "line 1: no such file",
+    ),
+    "metadata leaves the folder": (
+        lambda r: (r / "metadata.jsonl").write_text('{"file_name": "../x.png", "text": "x"}'),
+        r"line 1: \.\./x\.png leaves the folder",
+    ),
+    "metadata is not JSON": (lambda r: (r / "metadata.jsonl").write_text("{"), "line 1: not JSON"),
+    "metadata lacks text": (
+        lambda r: (r / "metadata.csv").write_text("file_name,caption\n00.png,x\n"),
+        "line 2: expected file_name and text",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FOLDERS)
+def test_bad_folders_are_refused_by_name(case: str, tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "a", 3)
+    spoil, message = BAD_FOLDERS[case]
+    spoil(root)
+    with pytest.raises(DataError, match=message):
+        folder.scan(root, None, None, "white")
+
+
+def test_what_is_dropped_is_said(tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "a", 2)
+    (root / "x.heic").write_bytes(b"")
+    (root / ".hidden.png").write_bytes(b"")
+    tiny.picture(9).save(tmp_path / "outside.png")
+    (root / "link.png").symlink_to(tmp_path / "outside.png")
+    found = folder.scan(root, "c", None, "white")
+    assert len(found.samples) == 2
+    assert found.dropped == {"link.png": "a link that leaves the folder", "x.heic": ".heic is not read; convert it to PNG"}
+
+
+def test_a_pictures_side_never_changes(tmp_path: Path) -> None:
+    small, large = (folder.scan(tiny.folder(tmp_path / n, c), None, None, "white") for n, c in (("a", 10), ("b", 30)))
+    sides = [[{s.content for s in side} for side in folder.split(f, "0.4", None, None, "white")] for f in (small, large)]
+    assert sides[0][0] <= sides[1][0] and sides[0][1] <= sides[1][1]
+    assert not sides[1][0] & sides[1][1]
+    other = tiny.folder(tmp_path / "c", 4)
+    train, held = folder.split(small, str(other), None, None, "white")
+    assert len(train) == 6 and len(held) == 4, "a picture that is also in the held-out folder is not trained on"
+    with pytest.raises(ConfigError, match="leaves no picture for training"):
+        folder.split(folder.scan(other, None, None, "white"), str(other), None, None, "white")
+
+
+# Caches
+
+
+@pytest.fixture
+def family(base: Path) -> load.Family:
+    return load.family(source.resolve(str(base)))
+
+
+def test_a_cache_entry_is_never_stale(family: load.Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, cache = tiny.folder(tmp_path / "imgs", 3), Cache(tmp_path / "cache")
+
+    def misses(side: int = 16, background: str = "white") -> int:
+        before = cache.misses
+        samples = folder.scan(root, None, None, background).samples
+        encode_pictures(family, samples, side, background, cache, lambda: None)
+        return cache.misses - before
+
+    assert (misses(), misses()) == (3, 0)
+    assert misses(side=18) == 3, "another resolution"
+    assert misses(background="black") == 3, "another background"
+    tiny.picture(77).save(root / "01.png")
+    assert misses() == 1, "an edited picture"
+    with torch.no_grad():
+        next(family.load("vae").parameters()).add_(1e-3)
+    assert misses() == 3, "another autoencoder"
+    before = cache.misses
+    captions = ["a", "b"]
+    encode_captions(family, captions, cache, lambda: None)
+    encode_captions(family, [*captions, "c"], cache, lambda: None)
+    assert cache.misses - before == 4, "'', a, b, then c alone"
+    with torch.no_grad():
+        next(family.load("text_encoder").parameters()).add_(1e-3)
+    before = cache.misses
+    encode_captions(family, captions, cache, lambda: None)
+    assert cache.misses - before == 3, "another text encoder"
+
+
+def test_a_damaged_cache_entry_is_made_again(family: load.Family, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    first = encode_captions(family, ["a"], cache, lambda: None)
+    for path in cache.root.rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-3])
+    again = encode_captions(family, ["a"], cache, lambda: None)
+    assert torch.equal(first["a"]["hidden"], again["a"]["hidden"])
+
+
+def test_a_caption_stays_with_its_picture_under_shuffling(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    from finetune import config
+    from finetune.training.loop import micro_batch
+    from finetune.training.run import Runner
+
+    runner = Runner(config.parse(settings(data={"caption_dropout": 0}, optim={"batch": 3, "accumulate": 2})))
+    runner.prepare()
+    runner.base_sha = ""
+    training, _ = runner.assemble(runner.family.load("unet"))
+    latents, texts, seen = runner.encoded.latents, runner.encoded.texts, set()
+    for step in range(4):
+        for slots in training.plan.micro_batches(step, 3):
+            batch = micro_batch(training, step, slots)
+            for row, slot in enumerate(slots):
+                sample = runner.pictures.train[slot.sample]
+                mean, deviation = latents[sample.content]
+                assert ((batch.x_0[row] - mean).abs() < 6 * deviation).all()
+                assert torch.equal(batch.texts[row]["hidden"], texts[sample.caption]["hidden"])
+                seen.add(slot.sample)
+    assert seen == set(range(7))
+
+
+def test_caption_dropout_puts_what_inference_uses(settings: Callable[..., dict[str, Any]]) -> None:
+    from finetune import config
+    from finetune.training.run import Runner
+
+    runner = Runner(config.parse(settings()))
+    runner.prepare()
+    empty = runner.family.text([""])[0]["hidden"]
+    slots = [Slot(i % 7, i, 1.0) for i in range(200)]
+
+    def share(p: float) -> float:
+        return sum(torch.equal(t["hidden"], empty) for t in runner.encoded.batch(slots, 0, 5, 1000, p).texts) / 200
+
+    assert (share(0.0), share(1.0)) == (0, 1)
+    assert abs(share(0.25) - 0.25) < 0.1

@@ -1,0 +1,96 @@
+"""The house: who may import whom, what the loop may not know, and what the command line may not load."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "finetune"
+
+# Each room may import the rooms named here, itself, and the two foundations (errors, files).
+MAY_IMPORT = {
+    "cli": {"config", "training", "sampling", "adapters", "evaluation", "families", "cli"},
+    "config": set(),
+    "bases": set(),
+    "data": {"families"},
+    "objectives": {"data"},
+    "families": {"objectives", "data", "bases"},
+    "methods": {"config", "data", "families"},
+    "adapters": {"config"},
+    "evaluation": {"data", "families", "objectives", "bases"},
+    "sampling": {"adapters", "config", "data", "families", "bases"},
+    "training": {"config", "data", "families", "methods", "objectives", "adapters", "sampling", "evaluation", "bases"},
+}
+FOUNDATIONS = {"errors", "files"}
+
+
+def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    return [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Import | ast.ImportFrom)]
+
+
+def rooms(node: ast.Import | ast.ImportFrom) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {a.name.split(".")[1] for a in node.names if a.name.startswith("finetune.")}
+    parts = (node.module or "").split(".")
+    if parts[0] != "finetune":
+        return set()
+    return {parts[1]} if len(parts) > 1 else {a.name for a in node.names}
+
+
+def test_every_room_is_known() -> None:
+    assert {p.name for p in PACKAGE.iterdir() if p.is_dir() and (p / "__init__.py").exists()} == MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    room = path.relative_to(PACKAGE).parts[0]
+    if room not in MAY_IMPORT:
+        return
+    used = set().union(*(rooms(n) for n in imports(path))) - FOUNDATIONS - {room, "__version__"}
+    assert used <= MAY_IMPORT[room], f"{path.name} imports {used - MAY_IMPORT[room]}"
+
+
+def test_families_and_methods_do_not_import_each_other() -> None:
+    for path in (PACKAGE / "families").glob("*.py"):
+        assert not any("methods" in rooms(n) for n in imports(path))
+    for path in (PACKAGE / "methods").glob("*.py"):  # torch-free facts about families are no family
+        assert all(n.module == "finetune.families.spec" for n in imports(path) if "families" in rooms(n) and isinstance(n, ast.ImportFrom))
+
+
+def test_the_loop_names_no_family_and_no_method() -> None:
+    text = (PACKAGE / "training" / "loop.py").read_text(encoding="utf-8").lower()
+    for name in ("lora", "unet", "stable", "diffusion_model", "sdxl", "flux", "dreambooth", "inversion", "isinstance", "is_xl"):
+        assert name not in text, name
+
+
+def test_every_module_says_what_it_is() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+def test_the_command_line_loads_no_torch_and_is_quick() -> None:
+    program = "import sys, finetune.cli; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+    times = []
+    for _ in range(3):
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-m", "finetune", "--help"], check=True, capture_output=True)
+        times.append(time.monotonic() - began)
+    assert min(times) < 0.5
+
+
+def test_a_command_has_fewer_than_40_flags() -> None:
+    said = subprocess.run([sys.executable, "-m", "finetune", "lora", "--help"], check=True, capture_output=True, text=True).stdout
+    flags = {w for line in said.splitlines() for w in line.split()[:1] if w.startswith("--")}
+    assert 20 < len(flags) < 40
+
+
+def test_nothing_is_unpickled() -> None:
+    banned = ("pickle", "torch.load(", "eval(", "exec(", "trust_remote_code", "shell=True", "yaml.load(")
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text(encoding="utf-8").replace(".eval()", "").replace('typ="safe"', "")
+        assert not [b for b in banned if b in text], path
