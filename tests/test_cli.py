@@ -138,7 +138,7 @@ def test_a_dry_run_tells_the_plan_and_loads_no_weights(ft: Run, imgs: Path, base
 
 def test_train_then_generate(ft: Run, imgs: Path, base: Path, tmp_path: Path) -> None:
     words = ["lora", "--data", imgs, "--base", base, "--steps", 2, "--holdout", 0.4, "--sample-prompt", "red", "--sample-every", 1]
-    code, out, err = ft(*words, "--out", "out", "--name", "x", "--trigger", "tok", "--json")
+    code, out, _err = ft(*words, "--out", "out", "--name", "x", "--trigger", "tok", "--json")
     summary = json.loads(out)
     assert code == 0 and Path(summary["adapter"]) == Path("out/x.safetensors")
     for name in ("run.yaml", "metrics.jsonl", "summary.json", "x-best.safetensors"):

@@ -86,7 +86,7 @@ def test_damaged_pictures_are_refused_by_name(data: bytes, imgs: Path, tmp_path:
 def test_captions_come_from_sidecars_metadata_or_one_for_all(tmp_path: Path) -> None:
     root = tiny.folder(tmp_path / "a", 3)
     assert [s.caption for s in folder.scan(root, None, None, "white").samples] == ["red disc", "blue disc", "green disc"]
-    assert [s.caption for s in folder.scan(root, None, "tok", "white").samples][0] == "tok, red disc"
+    assert next(s.caption for s in folder.scan(root, None, "tok", "white").samples) == "tok, red disc"
     found = folder.scan(root, "one", None, "white")
     assert {s.caption for s in found.samples} == {"one"} and found.notes["caption file not used, as --caption is for all"] == 3
     rows = [json.dumps({"file_name": "00.png", "text": "from jsonl"}), "", json.dumps({"file_name": "01.png", "text": "two"})]

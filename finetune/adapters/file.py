@@ -40,7 +40,7 @@ class Contract:
     clip_skip: int = 0
 
 
-def header(contract: Contract, title: str, architecture: str, kohya_version: str, extra: Mapping[str, str]) -> dict[str, str]:
+def header(contract: Contract, title: str, architecture: str, kohya_version: str) -> dict[str, str]:
     """ModelSpec 1.0.1, the `ss_*` keys that readers look at, trigger words, and the contract. No dates, hosts or paths."""
     side = f"{contract.resolution}x{contract.resolution}"
     v = contract.prediction_type == "v_prediction"
@@ -64,7 +64,7 @@ def header(contract: Contract, title: str, architecture: str, kohya_version: str
     }
     if contract.trigger:
         facts |= {"modelspec.trigger_phrase": contract.trigger, "trained_words": contract.trigger}
-    return facts | dict(extra)
+    return facts
 
 
 def export(pairs: layouts.Pairs, path: Path, layout: str, part: str, dtype: str, facts: Mapping[str, str], base: str) -> None:

@@ -5,9 +5,9 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune.data import keys
@@ -33,6 +33,40 @@ class Found:
     samples: list[Sample]
     dropped: dict[str, str] = field(default_factory=dict)  # file -> why
     notes: Counter[str] = field(default_factory=Counter)  # what was converted -> how many
+
+
+@dataclass
+class Pictures:
+    """The two sides of the data. Held-out samples stand behind the training samples in `all`."""
+
+    found: Found
+    train: list[Sample]
+    held: list[Sample]
+
+    @property
+    def all(self) -> list[Sample]:
+        return [*self.train, *self.held]
+
+    def fingerprint(self) -> str:
+        """A hash of every picture's bytes, caption and weight, whatever the files are called and wherever they lie."""
+        sides = [sorted((s.content, s.caption, s.weight) for s in side) for side in (self.train, self.held)]
+        return hashlib.sha256(json.dumps(sides).encode()).hexdigest()
+
+    def describe(self, say: Callable[[str], None]) -> None:
+        """What was found, converted and dropped; nothing is silent."""
+        say(f"pictures: {len(self.train)} to train on" + (f", {len(self.held)} held out" if self.held else ""))
+        for note, count in sorted(self.found.notes.items()):
+            say(f"  {count} {note}")
+        for name, why in list(self.found.dropped.items())[:20]:
+            say(f"  dropped {name}: {why}")
+        if len(self.found.dropped) > 20:
+            say(f"  dropped {len(self.found.dropped) - 20} more")
+
+
+def load(folder: Path, caption: str | None, trigger: str | None, background: str, holdout: str | None) -> Pictures:
+    """`scan` and `split` in one."""
+    found = scan(folder, caption, trigger, background)
+    return Pictures(found, *split(found, holdout, caption, trigger, background))
 
 
 def scan(folder: Path, caption: str | None, trigger: str | None, background: str) -> Found:
@@ -192,4 +226,4 @@ def _both(train: list[Sample], held: list[Sample], holdout: str) -> tuple[list[S
     if not train or not held:
         side = "training" if not train else "measuring"
         raise ConfigError(f"--holdout {holdout}: leaves no picture for {side}", "choose another fraction, or give a folder")
-    return train, [replace(s, weight=1.0) for s in held]
+    return train, held

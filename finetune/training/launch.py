@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune import config, files
 from finetune.config import Job
-from finetune.training.run import processes
+from finetune.training.device import processes
 from finetune.training.run import train as train_here
 
 

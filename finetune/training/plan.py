@@ -14,7 +14,7 @@ from finetune.errors import ConfigError
 from finetune.families import load, source
 from finetune.families.load import Family
 from finetune.methods import adapter
-from finetune.training.run import Pictures, describe, pictures, report_long_captions
+from finetune.training.run import pictures, report_long_captions
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 # Coarse, on purpose: sustained multiply-adds a second in training. CPU: one core-pair with AVX-512; accelerator: a consumer card in bf16.
@@ -42,12 +42,12 @@ def forward_flops(family: Family, skeleton: nn.Module, side: int) -> int:
 
 
 def plan(job: Job) -> Plan:
-    found: Pictures = pictures(job)
+    found = pictures(job)
     where = source.resolve(job.model.base, job.model.variant, weights=False)
     family = load.family(where)
     side = job.data.resolution or family.resolution
     lines: list[str] = []
-    describe(found, lines.append)
+    found.describe(lines.append)
     cut = report_long_captions(family, sorted({s.caption for s in found.all}), lines.append)
     skeleton = family.skeleton()
     layers = [n for n, m in skeleton.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]

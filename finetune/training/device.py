@@ -1,0 +1,44 @@
+"""Devices, processes and precision, through accelerate."""
+
+import os
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+
+from finetune.config.job import Job
+from finetune.errors import ConfigError
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def processes() -> PartialState:
+    """Joins the other processes. Without an accelerator that must be said, or accelerate quietly starts N runs of one process."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def precision(job: Job, device: torch.device) -> str:
+    """The job's mixed precision; `auto` is bf16 or fp16 on an accelerator, and none on a CPU, where small networks lose by it."""
+    if job.run.precision != "auto":
+        return job.run.precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "no"
+
+
+def accelerator_for(job: Job) -> Accelerator:
+    """Raises:
+    ConfigError: another number of processes than was asked for, or a precision the device lacks.
+    """
+    state = processes()
+    asked = job.run.processes or int(os.environ.get("WORLD_SIZE", 1))
+    if state.num_processes != asked:
+        raise ConfigError(
+            f"{asked} processes were asked for, {state.num_processes} run",
+            f"on a CPU start them with: torchrun --nproc-per-node {asked} -m finetune lora ...",
+        )
+    mixed = precision(job, state.device)
+    if mixed == "fp16" and state.device.type == "cpu":
+        raise ConfigError("--precision fp16: a CPU cannot train in it", "use --precision no or bf16")
+    AcceleratorState._reset_state()  # or a second run in one process keeps the precision of the first
+    return Accelerator(mixed_precision=mixed, cpu=state.device.type == "cpu")

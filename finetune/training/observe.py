@@ -1,0 +1,126 @@
+"""What is looked at during a run: the held-out loss against the base's, and samples beside the base's own pictures."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune import files
+from finetune.data import keys
+from finetune.evaluation import heldout
+from finetune.sampling import draw
+from finetune.training.loop import Training
+from finetune.training.tracking import Tracker
+
+
+class Weights:
+    """The trainable parameters replaced by others, for as long as the block runs."""
+
+    def __init__(self, training: Training, state: dict[str, Tensor] | None) -> None:
+        self.training, self.state = training, state
+
+    @torch.no_grad()
+    def __enter__(self) -> None:
+        if self.state:
+            self.kept = {n: p.detach().clone() for n, p in self.training.trainable.items()}
+            self.set(self.state)
+
+    @torch.no_grad()
+    def __exit__(self, *_: object) -> None:
+        if self.state:
+            self.set(self.kept)
+
+    def set(self, state: dict[str, Tensor]) -> None:
+        for name, parameter in self.training.trainable.items():
+            parameter.copy_(state[name])
+
+
+def averaged(training: Training) -> Weights:
+    """The averaged weights in the place of the live ones, where the job keeps an average."""
+    shadow = training.shadow
+    return Weights(training, dict(zip(training.trainable, shadow, strict=True)) if shadow else None)
+
+
+@dataclass
+class Observer:
+    """Draws and measures in the first process; the model is put back as it was."""
+
+    training: Training
+    out: Path
+    side: int  # pixels
+    held: range  # rows of `training.encoded.samples`
+    tracker: Tracker
+    active: bool
+    best: float = float("inf")
+    baseline: Tensor | None = field(default=None)  # the base's held-out losses, [N, timesteps]
+
+    def look(self, step: int) -> None:
+        run = self.training.job.run
+        last = step == self.training.job.optim.steps
+        if step % run.holdout_every == 0 or last:
+            self.measure(step)
+        if step % run.sample_every == 0 and not last:  # the last samples are the written file's
+            self.sample(step)
+
+    @property
+    def best_file(self) -> Path:
+        return self.out / "checkpoints" / "best.safetensors"
+
+    def measure(self, step: int) -> None:
+        """The held-out loss; from step 1 on also its change against the base on the same pictures, timesteps and noises."""
+        if not self.held or not self.active:
+            return
+        training = self.training
+        module = training.accelerator.unwrap_model(training.module)
+        module.eval()
+        with averaged(training), training.accelerator.autocast():
+            table = heldout.losses(training.family, module, training.objective, training.encoded, self.held)
+        module.train()
+        mean = float(table.mean())
+        values: dict[str, Any] = {"held_out_loss": mean, "held_out_by_timestep": [float(x) for x in table.mean(0)]}
+        text = f"held-out loss {mean:.4f} at step {step}"
+        if step == 0:
+            self.baseline = table
+        elif self.baseline is not None:
+            change = heldout.paired(self.baseline.mean(1), table.mean(1))
+            values |= {"held_out_change": change.mean, "held_out_change_low": change.low, "held_out_change_high": change.high}
+            text += f", {change.mean:+.4f} against the base (95 % between {change.low:+.4f} and {change.high:+.4f})"
+        self.tracker.metrics(step, **values)
+        self.tracker.say(text)
+        if step > 0 and mean < self.best:
+            self.best = mean
+            with averaged(training):
+                state = files.safetensors(training.trainable, {"step": str(step)})
+            files.write_bytes(self.best_file, state)
+
+    def sample(self, step: int) -> None:
+        """One picture a prompt from the live denoiser; the autoencoder comes back for as long as it draws."""
+        training = self.training
+        prompts = training.job.run.sample_prompt
+        if not prompts or not self.active:
+            return
+        family, encoded = training.family, training.encoded
+        module = training.accelerator.unwrap_model(training.module)
+        module.eval()
+        with averaged(training), training.accelerator.autocast():
+            pipeline = family.pipeline(module.nets["denoiser"], texts=False)
+            self.draw(pipeline, [family.prompt(encoded.texts[p], encoded.unconditional) for p in prompts], step)
+        family.free("vae")
+        module.train()
+
+    def draw(self, pipeline: Any, arguments: list[Any], step: int) -> None:
+        """Writes one picture a prompt, and from step 1 on a sheet that shows the base's beside them."""
+        family, run = self.training.family, self.training.job.run
+        steps, guidance = family.spec.sample_steps, family.source.guidance or family.spec.guidance
+        seeds = [keys.number(run.seed, "sample", i) % 2**31 for i in range(len(arguments))]
+        images = draw.draw(pipeline, arguments, seeds, steps, guidance, self.side)
+        folder = self.out / "samples"
+        for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
+            facts = {"prompt": run.sample_prompt[i], "seed": seed, "steps": steps, "guidance": guidance, "trained_steps": step}
+            draw.save_png(image, folder / f"step-{step:06d}-{i}.png", facts)
+        base = [folder / f"step-000000-{i}.png" for i in range(len(images))]
+        if step > 0 and all(p.exists() for p in base):
+            rows = [(p[:30], [draw.open_png(b), image]) for p, b, image in zip(run.sample_prompt, base, images, strict=True)]
+            draw.save_png(draw.sheet(rows, ["base", f"step {step}"]), folder / f"step-{step:06d}.png", {})

@@ -1,0 +1,69 @@
+"""What a run's folder says of the run: what it learned from, whether it may go on, and whether it is finished."""
+
+import importlib.metadata
+import json
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+from finetune.config.job import FREE_SETTINGS, Job
+from finetune.errors import ConfigError
+
+# Settings that `identity` holds in another form: as content, and as the global batch.
+COVERED = {"data.path", "data.caption", "data.trigger", "data.holdout", "optim.batch", "optim.accumulate"}
+PACKAGES = ("finetune", "torch", "diffusers", "peft", "accelerate", "transformers", "safetensors")
+
+
+def identity(job: Job, pictures: str, base_sha256: str, processes: int) -> dict[str, Any]:
+    """What must not differ when a run goes on: every setting but the free ones, the data, the base, the global batch."""
+    settings = {f"{s}.{k}": v for s, values in job.model_dump(mode="json").items() for k, v in values.items()}
+    kept = {k: v for k, v in settings.items() if k not in FREE_SETTINGS | COVERED}
+    batch = job.optim.batch * job.optim.accumulate * processes
+    return kept | {"pictures and captions": pictures, "base weights": base_sha256, "global batch": batch}
+
+
+def refuse_changes(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    """Raises:
+    ConfigError: with the name of every setting that differs.
+    """
+    changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    if changed:
+        shown = [k if len(str(now.get(k))) > 40 else f"{k} (was {before.get(k)}, now {now.get(k)})" for k in changed]
+        raise ConfigError(
+            f"{out} holds a run with other settings: {', '.join(shown)}",
+            "--fresh starts over, another --out or --name keeps both; --steps, logging and samples may change",
+        )
+
+
+def written_as(job: Job) -> dict[str, str]:
+    """The free settings that the written files depend on."""
+    return {
+        "name": job.run.name,
+        "format": job.run.format,
+        "save_dtype": job.run.save_dtype,
+        "prompts": "\n".join(job.run.sample_prompt),
+    }
+
+
+def finished(out: Path, job: Job) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do for this job; it is the last file that a run writes."""
+    try:
+        summary: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    same = summary["steps"] == job.optim.steps and summary["written_as"] == written_as(job) and Path(summary["adapter"]).exists()
+    return summary if same else None
+
+
+def clear(out: Path) -> None:
+    """Removes what a run wrote, and nothing else."""
+    for name in ("checkpoints", "samples"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("metrics.jsonl", "summary.json", "run.yaml"):
+        (out / name).unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a run's numbers depend on, and of Python."""
+    return {n: importlib.metadata.version(n) for n in PACKAGES} | {"python": platform.python_version()}
