@@ -80,7 +80,7 @@ def crop(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
 
 def pairs(seen: list[Emoji], g: torch.Generator) -> Iterator[tuple[list[int], list[str]]]:
     """Batches of different emoji, each in one of its styles with one of its captions; taught names come twice as often."""
-    odds = torch.tensor([2.0 if e.taught else 1.0 for e in seen])
+    odds = torch.tensor([2.0 if e.named else 1.0 for e in seen])
     while True:
         chosen = torch.multinomial(odds, BATCH, generator=g).tolist()
         styles = torch.randint(2, (BATCH,), generator=g).tolist()

@@ -103,6 +103,24 @@ motorway;railway track;wheel;motorized wheelchair;manual wheelchair;auto ricksha
 high-speed train with bullet nose;pickup truck;bellhop bell;nazar amulet;chopsticks;headstone
 """
 
+# Named by the judge, but not taught to the denoiser: fewer names learned well beat more learned vaguely.
+NOT_TAUGHT = """
+water wave;full moon symbol;sun with face;glowing star;thermometer;fallen leaf;hibiscus;tangerine;rice ball;cooked rice;spaghetti;dango;
+fried shrimp;shortcake;bento box;sake bottle and cup;tropical drink;clinking beer mugs;baby bottle;bottle with popping cork;party popper;
+school satchel;carousel horse;roller coaster;fishing pole and fish;movie camera;circus tent;ticket;clapper board;slot machine;billiards;
+bowling;musical keyboard;violin;desert island;stadium;hospital;factory;bow and arrow;leopard;black cat;sheep;bug;blowfish;horse face;
+hamster face;wolf face;polar bear;pig nose;sign of the horns;bikini;handbag;alien monster;barber pole;syringe;bouquet;hundred points symbol;
+credit card;banknote with dollar sign;floppy disk;file folder;tear-off calendar;straight ruler;newspaper;scroll;radio;electric plug;
+electric torch;microscope;crystal ball;mosque;paintbrush;crayon;joystick;printer;computer mouse;world map;tokyo tower;statue of liberty;
+smiling face with horns;face throwing a kiss;see-no-evil monkey;steam locomotive;tram;oil drum;shopping trolley;hut;canoe;roller skate;
+bathtub;toilet;bed;face with head-bandage;goal net;curling stone;flying disc;green salad;peanuts;cut of meat;bagel;
+face with party horn and party hat;hiking boot;scorpion;deer;lizard;rhinoceros;shrimp;zebra face;llama;hippopotamus;mammoth;orangutan;
+skunk;beaver;salt shaker;onion;waffle;bubble tea;scarf;gloves;test tube;dna double helix;compass;abacus;toolbox;brick;luggage;broom;basket;
+bar of soap;shorts;stethoscope;yo-yo;pinata;maracas;harp;shovel;accordion;ladder;bucket;toothbrush;folding hand fan;lotus;coral;hyacinth;
+blueberries;hourglass;keyboard;chess pawn;hot springs;crossed swords;balance scale;rescue worker’s helmet;shinto shrine;church;fountain;
+tent;fuel pump;classical building;dragon face;cooking;fork and knife with plate;umbrella with rain drops;money-mouth face
+"""
+
 # Shorter or plainer names than Unicode's.
 RENAMED = {
     "hocho": "kitchen knife", "aubergine": "eggplant", "ear of maize": "corn", "public address loudspeaker": "loudspeaker",
@@ -144,13 +162,14 @@ class Emoji:
     twemoji: Path
     fluent: Path | None
     held_out: bool
-    taught: bool  # one of the well-taught names: not in a left-out group or list
+    named: bool  # the judge knows its name: not in a left-out group or list
+    taught: bool  # the denoiser learns it
 
 
 def emojis(node_modules: Path) -> list[Emoji]:
     """Every emoji but flags, symbols, skin tones and families, in Unicode's order."""
     fluent_dir = node_modules / "@lobehub" / "fluent-emoji-3d" / "assets"
-    held_out, left_out, found = words(HELD_OUT), words(LEFT_OUT), []
+    held_out, left_out, not_taught, found = words(HELD_OUT), words(LEFT_OUT), words(NOT_TAUGHT), []
     for e in json.loads((node_modules / "emoji-datasource" / "emoji.json").read_text(encoding="utf-8")):
         unplaced = e["category"] in ("Flags", "Symbols", "Component") or e["subcategory"] == "family"
         if unplaced or not (e["has_img_google"] and e["has_img_twitter"]):
@@ -162,7 +181,7 @@ def emojis(node_modules: Path) -> list[Emoji]:
         aliases = tuple(
             a for a in (s.replace("_", " ").replace("-", " ") for s in e["short_names"]) if a not in (name, name.replace("-", " "))
         )
-        taught = (
+        named = (
             e["subcategory"] in CLASSES
             and e["subcategory"] not in LEFT_OUT_GROUPS
             and original not in left_out
@@ -179,10 +198,11 @@ def emojis(node_modules: Path) -> list[Emoji]:
                 twemoji=node_modules / "emoji-datasource-twitter" / "img" / "twitter" / "64" / e["image"],
                 fluent=fluent[0] if fluent else None,
                 held_out=name in held_out,
-                taught=taught,
+                named=named,
+                taught=named and original not in not_taught,
             )
         )
-    unknown = (held_out - {e.name for e in found}) | (left_out - {k for k, v in RENAMED.items()} - {e.name for e in found})
+    unknown = (held_out | left_out | not_taught) - {e.name for e in found} - RENAMED.keys()
     if unknown:
         raise SystemExit(f"error: names in the lists that no emoji has: {sorted(unknown)}")
     return found

@@ -35,7 +35,7 @@ def distort(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
 
 
 def train(node_modules: Path, out: Path, steps: int = STEPS) -> None:
-    known = [e for e in emojis(node_modules) if (e.taught or e.held_out) and e.fluent]
+    known = [e for e in emojis(node_modules) if (e.named or e.held_out) and e.fluent]
     names = sorted({e.name for e in known})
     images = torch.from_numpy(pixels([p for e in known for p in (e.noto, e.twemoji, e.fluent) if p]))
     name_of = torch.tensor([names.index(e.name) for e in known for _ in STYLES])

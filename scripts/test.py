@@ -1,0 +1,11 @@
+"""Installs if need be, then checks style and types and runs the tests: `python scripts/test.py`. Words go on to pytest."""
+
+import os
+import sys
+
+from install import PYTHON, install, run
+
+install()
+run(str(PYTHON), "scripts/check.py")
+# One thread: small networks lose by a second one, and by five when something else runs.
+run(str(PYTHON), "-m", "pytest", *sys.argv[1:], env=os.environ | {"OMP_NUM_THREADS": "1"})
