@@ -179,3 +179,27 @@ def test_without_a_base_the_choice_is_said(ft: Run, imgs: Path, monkeypatch: pyt
     monkeypatch.setenv("FT_BASE", str(base))
     _, out, err = ft("lora", "--data", imgs, "--dry-run", "--json")
     assert json.loads(out)["base"] == base.name and "from FT_BASE" in err
+
+
+def test_what_the_hub_answers_is_an_access_error(ft: Run, imgs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    answers = {
+        GatedRepoError: "gated\nhint: accept its terms at https://huggingface.co/owner/name",
+        RepositoryNotFoundError: "no such model on the Hub",
+        RevisionNotFoundError: "no revision v9",
+    }
+    for error, message in answers.items():
+
+        def download(*_: Any, error: Any = error, **__: Any) -> None:
+            raise error.__new__(error)  # its constructor wants a response
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        code, _, err = ft("lora", "--data", imgs, "--base", "owner/name@v9")
+        assert code == 4 and message in err
+
+
+def test_tensorboard(ft: Run, imgs: Path, base: Path, tmp_path: Path) -> None:
+    code, _, _ = ft("lora", "--data", imgs, "--base", base, "--steps", 1, "--tensorboard", "--out", "out")
+    assert code == 0 and list((tmp_path / "out" / "tensorboard").glob("events.*"))

@@ -43,7 +43,6 @@ class Contract:
 def header(contract: Contract, title: str, architecture: str, kohya_version: str) -> dict[str, str]:
     """ModelSpec 1.0.1, the `ss_*` keys that readers look at, trigger words, and the contract. No dates, hosts or paths."""
     side = f"{contract.resolution}x{contract.resolution}"
-    v = contract.prediction_type == "v_prediction"
     facts = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
@@ -51,8 +50,9 @@ def header(contract: Contract, title: str, architecture: str, kohya_version: str
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
         "modelspec.resolution": side,
-        "modelspec.prediction_type": "v" if v else contract.prediction_type,
-        "ss_base_model_version": kohya_version + ("_v" if v else ""),
+        "modelspec.prediction_type": contract.prediction_type.removesuffix("_prediction"),
+        "ss_base_model_version": kohya_version,
+        "ss_v2": str(kohya_version.startswith("sd_v2")),
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(contract.rank),
         "ss_network_alpha": str(float(contract.rank)),  # as written: the training alpha is folded in

@@ -16,8 +16,6 @@ class FamilySpec:
     sampler: str
     sample_steps: int
     guidance: float
-    architecture: str  # ModelSpec's name
-    kohya_version: str  # ss_base_model_version
 
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -46,8 +44,6 @@ STABLE_DIFFUSION = FamilySpec(
     sampler="ddim",
     sample_steps=30,
     guidance=7.5,
-    architecture="stable-diffusion-v1",
-    kohya_version="sd_v1",
 )
 
 FAMILIES = (STABLE_DIFFUSION,)

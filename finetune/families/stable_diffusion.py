@@ -115,6 +115,13 @@ class StableDiffusion:
         embeds = {"prompt_embeds": text, "negative_prompt_embeds": unconditional}
         return {k: self.cond([v])["hidden"] for k, v in embeds.items()}
 
+    def labels(self) -> tuple[str, str]:
+        """What other tools call this base: ModelSpec's architecture, and kohya's `ss_base_model_version`."""
+        v = self.schedule().prediction_type == "v_prediction"
+        if self.source.config("text_encoder")["hidden_size"] == 1024:
+            return ("stable-diffusion-v2-768-v" if v else "stable-diffusion-v2-512"), "sd_v2" + ("_v" if v else "")
+        return "stable-diffusion-v1", "sd_v1" + ("_v" if v else "")
+
     def skeleton(self) -> nn.Module:
         """The denoiser without weights, on the meta device: for counting."""
         with torch.device("meta"):

@@ -1,6 +1,6 @@
 """Low-rank adapters on the denoiser: PEFT's layers, injected, seeded, and handed over layout-free."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,15 +39,24 @@ def _lora(method: Method, targets: list[str]) -> LoraConfig:
 ROWS = {"lora": Row(_lora)}
 
 
-def targets(method: Method, spec: FamilySpec) -> list[str]:
-    """Endings of module names."""
+def matching(net: nn.Module, method: Method, spec: FamilySpec) -> list[str]:
+    """The linear and convolution layers that the method adapts: those named by an ending, or ending in a dot and it.
+
+    Raises:
+        ConfigError: an ending that was named by hand, or all of a named choice, matches no layer.
+    """
+    adaptable = [n for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     chosen = spec.targets.get(method.targets)
-    return list(chosen or [t.strip() for t in method.targets.split(",") if t.strip()])
-
-
-def matching(names: Sequence[str], endings: Sequence[str]) -> list[str]:
-    """The module names that PEFT's rule picks: equal to an ending, or ending in a dot and it."""
-    return [n for n in names if any(n == e or n.endswith(f".{e}") for e in endings)]
+    endings = chosen or [t.strip() for t in method.targets.split(",") if t.strip()]
+    found = {e: [n for n in adaptable if n == e or n.endswith(f".{e}")] for e in endings}
+    idle = [e for e, names in found.items() if not names]
+    if not any(found.values()) or (idle and not chosen):
+        raise ConfigError(
+            f"method.targets {', '.join(idle) or method.targets}: matches no layer of this base",
+            f"choose from {', '.join(spec.targets)}, or name layers",
+        )
+    wanted = {n for names in found.values() for n in names}
+    return [n for n in adaptable if n in wanted]
 
 
 def attach(denoiser: nn.Module, method: Method, spec: FamilySpec, seed: int) -> dict[str, nn.Parameter]:
@@ -57,16 +66,7 @@ def attach(denoiser: nn.Module, method: Method, spec: FamilySpec, seed: int) -> 
         ConfigError: a target matches no linear or convolution layer.
     """
     denoiser.requires_grad_(False)
-    wanted = targets(method, spec)
-    adaptable = [n for n, m in denoiser.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    for ending in wanted:
-        if not matching(adaptable, [ending]) and method.targets not in spec.targets:
-            raise ConfigError(
-                f"method.targets {ending}: matches no layer of this base", f"choose from {', '.join(spec.targets)}, or name layers"
-            )
-    found = matching(adaptable, wanted)
-    if not found:
-        raise ConfigError(f"method.targets {method.targets}: matches no layer of this base", f"choose from {', '.join(spec.targets)}")
+    found = matching(denoiser, method, spec)
     with keys.global_rng(seed, "adapter"):
         denoiser.add_adapter(ROWS[method.kind].config(method, found), adapter_name=NAME)  # type: ignore[operator]
     trainable = {n: p for n, p in denoiser.named_parameters() if p.requires_grad}

@@ -93,7 +93,7 @@ def check(family: Family, request: Request, contracts: Sequence[tuple[Path, Cont
     sampler = request.sampler or (contracts[0][1].sampler if contracts else spec.sampler)
     if sampler not in spec.samplers:
         raise ConfigError(f"--scheduler {sampler}: not for {spec.name}; legal are {', '.join(spec.samplers)}")
-    if sampler == "lcm" and not any("lcm" in str(path).lower() for path, _ in contracts):
+    if sampler == "lcm" and not any("lcm" in name.lower() for name in (family.source.id, *request.adapters)):
         raise ConfigError("--scheduler lcm: needs weights distilled for it; this base and these adapters are not", "leave it out")
     return sampler
 

@@ -10,7 +10,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.config.job import Job
-from finetune.errors import ConfigError
 from finetune.families import load, source
 from finetune.families.load import Family
 from finetune.methods import adapter
@@ -50,12 +49,7 @@ def plan(job: Job) -> Plan:
     found.describe(lines.append)
     cut = report_long_captions(family, sorted({s.caption for s in found.all}), lines.append)
     skeleton = family.skeleton()
-    layers = [n for n, m in skeleton.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    matched = adapter.matching(layers, adapter.targets(job.method, where.spec))
-    if not matched:
-        raise ConfigError(
-            f"method.targets {job.method.targets}: matches no layer of this base", f"choose from {', '.join(where.spec.targets)}"
-        )
+    matched = adapter.matching(skeleton, job.method, where.spec)
     trainable = adapter_parameters(skeleton, matched, job.method.rank)
     frozen = sum(p.numel() for p in skeleton.parameters())
     batch = job.optim.batch * job.optim.accumulate * (job.run.processes or 1)

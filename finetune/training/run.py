@@ -73,6 +73,7 @@ class Runner:
         self.side = job.data.resolution or self.family.resolution
         if self.side % self.family.factor:
             raise ConfigError(f"--resolution {self.side}: must be a multiple of {self.family.factor} for this base")
+        adapter.matching(self.family.skeleton(), job.method, self.family.spec)  # refused before weights are loaded
         if self.fresh and self.main:
             record.clear(self.out)
         self.accelerator.wait_for_everyone()
@@ -234,7 +235,7 @@ class Runner:
             training_alpha=job.method.strength * job.method.rank,
             trained_steps=job.optim.steps,
         )
-        facts = adapter_file.header(contract, name, spec.architecture, spec.kohya_version)
+        facts = adapter_file.header(contract, name, *self.family.labels())
         pairs = {n: (x.down, x.up) for n, x in loras.items()}
         adapter_file.export(pairs, path, layout, spec.denoiser, job.run.save_dtype, facts, where.id)
         return path

@@ -117,8 +117,8 @@ bathtub;toilet;bed;face with head-bandage;goal net;curling stone;flying disc;gre
 face with party horn and party hat;hiking boot;scorpion;deer;lizard;rhinoceros;shrimp;zebra face;llama;hippopotamus;mammoth;orangutan;
 skunk;beaver;salt shaker;onion;waffle;bubble tea;scarf;gloves;test tube;dna double helix;compass;abacus;toolbox;brick;luggage;broom;basket;
 bar of soap;shorts;stethoscope;yo-yo;pinata;maracas;harp;shovel;accordion;ladder;bucket;toothbrush;folding hand fan;lotus;coral;hyacinth;
-blueberries;hourglass;keyboard;chess pawn;hot springs;crossed swords;balance scale;rescue worker’s helmet;shinto shrine;church;fountain;
-tent;fuel pump;classical building;dragon face;cooking;fork and knife with plate;umbrella with rain drops;money-mouth face
+blueberries;hourglass;keyboard;chess pawn;hot springs;crossed swords;balance scale;shinto shrine;church;fountain;
+tent;fuel pump;rescue worker\N{RIGHT SINGLE QUOTATION MARK}s helmet;classical building;dragon face;cooking;fork and knife with plate;umbrella with rain drops;money-mouth face
 """
 
 # Shorter or plainer names than Unicode's.
