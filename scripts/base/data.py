@@ -118,7 +118,8 @@ face with party horn and party hat;hiking boot;scorpion;deer;lizard;rhinoceros;s
 skunk;beaver;salt shaker;onion;waffle;bubble tea;scarf;gloves;test tube;dna double helix;compass;abacus;toolbox;brick;luggage;broom;basket;
 bar of soap;shorts;stethoscope;yo-yo;pinata;maracas;harp;shovel;accordion;ladder;bucket;toothbrush;folding hand fan;lotus;coral;hyacinth;
 blueberries;hourglass;keyboard;chess pawn;hot springs;crossed swords;balance scale;shinto shrine;church;fountain;
-tent;fuel pump;rescue worker\N{RIGHT SINGLE QUOTATION MARK}s helmet;classical building;dragon face;cooking;fork and knife with plate;umbrella with rain drops;money-mouth face
+tent;fuel pump;rescue worker\N{RIGHT SINGLE QUOTATION MARK}s helmet;
+classical building;dragon face;cooking;fork and knife with plate;umbrella with rain drops;money-mouth face
 """
 
 # Shorter or plainer names than Unicode's.
