@@ -57,6 +57,14 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def check_writable(folder: Path) -> None:
+    """Raises:
+    ResourceError: nothing can be written in `folder`; said before a run has cost anything.
+    """
+    write_bytes(folder / ".probe", b"")
+    (folder / ".probe").unlink()
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     write(path, lambda p: p.write_bytes(data))
 

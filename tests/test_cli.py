@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 from PIL import Image
@@ -72,6 +73,8 @@ REFUSALS: list[tuple[str, int, str]] = [
     ("generate --prompt x --adapter {tmp}/none.safetensors", 3, "none.safetensors: no such adapter file"),
     ("generate --prompt x --adapter {tmp}/x.ckpt", 3, "x.ckpt: not a readable safetensors file"),
     ("generate --prompt x --adapter {tmp}/x.ckpt:much", 2, "the weight 'much' is not a number"),
+    ("lora --data {imgs} --base {base} --out {tmp}/x.ckpt/out", 5, "cannot write"),
+    ("generate --prompt x --base {base} --out {tmp}/x.ckpt/out", 5, "cannot write"),
     ("nosuch", 2, "nosuch"),
 ]
 
@@ -151,12 +154,15 @@ def test_train_then_generate(ft: Run, imgs: Path, base: Path, tmp_path: Path) ->
     assert code == 0 and len(drawn) == 2 and Path("pictures/grid.png").exists()
     with Image.open(drawn[1]["path"]) as image:
         assert json.loads(image.info["parameters"])["adapters"] == {"x.safetensors": 0.5}
-    # Weight 0 is the base; weight 1 is not.
-    same = {}
-    for name, more in (("none", ()), ("zero", ("--adapter", "out/x.safetensors:0"))):
+    # Weight 0 is the base; several adapters add up.
+    asked = {"none": [], "zero": [0], "one": [1], "halves": [0.5, 0.5]}
+    drawn = {}
+    for name, weights in asked.items():
+        more = [w for weight in weights for w in ("--adapter", f"out/x.safetensors:{weight}")]
         ft("generate", "--base", base, "--prompt", "a", "--steps", 2, "--guidance", 3, "--out", name, *more)
-        same[name] = Image.open(f"{name}/000-0.png").tobytes()
-    assert same["none"] == same["zero"]
+        with Image.open(f"{name}/000-0.png") as image:
+            drawn[name] = np.asarray(image, dtype=int)
+    assert (drawn["none"] == drawn["zero"]).all() and abs(drawn["one"] - drawn["halves"]).max() <= 1
 
 
 def test_an_adapter_of_another_prediction_type_is_refused(ft: Run, imgs: Path, base: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def resolve(base: str, variant: str | None = None, weights: bool = True) -> Sour
     if path.is_dir():
         return _read(path.resolve().name, path, None, variant, None)
     if path.is_file() or path.suffix in (".safetensors", ".ckpt", ".bin"):
-        return _single_file(base, path)
+        return _single_file(base, path, weights)
     hub_id, _, revision = (known.hub if known and known.hub else base).partition("@")
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
         known_names = ", ".join(BASES)
@@ -71,15 +71,22 @@ def resolve(base: str, variant: str | None = None, weights: bool = True) -> Sour
     return _read(hub_id, folder, commit, variant, known.guidance if known else None)
 
 
-def _single_file(base: str, path: Path) -> Source:
+def _single_file(base: str, path: Path, weights: bool) -> Source:
     if not path.exists():
         raise AccessError(f"--base {base}: no such file")
     if path.suffix != ".safetensors":
         raise AccessError(f"--base {base}: only .safetensors files are opened; others can run code", "convert the file to safetensors")
-    raise AccessError(
-        f"--base {base}: single-file checkpoints are not read yet",
-        "turn it into a folder: diffusers' StableDiffusionPipeline.from_single_file(file).save_pretrained(folder), then --base folder",
-    )
+    from finetune.families import single_file
+
+    if (width := single_file.width(path)) != 768:
+        reason = "does not say whether it predicts epsilon or v" if width == 1024 else f"has an unknown text width {width}"
+        raise AccessError(f"--base {base}: a single file of this kind {reason}", single_file.HINT)
+    hub_id = BASES["sd15"].hub
+    assert hub_id  # noqa: S101
+    config, _ = _download(hub_id, None, None, weights=False)
+    if not weights:
+        return _read(path.stem, config, None, None, None)
+    return _read(path.stem, single_file.unpack(path, config), None, None, None)
 
 
 def _read(name: str, folder: Path, revision: str | None, variant: str | None, guidance: float | None) -> Source:

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,16 @@ def apply(pipeline: Any, adapter: Adapter, name: str) -> None:
     PEFT's folder is read by PEFT, not by pipelines; its keys differ by a prefix alone.
     """
     logging.getLogger("diffusers.loaders").setLevel(logging.ERROR)
-    if adapter.layout != "peft":
-        pipeline.load_lora_weights(str(adapter.path.parent), weight_name=adapter.path.name, adapter_name=name)
-        return
     state: dict[str, torch.Tensor] = {}
-    for stem, (down, up) in adapter.pairs.items():
+    for stem, (down, up) in adapter.pairs.items() if adapter.layout == "peft" else ():
         key = stem.replace("base_model.model.", "unet.")
         state |= {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}
-    pipeline.load_lora_weights(state, adapter_name=name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several adapters are meant
+        if state:
+            pipeline.load_lora_weights(state, adapter_name=name)
+        else:
+            pipeline.load_lora_weights(str(adapter.path.parent), weight_name=adapter.path.name, adapter_name=name)
 
 
 def save_png(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> None:

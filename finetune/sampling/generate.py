@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune import files
 from finetune.adapters import file as adapter_file
 from finetune.adapters.file import Adapter, Contract
 from finetune.config import read_yaml
@@ -102,6 +103,7 @@ def generate(request: Request, say: Any) -> list[dict[str, Any]]:
     """Draws every prompt `count` times, writes PNGs, and returns their paths and parameters."""
     import torch
 
+    files.check_writable(request.out)
     chosen = [parse_adapter(a) for a in request.adapters]
     adapters = [adapter_file.read(path) for path, _ in chosen]
     where = source.resolve(choose_base(request, adapters))

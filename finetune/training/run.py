@@ -74,6 +74,8 @@ class Runner:
         if self.side % self.family.factor:
             raise ConfigError(f"--resolution {self.side}: must be a multiple of {self.family.factor} for this base")
         adapter.matching(self.family.skeleton(), job.method, self.family.spec)  # refused before weights are loaded
+        if self.main:
+            files.check_writable(self.out)
         if self.fresh and self.main:
             record.clear(self.out)
         self.accelerator.wait_for_everyone()

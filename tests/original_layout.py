@@ -1,0 +1,60 @@
+"""The tiny pipeline in the original single-file layout: diffusers' names mapped back, key by key."""
+
+import re
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import save_file
+from torch import Tensor
+
+RESNET = {
+    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0", "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}  # fmt: skip
+VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+
+def unet_key(key: str, resnets: int = 1) -> str:
+    """For down blocks of `resnets` resnets each."""
+    key = re.sub(r"^time_embedding\.linear_([12])", lambda m: f"time_embed.{2 * (int(m[1]) - 1)}", key)
+    key = re.sub(r"^conv_in", "input_blocks.0.0", key)
+    key = re.sub(r"^conv_norm_out", "out.0", key)
+    key = re.sub(r"^conv_out", "out.2", key)
+    down, up = resnets + 1, resnets + 1
+    key = re.sub(r"^down_blocks\.(\d)\.resnets\.(\d)", lambda m: f"input_blocks.{1 + int(m[1]) * down + int(m[2])}.0", key)
+    key = re.sub(r"^down_blocks\.(\d)\.attentions\.(\d)", lambda m: f"input_blocks.{1 + int(m[1]) * down + int(m[2])}.1", key)
+    key = re.sub(r"^down_blocks\.(\d)\.downsamplers\.0\.conv", lambda m: f"input_blocks.{(int(m[1]) + 1) * down}.0.op", key)
+    key = re.sub(r"^mid_block\.resnets\.([01])", lambda m: f"middle_block.{2 * int(m[1])}", key)
+    key = re.sub(r"^mid_block\.attentions\.0", "middle_block.1", key)
+    key = re.sub(r"^up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"output_blocks.{int(m[1]) * up + int(m[2])}.0", key)
+    key = re.sub(r"^up_blocks\.(\d)\.attentions\.(\d)", lambda m: f"output_blocks.{int(m[1]) * up + int(m[2])}.1", key)
+    key = re.sub(r"^up_blocks\.(\d)\.upsamplers\.0\.conv", lambda m: f"output_blocks.{int(m[1]) * up + resnets}.2.conv", key)
+    if re.match(r"(input_blocks|middle_block|output_blocks)", key) and "transformer_blocks" not in key:
+        for ours, theirs in RESNET.items():
+            key = re.sub(rf"\.{ours}\.", f".{theirs}.", key)
+    return f"model.diffusion_model.{key}"
+
+
+def vae_key(key: str, blocks: int = 2) -> str:
+    key = re.sub(r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2", key)
+    key = re.sub(r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"up.{blocks - 1 - int(m[1])}.block.{m[2]}", key)
+    key = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", key)
+    key = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{blocks - 1 - int(m[1])}.upsample", key)
+    key = re.sub(r"mid_block\.resnets\.([01])", lambda m: f"mid.block_{int(m[1]) + 1}", key)
+    key = key.replace("mid_block.attentions.0", "mid.attn_1").replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+    for ours, theirs in VAE_ATTENTION.items():
+        key = key.replace(f"attn_1.{ours}.", f"attn_1.{theirs}.")
+    return f"first_stage_model.{key}"
+
+
+def write(base: Path, path: Path) -> Path:
+    pipe = StableDiffusionPipeline.from_pretrained(base)
+    state: dict[str, Tensor] = {unet_key(k): v for k, v in pipe.unet.state_dict().items()}
+    for key, value in pipe.vae.state_dict().items():
+        square = "mid_block.attentions" in key and value.ndim == 2
+        state[vae_key(key)] = value[:, :, None, None] if square else value
+    for key, value in pipe.text_encoder.state_dict().items():
+        name = key if key.startswith("text_model.") else f"text_model.{key}"
+        state[f"cond_stage_model.transformer.{name}"] = value
+    save_file({k: v.contiguous() for k, v in state.items()}, path)
+    return path
