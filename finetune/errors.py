@@ -4,6 +4,15 @@
 `130`/`143` stopped by SIGINT/SIGTERM after a checkpoint was saved.
 """
 
+import re
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def plain(text: str) -> str:
+    """Text that cannot steer a terminal: control characters other than tab and newline become `?`."""
+    return _CONTROL.sub("?", text)
+
 
 class FinetuneError(Exception):
     """The run failed. `hint` is the next step, in one sentence."""

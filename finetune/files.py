@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """An OSError, or what safetensors makes of one, as a ResourceError that names `path`."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except OSError as e:
-        raise ResourceError(f"cannot write {path}: {e.strerror or e}", "free some space or choose another --out") from e
+    except (OSError, SafetensorError) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise ResourceError(f"cannot write {path}: {reason}", "free some space or choose another --out") from e
 
 
 def write(path: Path, fill: Callable[[Path], object]) -> None:
@@ -30,16 +34,18 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
         ResourceError: the disk is full or the place is not writable.
     """
     temporary = path.parent / f".tmp-{path.name}-{os.getpid()}"
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             fill(temporary)
             for file in [temporary] if temporary.is_file() else [f for f in temporary.rglob("*") if f.is_file()]:
                 with file.open("rb+") as f:
                     os.fsync(f.fileno())
+            aside = path.parent / f".old-{path.name}-{os.getpid()}"
             if path.is_dir():
-                shutil.rmtree(path)
+                path.rename(aside)
             temporary.replace(path)
+            shutil.rmtree(aside, ignore_errors=True)
             _sync_folder(path.parent)
         finally:
             if temporary.is_dir():

@@ -20,11 +20,11 @@ def gradients(settings: dict[str, Any], dtype: torch.dtype, step: int) -> dict[s
     """Gradients by parameter, with unequal sample weights; `step` chooses the batch (the last one of an epoch is partial)."""
     runner = Runner(config.parse(settings))
     runner.prepare()
+    runner.encode()
     for sample, weight in zip(runner.pictures.train, WEIGHTS, strict=True):
         object.__setattr__(sample, "weight", weight)
     runner.family.dtype = dtype
     denoiser = runner.family.load("unet").to(dtype)
-    runner.base_sha = ""
     with mock.patch("finetune.training.run.Step", lambda family, net: Step(family, net).to(dtype)):  # before it is wrapped
         training, _ = runner.assemble(denoiser)
     training.encoded.latents = {k: (m.to(dtype), d.to(dtype)) for k, (m, d) in training.encoded.latents.items()}

@@ -1,6 +1,8 @@
 """The command line: exit codes, messages that name the culprit, plans, and no traceback anywhere."""
 
 import json
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from finetune import cli
 from finetune.config import Job
@@ -146,7 +150,7 @@ def test_train_then_generate(ft: Run, imgs: Path, base: Path, tmp_path: Path) ->
     assert code == 0 and Path(summary["adapter"]) == Path("out/x.safetensors")
     for name in ("run.yaml", "metrics.jsonl", "summary.json", "x-best.safetensors"):
         assert (tmp_path / "out" / name).exists(), name
-    assert {p.name for p in (tmp_path / "out" / "samples").iterdir()} >= {"step-000000-0.png", "step-000001.png", "step-000002.png"}
+    assert {p.name for p in (tmp_path / "out" / "samples").iterdir()} >= {"step-000001.png", "step-000002.png"}
     metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert len(metrics[-1]["held_out_by_timestep"]) == 5 and "held_out_change_low" in metrics[-1]
     code, out, _ = ft("generate", "--adapter", "out/x.safetensors:0.5", "--prompt", "a", "--count", 2, "--steps", 2, "--grid", "--json")
@@ -209,3 +213,84 @@ def test_what_the_hub_answers_is_an_access_error(ft: Run, imgs: Path, monkeypatc
 def test_tensorboard(ft: Run, imgs: Path, base: Path, tmp_path: Path) -> None:
     code, _, _ = ft("lora", "--data", imgs, "--base", base, "--steps", 1, "--tensorboard", "--out", "out")
     assert code == 0 and list((tmp_path / "out" / "tensorboard").glob("events.*"))
+
+
+def test_an_adapter_of_another_shape_or_of_other_weights_is_refused(ft: Run, imgs: Path, base: Path, tmp_path: Path) -> None:
+    ft("lora", "--data", imgs, "--base", base, "--steps", 1, "--out", "out")
+    words = ("generate", "--adapter", "out/lora.safetensors", "--prompt", "x", "--steps", 1)
+    code, _, err = ft(*words, "--base", "tiny")
+    assert code == 3 and "tiny has another width at lora_unet_" in err
+    changed = shutil.copytree(base, tmp_path / base.name)
+    state = load_file(changed / "unet" / "diffusion_pytorch_model.safetensors")
+    next(iter(state.values())).view(-1)[0] += 1
+    save_file(state, changed / "unet" / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "out" / "run.yaml").write_text(f"model: {{base: {changed}}}\ndata: {{path: x}}\n")
+    code, _, err = ft(*words)
+    assert code == 3 and "trained on other weights" in err
+    assert ft(*words, "--base", changed)[0] == 0, "asked for by name, it is used"
+
+
+def test_a_base_that_is_not_whole_is_refused(ft: Run, imgs: Path, base: Path, tmp_path: Path) -> None:
+    for part, file in (
+        ("unet", "diffusion_pytorch_model.safetensors"),
+        ("text_encoder", "model.safetensors"),
+        ("tokenizer", "tokenizer.json"),
+    ):
+        broken = shutil.copytree(base, tmp_path / part)
+        (broken / part / file).unlink()
+        code, _, err = ft("lora", "--data", imgs, "--base", broken)
+        assert code == 4 and part in err, err
+    broken = shutil.copytree(base, tmp_path / "cut")
+    (broken / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 50)
+    code, _, err = ft("lora", "--data", imgs, "--base", broken)
+    assert code == 4 and "cannot load vae" in err
+    assert ft("lora", "--data", imgs, "--base", "my models/sd")[0] == 4
+
+
+def test_half_precision_trains_and_draws(ft: Run, imgs: Path, base: Path, tmp_path: Path) -> None:
+    words = ("lora", "--data", imgs, "--base", base, "--steps", 2, "--precision", "bf16", "--sample-prompt", "a", "--sample-every", 1)
+    code, _, err = ft(*words, "--out", "out")
+    assert code == 0, err
+    code, _, err = ft("generate", "--adapter", "out/lora.safetensors", "--prompt", "x", "--steps", 1)
+    assert code == 0, "the file names the base by its bytes, whatever the precision it was trained in"
+    from finetune.families import load, source
+    from finetune.sampling import draw
+
+    for dtype in (torch.bfloat16, torch.float16):  # what an accelerator draws with
+        family = load.family(source.resolve(str(base)), dtype=dtype)
+        pair = (family.text(["a"])[0], family.unconditional())
+        assert draw.draw(family, family.pipeline(), [pair], [0], 2, 3.0, 16)[0].size == (16, 16)
+
+
+def test_plausible_settings_do_not_crash(ft: Run, imgs: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("lora", "--data", imgs, "--base", base, "--steps", 1)
+    assert ft(*words, "--seed", 2**40, "--set", "data.holdout=0.1", "--set", "data.trigger=7")[0] == 0
+    metrics = (tmp_path / "runs" / "lora" / "metrics.jsonl").read_text()
+    assert "Infinity" not in metrics and "NaN" not in metrics
+    code, _, err = ft(*words, "--set", "optim.betas=[0.9, 1.0]")
+    assert code == 2 and "optim.betas" in err
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    code, _, err = ft(*words, "--tensorboard", "--out", "other")
+    assert code == 2 and "tensorboard is not installed" in err
+
+
+def test_captions_cannot_steer_the_terminal(ft: Run, base: Path, tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "a", 2)
+    (root / "00.txt").write_text("\x1b[2J a caption that is longer than the window of the text encoder", encoding="utf-8")
+    code, out, err = ft("lora", "--data", root, "--base", base, "--dry-run")
+    assert code == 0 and "\x1b" not in out + err and "is cut to" in out
+    code, out, err = ft("lora", "--data", root, "--base", base, "--steps", 1)
+    assert code == 0 and "\x1b" not in out + err
+
+
+def test_a_full_disk_is_a_resource_error(ft: Run, imgs: Path, base: Path) -> None:
+    resource = pytest.importorskip("resource")
+    ft("lora", "--data", imgs, "--base", base, "--steps", 1, "--out", "warm")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        code, _, err = ft("lora", "--data", imgs, "--base", base, "--steps", 1, "--out", "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 5 and "cannot write" in err

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image, ImageCms
+from safetensors.torch import load_file, save_file
 
 from finetune.data import decode, folder
 from finetune.data.cache import Cache
@@ -155,15 +157,31 @@ def test_a_pictures_side_never_changes(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def family(base: Path) -> load.Family:
-    return load.family(source.resolve(str(base)))
+def own(base: Path, tmp_path: Path) -> Path:
+    """A copy of the base that a test may change."""
+    return shutil.copytree(base, tmp_path / "own")
 
 
-def test_a_cache_entry_is_never_stale(family: load.Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def family(own: Path) -> load.Family:
+    return load.family(source.resolve(str(own)))
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def change_weights(path: Path) -> None:
+    state = load_file(path)
+    next(iter(state.values())).view(-1)[0] += 1e-3
+    save_file(state, path)
+
+
+def test_a_cache_entry_is_never_stale(own: Path, tmp_path: Path) -> None:
     root, cache = tiny.folder(tmp_path / "imgs", 3), Cache(tmp_path / "cache")
 
     def misses(side: int = 16, background: str = "white") -> int:
-        before = cache.misses
+        before, family = cache.misses, load.family(source.resolve(str(own)))
         samples = folder.scan(root, None, None, background).samples
         encode_pictures(family, samples, side, background, cache, lambda: None)
         return cache.misses - before
@@ -173,19 +191,29 @@ def test_a_cache_entry_is_never_stale(family: load.Family, tmp_path: Path, monke
     assert misses(background="black") == 3, "another background"
     tiny.picture(77).save(root / "01.png")
     assert misses() == 1, "an edited picture"
-    with torch.no_grad():
-        next(family.load("vae").parameters()).add_(1e-3)
+    change_weights(own / "vae" / "diffusion_pytorch_model.safetensors")
     assert misses() == 3, "another autoencoder"
-    before = cache.misses
-    captions = ["a", "b"]
-    encode_captions(family, captions, cache, lambda: None)
-    encode_captions(family, [*captions, "c"], cache, lambda: None)
-    assert cache.misses - before == 4, "'', a, b, then c alone"
-    with torch.no_grad():
-        next(family.load("text_encoder").parameters()).add_(1e-3)
-    before = cache.misses
-    encode_captions(family, captions, cache, lambda: None)
-    assert cache.misses - before == 3, "another text encoder"
+    change(own / "vae" / "config.json", scaling_factor=0.7)
+    assert misses() == 3, "another scale of the latents"
+
+    def caption_misses(*captions: str) -> int:
+        before, family = cache.misses, load.family(source.resolve(str(own)))
+        encode_captions(family, captions, cache, lambda: None)
+        return cache.misses - before
+
+    assert (caption_misses("a", "b"), caption_misses("a", "b", "c")) == (3, 1), "'', a, b, then c alone"
+    change_weights(own / "text_encoder" / "model.safetensors")
+    assert caption_misses("a", "b") == 3, "another text encoder"
+    change(own / "tokenizer" / "tokenizer_config.json", model_max_length=11)
+    assert caption_misses("a", "b") == 3, "another tokenizer"
+
+
+def test_a_picture_that_changes_under_way_is_refused(family: load.Family, tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "imgs", 1)
+    samples = folder.scan(root, None, None, "white").samples
+    tiny.picture(77).save(root / "00.png")
+    with pytest.raises(DataError, match=r"00\.png: changed while the run was starting"):
+        encode_pictures(family, samples, 16, "white", Cache(tmp_path / "cache"), lambda: None)
 
 
 def test_a_damaged_cache_entry_is_made_again(family: load.Family, tmp_path: Path) -> None:
@@ -204,7 +232,7 @@ def test_a_caption_stays_with_its_picture_under_shuffling(settings: Callable[...
 
     runner = Runner(config.parse(settings(data={"caption_dropout": 0}, optim={"batch": 3, "accumulate": 2})))
     runner.prepare()
-    runner.base_sha = ""
+    runner.encode()
     training, _ = runner.assemble(runner.family.load("unet"))
     latents, texts, seen = runner.encoded.latents, runner.encoded.texts, set()
     for step in range(4):
@@ -225,6 +253,7 @@ def test_caption_dropout_puts_what_inference_uses(settings: Callable[..., dict[s
 
     runner = Runner(config.parse(settings()))
     runner.prepare()
+    runner.encode()
     empty = runner.family.text([""])[0]["hidden"]
     slots = [Slot(i % 7, i, 1.0) for i in range(200)]
 
@@ -233,3 +262,26 @@ def test_caption_dropout_puts_what_inference_uses(settings: Callable[..., dict[s
 
     assert (share(0.0), share(1.0)) == (0, 1)
     assert abs(share(0.25) - 0.25) < 0.1
+
+
+def test_what_lies_in_a_runs_folder_is_not_trained_on(tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "imgs", 2)
+    tiny.picture(5).save((root / "runs" / "lora" / "samples").mkdir(parents=True) or root / "runs" / "lora" / "samples" / "x.png")
+    (root / "runs" / "lora" / "run.yaml").write_text("")
+    found = folder.scan(root, None, None, "white")
+    assert len(found.samples) == 2 and found.notes["file not used, as it lies in the folder of a run"] == 2
+
+
+def test_a_trigger_is_a_whole_word(tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "imgs", 2)
+    (root / "00.txt").write_text("category of disc")
+    (root / "01.txt").write_text("cat on a disc")
+    assert [s.caption for s in folder.scan(root, None, "cat", "white").samples] == ["cat, category of disc", "cat on a disc"]
+
+
+def test_a_small_folder_always_has_a_held_out_picture(tmp_path: Path) -> None:
+    for count in (2, 3, 5):
+        train, held = folder.split(
+            folder.scan(tiny.folder(tmp_path / str(count), count), None, None, "white"), "0.001", None, None, "white"
+        )
+        assert len(held) == 1 and len(train) == count - 1

@@ -1,6 +1,7 @@
 """Every layout has the effect of the trained model through its own readers, with alpha different from rank."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,20 @@ def test_damaged_files_are_refused_by_name(content: bytes, message: str, tmp_pat
     with pytest.raises(DataError, match=message) as error:
         adapter_file.read(path)
     assert "x.safetensors" in error.value.message
+
+
+def test_a_peft_folder_of_another_tool_has_its_own_strength(trained: Any, base: Path, inputs: Inputs) -> None:
+    from peft import PeftModel
+
+    from finetune.families import load, source
+    from finetune.sampling import draw
+
+    path, _ = trained("peft")
+    written = json.loads((path / "adapter_config.json").read_text())
+    (path / "adapter_config.json").write_text(json.dumps(written | {"lora_alpha": 16}))
+    pipeline = load.family(source.resolve(str(base))).pipeline()
+    draw.apply(pipeline, adapter_file.read(path), "x")
+    assert (output(pipeline.unet, inputs) - output(PeftModel.from_pretrained(unet(base), path), inputs)).abs().max() < 1e-5
+    (path / "adapter_config.json").write_text(json.dumps(written | {"use_dora": True}))
+    with pytest.raises(DataError, match="use_dora is not understood"):
+        adapter_file.read(path)

@@ -96,8 +96,35 @@ def test_a_run_stops_at_a_loss_that_is_not_finite(train: Any, tmp_path: Path, mo
 
 def test_the_canary_stops_a_run_that_does_not_learn(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizer, "set_rate", lambda adamw, lr: [g.update(lr=0.0) for g in adamw.param_groups])
-    with pytest.raises(FinetuneError, match="64 of 64 trainable tensors did not move in 10 steps"):
+    with pytest.raises(FinetuneError, match="64 of 64 trainable tensors had no gradient or did not move in 10 steps"):
         train(optim={"steps": 12})
+
+
+def test_an_fp16_scaler_may_skip_but_not_for_ever() -> None:
+    class Fp16:
+        scaler = object()
+
+        @staticmethod
+        def reduce(tensor: torch.Tensor, how: str) -> torch.Tensor:
+            return tensor
+
+    class Names:
+        samples = (type("S", (), {"name": "00.png"})(),)
+
+    class Plan:
+        @staticmethod
+        def slots(step: int) -> list[Any]:
+            return [loop.Slot(0, 0, 1.0)]
+
+    state = loop.Training(None, Fp16(), None, None, {}, None, None, Plan(), Names(), None)  # type: ignore[arg-type]
+    good, bad = (torch.tensor(1.0), torch.tensor(0.0)), (torch.tensor(math.nan), torch.tensor(1.0))
+    seen = 0
+    with pytest.raises(FinetuneError, match=r"00\.png"):
+        for step in range(100):
+            state.ring += [(2 * step, *good), (2 * step + 1, *bad)]
+            assert loop.look(state) == 1.0, "the mean is over finite losses"
+            seen += 1
+    assert 20 <= seen < 40
 
 
 def test_masters_are_fp32_whatever_the_base(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:

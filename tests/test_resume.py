@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 from finetune import config
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, Stopped
 from finetune.training import checkpoint
+from finetune.training.run import Runner
+from finetune.training.run import train as run_train
 
 Train = Callable[..., dict[str, Any]]
 
@@ -114,3 +118,95 @@ def test_sigterm_saves_and_exits_143(settings: Callable[..., dict[str, Any]], tm
     assert process.returncode == 143
     assert "checkpoint saved" in said and "Traceback" not in said
     assert list(checkpoint.valid(out / "checkpoints"))
+
+
+# What an earlier run leaves
+
+
+def test_a_checkpoint_that_was_just_written_is_never_pruned(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(2)}
+    for step in (100, 200, 300):
+        checkpoint.save(tmp_path, step, tensors, {}, keep=3)
+    for step in (200, 300):
+        (tmp_path / f"step-{step:08d}" / "state.json").write_text("{}")
+    (tmp_path / ".tmp-step-00000300-1").mkdir()
+    checkpoint.save(tmp_path, 150, tensors, {}, keep=1)
+    assert [p.name for p in checkpoint.valid(tmp_path)] == ["step-00000150"]
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000150"]
+
+
+def test_a_run_that_died_before_its_first_checkpoint_leaves_nothing_behind(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "save", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train(method={"rank": 2}, data={"holdout": "0.4"}, run={"holdout_every": 1})
+    assert (tmp_path / "out" / "checkpoints" / "best.safetensors").exists()
+    monkeypatch.undo()
+    train()
+    lines = [json.loads(x) for x in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines] == [6] and not (tmp_path / "out" / "lora-best.safetensors").exists()
+
+
+def test_a_stop_at_a_measuring_step_loses_no_measurement(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    same = {"data": {"holdout": "0.4"}, "run": {"holdout_every": 3, "log_every": 100, "sample_prompt": ["x"], "sample_every": 3}}
+    whole = train(**same | {"run": same["run"] | {"out": str(tmp_path / "whole")}})
+    monkeypatch.setattr(
+        Runner, "stopping", lambda self: bool((self.polls == 2 and setattr(self.stop, "number", 15) is None) or count(self))
+    )
+    with pytest.raises(Stopped) as stopped:
+        train(**same)
+    assert stopped.value.exit_code == 143
+    monkeypatch.undo()
+    resumed = train(**same)
+    measured = [
+        [
+            (x["step"], x["held_out_loss"])
+            for x in map(json.loads, (tmp_path / n / "metrics.jsonl").read_text().splitlines())
+            if "held_out_loss" in x
+        ]
+        for n in ("whole", "out")
+    ]
+    assert measured[0] == measured[1] and [s for s, _ in measured[0]] == [0, 3, 6]
+    assert Path(resumed["best"]).read_bytes() == Path(whole["best"]).read_bytes()
+    pictures = [sorted(p.name for p in (tmp_path / n / "samples").iterdir()) for n in ("whole", "out")]
+    assert pictures[0] == pictures[1]
+
+
+def count(runner: Runner) -> bool:
+    runner.polls += 1
+    return False
+
+
+def test_new_prompts_are_not_shown_beside_another_prompts_picture(train: Train, tmp_path: Path) -> None:
+    train(run={"sample_prompt": ["red"]})
+    train(run={"sample_prompt": ["blue"]}, optim={"steps": 8})
+    samples = tmp_path / "out" / "samples"
+    assert len(list(samples.glob("step-000000-*.png"))) == 1
+    with Image.open(samples / "step-000008.png") as sheet, Image.open(samples / "step-000006.png") as with_base:
+        assert sheet.width < with_base.width, "there is no base picture of the new prompt"
+
+
+def test_a_longer_cosine_schedule_is_said(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    train(optim={"schedule": "cosine"})
+    train(optim={"schedule": "cosine", "steps": 8})
+    assert "the cosine schedule of 6 steps is now one of 8" in capsys.readouterr().err
+
+
+def test_fresh_removes_nothing_of_others(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name in ("samples/precious.png", "checkpoints/mine.txt", "lora.txt"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+    job = config.parse(settings())
+    first = run_train(job, fresh=True)
+    assert run_train(config.parse(settings(method={"rank": 2})), fresh=True)["steps"] == first["steps"]
+    assert all((out / n).read_text() == "mine" for n in ("samples/precious.png", "checkpoints/mine.txt", "lora.txt"))
+
+
+def test_a_peft_folder_replaces_no_other_folder(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "out" / "cats").mkdir(parents=True)
+    (tmp_path / "out" / "cats" / "tom.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="cats: is there already, and is no adapter"):
+        train(run={"name": "cats", "format": "peft"})
+    assert (tmp_path / "out" / "cats" / "tom.txt").read_text() == "mine"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from finetune import files
 from finetune.adapters import layouts
-from finetune.errors import DataError, FinetuneError
+from finetune.errors import ConfigError, DataError, FinetuneError
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 KEY = "ft.contract"
@@ -84,6 +84,8 @@ def export(pairs: layouts.Pairs, path: Path, layout: str, part: str, dtype: str,
     if layout == "diffusers":
         metadata["lora_adapter_metadata"] = layouts.diffusers_metadata(cast, part)
     if layout == "peft":
+        if path.exists() and not (path / "adapter_config.json").exists():
+            raise ConfigError(f"{path}: is there already, and is no adapter", "choose another --name")
         files.write(path, lambda p: _peft_folder(p, state, metadata, layouts.peft_config(cast, base)))
     else:
         files.write_bytes(path, files.safetensors(state, metadata))
@@ -147,5 +149,22 @@ def read(path: Path) -> Adapter:
             raise DataError(f"{path}: {stem} has no matching {layout.up}")
         if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
             raise DataError(f"{path}: {stem} holds numbers that are not finite")
-    pairs = {s: (state[s + layout.down], state[s + layout.up]) for s in stems}
+    scale = _peft_strength(path / "adapter_config.json") if path.is_dir() else 1.0
+    pairs = {s: (state[s + layout.down], state[s + layout.up] * scale if scale != 1 else state[s + layout.up]) for s in stems}
     return Adapter(path, name, pairs, metadata)
+
+
+def _peft_strength(path: Path) -> float:
+    """lora_alpha / r of a PEFT folder.
+
+    Raises:
+        DataError: no readable config, or one with more than one strength.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        strength = float(config["lora_alpha"]) / float(config["r"])
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as e:
+        raise DataError(f"{path}: no readable r and lora_alpha ({e})") from e
+    if odd := [k for k in ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora") if config.get(k)]:
+        raise DataError(f"{path}: {', '.join(odd)} is not understood here", "load it with PEFT itself")
+    return strength

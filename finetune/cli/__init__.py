@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 from typing import Any
 
@@ -10,7 +9,7 @@ import typer
 
 from finetune import __version__
 from finetune.cli import demo, generate, lora, models, settings
-from finetune.errors import ConfigError, FinetuneError
+from finetune.errors import ConfigError, FinetuneError, plain
 
 app = typer.Typer(
     name="ft",
@@ -25,8 +24,6 @@ app.command("generate")(generate.command)
 app.command("demo")(demo.command)
 app.command("models")(models.command)
 app.command("config")(settings.command)
-
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def _version(value: bool) -> None:
@@ -43,9 +40,9 @@ def root(version: bool = typer.Option(False, "--version", callback=_version, is_
 def report(error: FinetuneError) -> int:
     """`error: ...` and `hint: ...` on stderr, control characters removed; returns the exit code."""
     if int(os.environ.get("RANK", 0)) == 0 or error.exit_code == 1:
-        print(f"error: {CONTROL.sub('?', error.message)}", file=sys.stderr)
+        print(f"error: {plain(error.message)}", file=sys.stderr)
         if error.hint:
-            print(f"hint: {CONTROL.sub('?', error.hint)}", file=sys.stderr)
+            print(f"hint: {plain(error.hint)}", file=sys.stderr)
     return error.exit_code
 
 
@@ -65,7 +62,8 @@ def run(arguments: list[str] | None = None) -> int:
     except MemoryError:
         return report(_out_of_memory("out of memory"))
     except RuntimeError as e:
-        if type(e).__name__ != "OutOfMemoryError":
+        # torch.OutOfMemoryError on accelerators; on a CPU a bare RuntimeError
+        if type(e).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator" not in str(e):
             raise
         return report(_out_of_memory(str(e).split(". ")[0]))
 

@@ -15,6 +15,7 @@ SUBJECTS = ("fox face", "rabbit face", "tulip", "pear", "lemon", "bus", "taxi", 
 def command(
     out: Annotated[Path, typer.Option("--out", help="output folder")] = Path("runs/demo"),
     steps: Annotated[int, typer.Option("--steps", min=1, help="training steps")] = 300,
+    fresh: Annotated[bool, typer.Option("--fresh", help="start over, removing what an earlier demo in --out wrote")] = False,
     json_: Annotated[bool, typer.Option("--json", help="print one JSON object at the end")] = False,
 ) -> None:
     """Train a LoRA of a 3D style on the embedded base and draw a before/after sheet. About a minute on two CPU cores."""
@@ -22,7 +23,7 @@ def command(
     from finetune.training.demo import demo
 
     began = time.monotonic()
-    made: dict[str, Any] = demo(out, steps, SUBJECTS, STYLE, lambda text: print(text, file=sys.stderr))
+    made: dict[str, Any] = demo(out, steps, fresh, SUBJECTS, STYLE, lambda text: print(text, file=sys.stderr))
     made["seconds"] = round(time.monotonic() - began, 1)
     if json_:
         cli.emit(made)

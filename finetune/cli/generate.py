@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, plain
 
 
 def command(
@@ -42,6 +42,6 @@ def command(
     from finetune.sampling.generate import Request, generate
 
     request = Request(prompt, adapter or [], base, negative, scheduler, steps, guidance, seed, count, resolution, grid, out)
-    for picture in generate(request, lambda text: print(text, file=sys.stderr)):
+    for picture in generate(request, lambda text: print(plain(text), file=sys.stderr)):
         if json_:
             cli.emit(picture)

@@ -8,6 +8,7 @@ import typer
 from finetune.cli import flags
 from finetune.config import Job, read_yaml, resolve
 from finetune.config.load import Settings, merge, user_config
+from finetune.errors import plain
 
 
 def command(
@@ -29,7 +30,7 @@ def command(
         from finetune.training import plan
 
         made = plan.plan(job)
-        cli.emit(made.facts) if json_ else print(made.text)
+        cli.emit(made.facts) if json_ else print(plain(made.text))
         return
     from finetune.training import launch
 

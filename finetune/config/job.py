@@ -11,7 +11,7 @@ Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True)
 
 
 class Model(Section):
@@ -79,7 +79,9 @@ class Optim(Section):
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="shape of the learning rate after warmup")
     warmup: Annotated[int, Field(ge=0)] = Field(0, description="optimizer steps of linear warmup")
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="AdamW's decoupled weight decay")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's moment decays")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="AdamW's moment decays"
+    )
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradients are clipped to this norm, once a step")
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="decay of averaged weights, which are then what is written (off)"

@@ -1,7 +1,7 @@
 """One decoder for every picture: orientation, depth, colour profile, transparency, then a square crop."""
 
+import hashlib
 import io
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 # The file's bytes decide, not its name; EPS and other formats that run programs are not among them.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "MPO")
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif"}
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif"}
+MOST_PIXELS = 89_478_485  # Pillow warns above it
 VERSION = 1  # part of every cache key: raise it when the same file would decode to other pixels
 
 
@@ -33,17 +34,16 @@ def decode(data: bytes, name: str, background: str = "white") -> Decoded:
     """
     notes: list[str] = []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)
-            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if getattr(image, "n_frames", 1) > 1:
-                notes.append("animated: first frame")
-            image.load()
-            image = _upright(image, notes)
-            image = _eight_bits(image, notes)
-            image = _srgb(image, notes)
-            image = _opaque(image, background, notes)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MOST_PIXELS:
+            raise Image.DecompressionBombError
+        if getattr(image, "n_frames", 1) > 1:
+            notes.append("animated: first frame")
+        image.load()
+        image = _upright(image, notes)
+        image = _eight_bits(image, notes)
+        image = _srgb(image, notes)
+        image = _opaque(image, background, notes)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise DataError(f"{name}: more pixels than a picture should have", "scale it down") from e
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, RuntimeError and more on damaged files
@@ -117,6 +117,13 @@ def to_tensor(image: Image.Image) -> "Tensor":
     return torch.from_numpy(np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1.0)
 
 
-def load(path: Path, background: str, side: int) -> "Tensor":
-    """One training picture, [3, side, side] in [-1, 1]."""
-    return to_tensor(square(decode(path.read_bytes(), path.name, background).image, side))
+def load(path: Path, content: str, background: str, side: int) -> "Tensor":
+    """One training picture, [3, side, side] in [-1, 1].
+
+    Raises:
+        DataError: its bytes no longer have the sha256 `content`.
+    """
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != content:
+        raise DataError(f"{path}: changed while the run was starting", "run the command again")
+    return to_tensor(square(decode(data, path.name, background).image, side))

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 Text = dict[str, Tensor]
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Without a wait: on CUDA the copy is asynchronous, which takes pinned memory."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch on the CPU: x_0 and noise [B, C, H, W] fp32, t [B] int64, a text a slot, weights [B]."""
@@ -63,7 +70,7 @@ def encode_pictures(
         key = Cache.key(image=sample.content, decoder=decode.VERSION, side=side, background=background, vae=weights)
         entry = cache.get(key)
         if entry is None:
-            mean, deviation = family.encode(decode.load(sample.path, background, side)[None])
+            mean, deviation = family.encode(decode.load(sample.path, sample.content, background, side)[None])
             entry = {"mean": mean[0].cpu(), "deviation": deviation[0].cpu()}
             cache.put(key, entry)
         out[sample.content] = (entry["mean"], entry["deviation"])

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -108,9 +109,13 @@ def _inside(folder: Path, path: Path) -> bool:
 
 def _pictures(folder: Path, found: Found) -> list[Path]:
     paths = []
+    runs = [p.parent for p in folder.rglob("run.yaml")]  # with --data . the next run would train on the samples of the last
     for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
         name = path.relative_to(folder).as_posix()
         if path.is_dir() or any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if any(path.is_relative_to(r) for r in runs):
+            found.notes["file not used, as it lies in the folder of a run"] += 1
             continue
         if not _inside(folder, path):
             found.dropped[name] = "a link that leaves the folder"
@@ -128,6 +133,8 @@ def _listed_pictures(folder: Path, listed: dict[str, str], found: Found) -> Iter
             yield path
         else:
             found.dropped[name] = "not in the metadata file"
+    for name in listed.keys() - {p.relative_to(folder).as_posix() for p in _pictures(folder, Found([]))}:
+        found.dropped.setdefault(name, "listed in the metadata file, but not a picture that is read")
 
 
 def _metadata(folder: Path) -> dict[str, str] | None:
@@ -154,7 +161,7 @@ def _metadata(folder: Path) -> dict[str, str] | None:
 
 def _json_lines(path: Path, text: str) -> list[dict[str, object]]:
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -186,7 +193,7 @@ def _caption(path: Path, name: str, one: str | None, listed: dict[str, str] | No
         text = listed[name]
     else:
         text = " ".join(_utf8(sidecar).split()) if sidecar.exists() else None
-    if trigger and not (text or "").startswith(trigger):
+    if trigger and not re.match(rf"{re.escape(trigger)}(?!\w)", text or ""):
         text = f"{trigger}, {text}" if text else trigger
     return text or None
 
@@ -214,11 +221,15 @@ def split(
     except ValueError:
         other = scan(Path(holdout).expanduser(), caption, trigger, background)
         known = {s.content for s in other.samples}
+        found.dropped |= {f"{holdout}/{name}": why for name, why in other.dropped.items()}
+        found.notes.update(other.notes)
         train = [s for s in found.samples if s.content not in known]
         if len(train) < len(found.samples):
             found.dropped |= {s.name: "also in the --holdout folder" for s in found.samples if s.content in known}
         return _both(train, other.samples, holdout)
-    held = [s for s in found.samples if keys.uniform("holdout", s.content) < fraction]
+    rank = {s.content: keys.uniform("holdout", s.content) for s in found.samples}
+    # Few pictures may all fall on one side: then the likeliest is held out.
+    held = [s for s in found.samples if rank[s.content] < max(fraction, min(rank.values()) + 1e-12)]
     return _both([s for s in found.samples if s not in held], held, holdout)
 
 

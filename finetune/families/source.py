@@ -1,17 +1,23 @@
 """Where a base is: a short name, a Hub id, a folder, or a single file, resolved to files on this disk. Torch-free."""
 
+import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.bases import TINY
 from finetune.errors import AccessError
-from finetune.families.spec import BASES, FAMILIES, FamilySpec
+from finetune.families.spec import BASES, FAMILIES, PARTS, FamilySpec
+from finetune.files import sha256
 
 CONFIG_FILES = ["model_index.json", "*/*.json", "*/*.txt"]
-WEIGHT_FILES = [*CONFIG_FILES, "*/*.safetensors", "*/*.model"]
+
+
+INCOMPLETE = "the base is incomplete; download it again, or check the folder"
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,41 @@ class Source:
         try:
             value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as e:
-            raise AccessError(f"{self.id}: cannot read {component}/{path.name}", "the base is incomplete; download it again") from e
+            raise AccessError(f"--base {self.id}: cannot read {component}/{path.name}", INCOMPLETE) from e
         return value
+
+    @contextmanager
+    def reading(self, component: str) -> Iterator[None]:
+        """What a library raises for a missing or damaged component, as an AccessError that names it."""
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
+            reason = (str(e).splitlines() or [type(e).__name__])[0]
+            raise AccessError(f"--base {self.id}: cannot load {component} ({reason})", INCOMPLETE) from e
+
+    def weights(self, component: str) -> list[Path]:
+        """The weight files of a component, in this variant.
+
+        Raises:
+            AccessError: there are none.
+        """
+        files = sorted((self.folder / component).glob("*.safetensors"))
+        chosen = [f for f in files if (self.variant in f.name.split(".")) == bool(self.variant)] if self.variant else files
+        if not chosen:
+            raise AccessError(f"--base {self.id}: no weights in {component}/", INCOMPLETE)
+        return chosen
+
+    def fingerprint(self, *components: str) -> str:
+        """sha256 over the names and bytes of the components' configs and weights."""
+        digest = hashlib.sha256()
+        for component in components:
+            texts = [p for kind in ("*.json", "*.txt") for p in (self.folder / component).glob(kind)]
+            weights = self.weights(component) if component in self.spec.parts else []
+            for path in sorted([*texts, *weights]):
+                digest.update(f"{component}/{path.name} {sha256(path)}\n".encode())
+        return digest.hexdigest()
 
 
 def default_base(user_choice: str | None, accelerator: bool) -> tuple[str, str]:
@@ -109,12 +148,14 @@ def _download(hub_id: str, revision: str | None, variant: str | None, weights: b
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    patterns = WEIGHT_FILES if weights else CONFIG_FILES
+    suffix = f"*.{variant}.safetensors" if variant else "*.safetensors"
+    patterns = CONFIG_FILES + ([f"{part}/{suffix}" for part in PARTS] if weights else [])
     try:
         folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except GatedRepoError as e:
@@ -123,6 +164,8 @@ def _download(hub_id: str, revision: str | None, variant: str | None, weights: b
         raise AccessError(f"--base {hub_id}: no revision {revision}", "check the branch, tag or commit after the @") from e
     except RepositoryNotFoundError as e:
         raise AccessError(f"--base {hub_id}: no such model on the Hub, or it is private", "check the name, or `hf auth login`") from e
+    except HFValidationError as e:
+        raise AccessError(f"--base {hub_id}: no such folder, and not a Hub id", "`ft models` lists the bases") from e
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
         hint = "connect once to download it, or use --base tiny, which ships with the package"
         raise AccessError(f"--base {hub_id}: not in the local cache, and the Hub cannot be reached", hint) from e

@@ -9,6 +9,7 @@ class FamilySpec:
     pipelines: tuple[str, ...]  # class names in model_index.json
     module: str  # where the family's class lives
     denoiser: str  # the folder of the network that adapters go into
+    parts: tuple[str, ...]  # the folders with weights that a run uses; others, such as a safety checker, stay where they are
     layout: str  # default layout of adapter files
     targets: dict[str, tuple[str, ...]]  # endings of module names, by the name of the choice
     inert: tuple[str, ...]  # endings of trainable tensors that may have no gradient
@@ -25,6 +26,7 @@ STABLE_DIFFUSION = FamilySpec(
     pipelines=("StableDiffusionPipeline",),
     module="finetune.families.stable_diffusion",
     denoiser="unet",
+    parts=("unet", "vae", "text_encoder"),
     layout="kohya",
     targets={
         "attention": ATTENTION,
@@ -47,6 +49,7 @@ STABLE_DIFFUSION = FamilySpec(
 )
 
 FAMILIES = (STABLE_DIFFUSION,)
+PARTS = tuple(sorted({part for spec in FAMILIES for part in spec.parts}))
 
 
 @dataclass(frozen=True)

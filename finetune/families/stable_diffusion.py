@@ -1,7 +1,5 @@
 """Stable Diffusion 1.x and 2.x: one CLIP text encoder, a U-Net, a KL autoencoder, a DDPM schedule."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -10,6 +8,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from finetune.data.encoded import to_device
 from finetune.families.source import Source
 from finetune.objectives.diffusion import Schedule
 
@@ -25,15 +24,25 @@ class StableDiffusion:
     def __init__(self, source: Source, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.source, self.spec, self.device, self.dtype = source, source.spec, torch.device(device), dtype
         self.components: dict[str, nn.Module] = {}
-        self.tokenizer = CLIPTokenizer.from_pretrained(source.folder / "tokenizer")
+        with source.reading("tokenizer"):
+            self.tokenizer = CLIPTokenizer.from_pretrained(source.folder / "tokenizer")
+            # Without its vocabulary file the class loads all the same, with two entries, and every caption reads alike.
+            rows = int(source.config("text_encoder")["vocab_size"])
+            if not 0.9 * rows < len(self.tokenizer) <= rows:
+                raise ValueError(f"its vocabulary has {len(self.tokenizer)} entries, the text encoder {rows}")
 
     def load(self, name: str) -> nn.Module:
-        """A frozen component. Encoders run in fp32 (a half-precision autoencoder turns black); the denoiser in `dtype`."""
+        """A frozen component. Encoders run in fp32 (a half-precision autoencoder turns black); the denoiser in `dtype`.
+
+        Raises:
+            AccessError: its weights are missing or damaged.
+        """
         if name not in self.components:
             dtype = self.dtype if name == self.spec.denoiser else torch.float32
-            module = COMPONENTS[name].from_pretrained(
-                self.source.folder / name, variant=self.source.variant, use_safetensors=True, dtype=dtype
-            )
+            with self.source.reading(name):
+                module = COMPONENTS[name].from_pretrained(
+                    self.source.folder / name, variant=self.source.variant, use_safetensors=True, dtype=dtype
+                )
             self.components[name] = cast(nn.Module, module.to(self.device).requires_grad_(False).eval())
         return self.components[name]
 
@@ -43,14 +52,8 @@ class StableDiffusion:
             torch.cuda.empty_cache()
 
     def fingerprint(self, name: str) -> str:
-        """sha256 over a component's names, shapes and numbers: what a cache of its outputs depends on."""
-        # The tokenizer's model alone: its padding and truncation change with every call.
-        words = json.loads(self.tokenizer.backend_tokenizer.to_str())["model"] if name == "text_encoder" else ""
-        digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode())
-        for key, value in sorted(self.load(name).state_dict().items()):
-            digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        """sha256 over a component's files: weights and config, for the text encoder also its tokenizer's."""
+        return self.source.fingerprint(*((name, "tokenizer") if name == "text_encoder" else (name,)))
 
     def schedule(self) -> Schedule:
         """The training noise of the model's own config, built as DDPM (an Euler scheduler's noise is another parametrisation)."""
@@ -87,22 +90,30 @@ class StableDiffusion:
         """What inference puts in the place of a caption: the empty one."""
         return self.text([""])[0]
 
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """[B, C, H/f, W/f] in the denoiser's units -> pixels [B, 3, H, W] in [-1, 1], fp32 on the CPU."""
+        vae: Any = self.load("vae")
+        scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+        with torch.autocast(self.device.type, enabled=False):
+            return cast(Tensor, vae.decode(latents.to(self.device, torch.float32) / scale + shift).sample.clamp(-1, 1).cpu())
+
     def cond(self, texts: Sequence[Text]) -> Cond:
-        return {"hidden": torch.stack([t["hidden"] for t in texts]).to(self.device, self.dtype)}
+        return {"hidden": to_device(torch.stack([t["hidden"] for t in texts]), self.device).to(self.dtype)}
 
     def predict(self, nets: Any, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The denoiser's output, shaped as `x_t` [B, C, H, W]; `t` is [B] in [0, T)."""
         return cast(Tensor, nets["denoiser"](x_t.to(self.dtype), t, encoder_hidden_states=cond["hidden"], return_dict=False)[0])
 
-    def pipeline(self, denoiser: nn.Module | None = None, sampler: str | None = None, texts: bool = True) -> Any:
-        """The inference pipeline over this base's components, or over another denoiser; `texts=False` for `prompt` below."""
+    def pipeline(self, denoiser: nn.Module | None = None, sampler: str | None = None) -> Any:
+        """The inference pipeline for encoded prompts (`prompt`) and latent output (`decode`): each part keeps its own precision."""
         import diffusers
 
         scheduler = getattr(diffusers, self.spec.samplers[sampler or self.spec.sampler])
         return StableDiffusionPipeline(
             vae=self.load("vae"),
-            text_encoder=self.load("text_encoder") if texts else None,
-            tokenizer=self.tokenizer if texts else None,
+            text_encoder=None,
+            tokenizer=None,
             unet=denoiser or self.load("unet"),
             scheduler=scheduler.from_config(self.source.config("scheduler")),
             safety_checker=None,
@@ -110,9 +121,9 @@ class StableDiffusion:
             requires_safety_checker=False,
         )
 
-    def prompt(self, text: Text, unconditional: Text) -> dict[str, Tensor]:
+    def prompt(self, text: Text, negative: Text) -> dict[str, Tensor]:
         """The pipeline's arguments for a caption that is encoded already."""
-        embeds = {"prompt_embeds": text, "negative_prompt_embeds": unconditional}
+        embeds = {"prompt_embeds": text, "negative_prompt_embeds": negative}
         return {k: self.cond([v])["hidden"] for k, v in embeds.items()}
 
     def labels(self) -> tuple[str, str]:

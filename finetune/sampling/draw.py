@@ -15,21 +15,30 @@ from PIL.PngImagePlugin import PngInfo
 from finetune import files
 from finetune.adapters.file import Adapter
 from finetune.data import keys
+from finetune.families.load import Family
+
+Text = dict[str, torch.Tensor]
 
 
 @torch.no_grad()
 def draw(
-    pipeline: Any, prompts: Sequence[Mapping[str, Any]], seeds: Sequence[int], steps: int, guidance: float, side: int
+    family: Family, pipeline: Any, prompts: Sequence[tuple[Text, Text]], seeds: Sequence[int], steps: int, guidance: float, side: int
 ) -> list[Image.Image]:
-    """One picture for each (prompt arguments, seed) pair; noise is drawn on the CPU, so every device starts from the same."""
+    """One picture for each encoded (prompt, negative) and seed; noise is drawn on the CPU, so every device starts from the same."""
     pipeline.set_progress_bar_config(disable=True)
     out = []
-    for arguments, seed in zip(prompts, seeds, strict=True):
-        generator = keys.generator(seed, "sample")
-        images = pipeline(
-            **arguments, generator=generator, num_inference_steps=steps, guidance_scale=guidance, height=side, width=side, output_type="pil"
-        ).images  # fmt: skip
-        out.append(images[0])
+    for (text, negative), seed in zip(prompts, seeds, strict=True):
+        latents = pipeline(
+            **family.prompt(text, negative),
+            generator=keys.generator(seed, "sample"),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=side,
+            width=side,
+            output_type="latent",
+        ).images
+        pixels = family.decode(latents)[0]
+        out.append(Image.fromarray(((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()))
     return out
 
 

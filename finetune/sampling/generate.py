@@ -1,19 +1,25 @@
 """Pictures from prompts and adapter files, held to what the files say about their use."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from finetune import files
 from finetune.adapters import file as adapter_file
-from finetune.adapters.file import Adapter, Contract
+from finetune.adapters import layouts
+from finetune.adapters.file import Adapter
 from finetune.config import read_yaml
 from finetune.errors import ConfigError, DataError
 from finetune.families import load, source
 from finetune.families.load import Family
 from finetune.families.spec import BASES
 from finetune.sampling import draw
+
+OTHER = "choose its base with --base"
 
 
 @dataclass(frozen=True)
@@ -75,54 +81,58 @@ def _named(adapter: Adapter) -> str:
     return contract.base + (f"@{contract.base_revision}" if contract.base_revision and "/" in contract.base else "")
 
 
-def check(family: Family, request: Request, contracts: Sequence[tuple[Path, Contract]]) -> str:
+def check(family: Family, request: Request, adapters: Sequence[Adapter]) -> str:
     """The sampler to use.
 
     Raises:
-        ConfigError: a sampler that is not legal for the family.
-        DataError: a base that contradicts an adapter's contract.
+        ConfigError: a sampler that is not legal for the family, or a side that the autoencoder cannot make.
+        DataError: a base that contradicts an adapter: another family, prediction type or shape, or without --base other weights.
     """
-    spec = family.spec
-    for path, contract in contracts:
+    spec, where = family.spec, family.source
+    contracts = [(a, a.contract) for a in adapters if a.contract]
+    for adapter, contract in contracts:
         if contract.family != spec.name:
-            raise DataError(f"{path}: trained for {contract.family}, and {family.source.id} is {spec.name}", "choose its base with --base")
+            raise DataError(f"{adapter.path}: trained for {contract.family}, and {where.id} is {spec.name}", OTHER)
         here = family.schedule().prediction_type
         if contract.prediction_type != here:
-            raise DataError(
-                f"{path}: trained for {contract.prediction_type}, and {family.source.id} predicts {here}", "choose its base with --base"
-            )
+            raise DataError(f"{adapter.path}: trained for {contract.prediction_type}, and {where.id} predicts {here}", OTHER)
+    shapes = {n: m.weight.shape for n, m in family.skeleton().named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    for adapter in adapters:
+        layout = layouts.LAYOUTS[adapter.layout]
+        fits = {layout.stem(spec.denoiser, n): (shape[0], shape[1]) for n, shape in shapes.items()}
+        for stem, (down, up) in adapter.pairs.items():
+            if fits.get(stem) != (up.shape[0], down.shape[1]):
+                what = f"has no layer for {stem}" if stem not in fits else f"has another width at {stem}"
+                raise DataError(f"{adapter.path}: {where.id} {what}", OTHER)
+    if not request.base and any(c.base_sha256 != family.fingerprint(spec.denoiser) for _, c in contracts):
+        raise DataError(f"{adapters[0].path}: trained on other weights than this {where.id}", f"--base {where.id} uses it all the same")
     sampler = request.sampler or (contracts[0][1].sampler if contracts else spec.sampler)
     if sampler not in spec.samplers:
         raise ConfigError(f"--scheduler {sampler}: not for {spec.name}; legal are {', '.join(spec.samplers)}")
-    if sampler == "lcm" and not any("lcm" in name.lower() for name in (family.source.id, *request.adapters)):
+    if sampler == "lcm" and not any("lcm" in name.lower() for name in (where.id, *request.adapters)):
         raise ConfigError("--scheduler lcm: needs weights distilled for it; this base and these adapters are not", "leave it out")
     return sampler
 
 
-def generate(request: Request, say: Any) -> list[dict[str, Any]]:
+def generate(request: Request, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Draws every prompt `count` times, writes PNGs, and returns their paths and parameters."""
-    import torch
-
     files.check_writable(request.out)
     chosen = [parse_adapter(a) for a in request.adapters]
     adapters = [adapter_file.read(path) for path, _ in chosen]
     where = source.resolve(choose_base(request, adapters))
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    assert device is not None  # noqa: S101
-    family = load.family(where, device, torch.float32 if device.type == "cpu" else torch.float16)
-    contracts = [(a.path, c) for a in adapters if (c := a.contract)]
-    sampler = check(family, request, contracts)
-    sha = family.fingerprint(where.spec.denoiser) if contracts and family.dtype == torch.float32 else None
-    for path, contract in contracts:
-        if sha and contract.base_sha256 != sha:
-            say(f"note: {path} was trained on other weights than this {where.id}")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    family = load.family(where, device or "cpu", torch.float16 if device else torch.float32)
+    sampler = check(family, request, adapters)
+    texts = {p: family.text([p])[0] for p in {*request.prompts, request.negative}}
+    family.free("text_encoder")
     pipeline = family.pipeline(sampler=sampler)
     names = [f"adapter-{i}" for i in range(len(adapters))]
     for name, adapter in zip(names, adapters, strict=True):
         draw.apply(pipeline, adapter, name)
     if names:
         pipeline.set_adapters(names, [weight for _, weight in chosen])
-    first = contracts[0][1] if contracts else None
+    contracts = [c for a in adapters if (c := a.contract)]
+    first = contracts[0] if contracts else None
     steps = request.steps or (first.steps if first else where.spec.sample_steps)
     guidance = request.guidance if request.guidance is not None else first.guidance if first else where.guidance or where.spec.guidance
     side = request.resolution or (first.resolution if first else family.resolution)
@@ -131,8 +141,8 @@ def generate(request: Request, say: Any) -> list[dict[str, Any]]:
     written, rows = [], []
     for p, prompt in enumerate(request.prompts):
         seeds = [request.seed + i for i in range(request.count)]
-        arguments = [{"prompt": prompt, "negative_prompt": request.negative}] * request.count
-        images = draw.draw(pipeline, arguments, seeds, steps, guidance, side)
+        pair = (texts[prompt], texts[request.negative])
+        images = draw.draw(family, pipeline, [pair] * request.count, seeds, steps, guidance, side)
         rows.append((prompt[:40], images))
         for seed, image in zip(seeds, images, strict=True):
             parameters = {

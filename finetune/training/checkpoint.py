@@ -24,21 +24,25 @@ def steps(root: Path) -> list[int]:
     return sorted((int(n) for n in found if n.isdigit()), reverse=True)
 
 
-def save(root: Path, step: int, tensors: State, facts: dict[str, Any], keep: int) -> Path:
-    """Writes one checkpoint, then removes all but the newest `keep` valid ones (and `keep_steps` named in facts)."""
+def save(root: Path, step: int, tensors: State, more: dict[str, Any], keep: int) -> Path:
+    """Writes one checkpoint, then removes what is not worth keeping: older ones than the newest `keep`, later ones (left from
+    before a fall back to this step), and what a killed save left half-written."""
 
     def fill(folder: Path) -> None:
         folder.mkdir()
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / "state.safetensors")
-        (folder / "state.json").write_text(json.dumps({"step": step} | facts, sort_keys=True), encoding="utf-8")
+        (folder / "state.json").write_text(json.dumps({"step": step} | more, sort_keys=True), encoding="utf-8")
         parts = ["state.safetensors", "state.json"]
         manifest = {p: {"size": (folder / p).stat().st_size, "sha256": files.sha256(folder / p)} for p in parts}
         (folder / "manifest.json").write_text(json.dumps(manifest, sort_keys=True), encoding="utf-8")
 
     folder = _folder(root, step)
     files.write(folder, fill)
-    for old in steps(root)[keep:]:
+    found = steps(root)
+    for old in [s for s in found if s > step] + [s for s in found if s <= step][keep:]:
         shutil.rmtree(_folder(root, old), ignore_errors=True)
+    for half in [*root.glob(".tmp-step-*"), *root.glob(".old-step-*")]:
+        shutil.rmtree(half, ignore_errors=True)
     return folder
 
 
@@ -58,7 +62,12 @@ def valid(root: Path) -> Iterator[Path]:
     return (f for f in (_folder(root, s) for s in steps(root)) if is_valid(f))
 
 
+def facts(folder: Path) -> dict[str, Any]:
+    """What was saved beside the tensors, and the `step`."""
+    found: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return found
+
+
 def load(folder: Path) -> tuple[State, dict[str, Any]]:
-    """The tensors on the CPU, and the facts with their `step`."""
-    facts: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return load_file(folder / "state.safetensors"), facts
+    """The tensors on the CPU, and the facts."""
+    return load_file(folder / "state.safetensors"), facts(folder)

@@ -11,7 +11,7 @@ from finetune.sampling.generate import Request, generate
 from finetune.training.run import train
 
 
-def demo(out: Path, steps: int, subjects: Sequence[str], style: str, say: Callable[[str], None]) -> dict[str, Any]:
+def demo(out: Path, steps: int, fresh: bool, subjects: Sequence[str], style: str, say: Callable[[str], None]) -> dict[str, Any]:
     """Returns the paths of the adapter and of the sheet. Settings: those of `recipes/tiny-style.yaml`."""
     job = config.parse(
         {
@@ -21,7 +21,7 @@ def demo(out: Path, steps: int, subjects: Sequence[str], style: str, say: Callab
             "run": {"out": str(out), "name": "fluent"},
         }
     )
-    summary = train(job)
+    summary = train(job, fresh)
     prompts = [f"{s}, {style}" for s in subjects]
     before = generate(Request(prompts, base="tiny", out=out / "before", seed=1), lambda text: None)
     after = generate(Request(prompts, [summary["adapter"]], out=out / "after", seed=1), lambda text: None)

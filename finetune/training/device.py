@@ -22,7 +22,7 @@ def precision(job: Job, device: torch.device) -> str:
     if job.run.precision != "auto":
         return job.run.precision
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "no"
 
 

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from finetune.config.job import Job
 from finetune.data import keys
-from finetune.data.encoded import Batch, Encoded
+from finetune.data.encoded import Batch, Encoded, to_device
 from finetune.data.plan import IndexPlan, Slot
 from finetune.errors import FinetuneError
 from finetune.families.load import Family
 from finetune.objectives.diffusion import Diffusion
 from finetune.training import checkpoint, optimizer
 
-CANARY_STEPS = 10  # applied steps after which every trainable tensor must have moved
+CANARY_STEPS = 10  # after which every trainable tensor must have had a gradient and moved
+MOST_SKIPPED = 20  # updates that an fp16 scaler may drop, besides one in twenty
 
 
 class Step(nn.Module):
@@ -46,6 +47,8 @@ class Training:
     encoded: Encoded
     shadow: list[Tensor] | None  # averaged weights
     ring: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)  # step, loss, dropped: on the device until looked at
+    had_gradient: dict[str, Tensor] | None = None  # for the canary: whether each tensor has had one that is not 0
+    skipped: int = 0  # updates that an fp16 scaler dropped, since the start
 
     def state(self) -> checkpoint.State:
         out: checkpoint.State = {f"trainable/{n}": p for n, p in self.trainable.items()}
@@ -79,9 +82,9 @@ def loss_sum(run: Training, batch: Batch) -> Tensor:
     """Sum over the micro-batch of each picture's weighted mean error; the caller divides by the weight of the whole step."""
     device = run.accelerator.device
     cond = run.family.cond(batch.texts)
-    x_0, noise, t = (v.to(device, non_blocking=True) for v in (batch.x_0, batch.noise, batch.t))
+    x_0, noise, t, weights = (to_device(v, device) for v in (batch.x_0, batch.noise, batch.t, batch.weights))
     error = run.objective(lambda x_t, t: run.module(x_t, t, cond), x_0, noise, t)
-    return (error.flatten(1).mean(1) * batch.weights.to(device, non_blocking=True)).sum()
+    return (error.flatten(1).mean(1) * weights).sum()
 
 
 def gradient(run: Training, step: int) -> Tensor:
@@ -110,6 +113,10 @@ def update(run: Training, step: int) -> Tensor:
         dropped = optimizer.guard(run._inner, norm)
     else:
         dropped = (~torch.isfinite(norm)).float()  # the scaler skips such a step itself
+    if run.had_gradient is not None:
+        for name, p in run.trainable.items():
+            if p.grad is not None:
+                run.had_gradient[name] |= (p.grad != 0).any() & (dropped == 0)
     run.adamw.step()
     run.adamw.zero_grad(set_to_none=True)
     if run.shadow and job.optim.ema:
@@ -134,8 +141,11 @@ def look(run: Training) -> float:
     )
     run.ring.clear()
     bad = [s for s, loss, d in zip(steps, losses, dropped, strict=True) if d > 0 or not torch.isfinite(loss)]
-    fp16_search = run.accelerator.scaler is not None and len(bad) <= max(3, len(steps) // 2)
-    if bad and not fp16_search:
+    if bad and run.accelerator.scaler is not None:
+        run.skipped += len(bad)  # the scaler looks for its scale: normal at first, and then now and again
+        if run.skipped <= MOST_SKIPPED + steps[-1] // 20:
+            return float(losses[torch.isfinite(losses)].mean())
+    if bad:
         names = sorted({run.encoded.samples[s.sample].name for s in run.plan.slots(bad[0]) if s.weight})
         raise FinetuneError(
             f"the loss or its gradient was not finite at step {bad[0] + 1}, with {', '.join(names)}; the weights were left as they were",
@@ -145,15 +155,16 @@ def look(run: Training) -> float:
 
 
 def check_moved(run: Training, before: dict[str, Tensor]) -> None:
-    """The learning canary: after a few applied steps every trainable tensor has moved, or nothing would be learned.
+    """The learning canary: every trainable tensor has had a gradient and has moved, or nothing would be learned.
 
     Raises:
         FinetuneError: with the names of the tensors that stand still.
     """
-    still = [n for n, p in run.trainable.items() if torch.equal(p.detach(), before[n]) and not n.endswith(run.family.spec.inert or ("\0",))]
-    if still:
+    had, inert = run.had_gradient or {}, run.family.spec.inert
+    still = [n for n, p in run.trainable.items() if not bool(had[n]) or torch.equal(p.detach(), before[n])]
+    if still := [n for n in still if not (inert and n.endswith(inert))]:
         raise FinetuneError(
-            f"{len(still)} of {len(run.trainable)} trainable tensors did not move in {CANARY_STEPS} steps: {', '.join(still[:3])}",
+            f"{len(still)} of {len(run.trainable)} trainable tensors had no gradient or did not move in {CANARY_STEPS} steps: {still[0]}",
             "raise --lr; if that does not help, this is a bug worth reporting",
         )
 
@@ -164,16 +175,17 @@ def loop(
 ) -> int:  # fmt: skip
     """Trains from `first` to the job's last step, or until `stopping`; returns the number of steps that are done."""
     job = run.job
-    before = {n: p.detach().clone() for n, p in run.trainable.items()} if first == 0 else {}
+    before = {n: p.detach().clone() for n, p in run.trainable.items()}
+    run.had_gradient = {n: torch.zeros((), dtype=torch.bool, device=p.device) for n, p in run.trainable.items()}
     run.module.train()
     for step in range(first, job.optim.steps):
         loss = gradient(run, step)
         run.ring.append((step, loss, update(run, step)))
         done, stop = step + 1, stopping()
         last = stop or done == job.optim.steps
-        if before and done == CANARY_STEPS:
+        if done - first == CANARY_STEPS:
             check_moved(run, before)
-            before = {}
+            run.had_gradient = None
         if last or done % job.run.log_every == 0 or done % job.run.checkpoint_every == 0:
             log(done, look(run))
         if not stop:

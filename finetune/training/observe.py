@@ -54,10 +54,12 @@ class Observer:
     tracker: Tracker
     active: bool
     best: float = float("inf")
+    looked: int = -1  # the last step that was looked at
     baseline: Tensor | None = field(default=None)  # the base's held-out losses, [N, timesteps]
 
     def look(self, step: int) -> None:
-        run = self.training.job.run
+        """What is due at a step."""
+        run, self.looked = self.training.job.run, step
         last = step == self.training.job.optim.steps
         if step % run.holdout_every == 0 or last:
             self.measure(step)
@@ -98,29 +100,33 @@ class Observer:
     def sample(self, step: int) -> None:
         """One picture a prompt from the live denoiser; the autoencoder comes back for as long as it draws."""
         training = self.training
-        prompts = training.job.run.sample_prompt
-        if not prompts or not self.active:
+        if not training.job.run.sample_prompt or not self.active:
             return
-        family, encoded = training.family, training.encoded
+        family = training.family
         module = training.accelerator.unwrap_model(training.module)
         module.eval()
         with averaged(training), training.accelerator.autocast():
-            pipeline = family.pipeline(module.nets["denoiser"], texts=False)
-            self.draw(pipeline, [family.prompt(encoded.texts[p], encoded.unconditional) for p in prompts], step)
+            self.draw(family.pipeline(module.nets["denoiser"]), step)
         family.free("vae")
         module.train()
 
-    def draw(self, pipeline: Any, arguments: list[Any], step: int) -> None:
-        """Writes one picture a prompt, and from step 1 on a sheet that shows the base's beside them."""
-        family, run = self.training.family, self.training.job.run
+    def draw(self, pipeline: Any, step: int) -> None:
+        """Writes one picture a prompt, and from step 1 on a sheet that shows the base's beside them.
+
+        A prompt's seed and file name come from the prompt: the base's picture beside it is never another prompt's.
+        """
+        family, run, encoded = self.training.family, self.training.job.run, self.training.encoded
         steps, guidance = family.spec.sample_steps, family.source.guidance or family.spec.guidance
-        seeds = [keys.number(run.seed, "sample", i) % 2**31 for i in range(len(arguments))]
-        images = draw.draw(pipeline, arguments, seeds, steps, guidance, self.side)
-        folder = self.out / "samples"
-        for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
-            facts = {"prompt": run.sample_prompt[i], "seed": seed, "steps": steps, "guidance": guidance, "trained_steps": step}
-            draw.save_png(image, folder / f"step-{step:06d}-{i}.png", facts)
-        base = [folder / f"step-000000-{i}.png" for i in range(len(images))]
-        if step > 0 and all(p.exists() for p in base):
-            rows = [(p[:30], [draw.open_png(b), image]) for p, b, image in zip(run.sample_prompt, base, images, strict=True)]
-            draw.save_png(draw.sheet(rows, ["base", f"step {step}"]), folder / f"step-{step:06d}.png", {})
+        rows, folder = [], self.out / "samples"
+        for prompt in run.sample_prompt:
+            number = keys.number(run.seed, "sample", prompt)
+            seed, name = number % 2**31, f"{number % 16**6:06x}"
+            pair = (encoded.texts[prompt], encoded.unconditional)
+            image = draw.draw(family, pipeline, [pair], [seed], steps, guidance, self.side)[0]
+            facts = {"prompt": prompt, "seed": seed, "steps": steps, "guidance": guidance, "trained_steps": step}
+            draw.save_png(image, folder / f"step-{step:06d}-{name}.png", facts)
+            base = folder / f"step-000000-{name}.png"
+            rows.append((prompt[:30], [draw.open_png(base), image] if base.exists() else [image]))
+        if step > 0:
+            columns = ["base", f"step {step}"] if all(len(images) == 2 for _, images in rows) else []
+            draw.save_png(draw.sheet(rows, columns), folder / f"step-{step:06d}.png", {})

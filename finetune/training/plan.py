@@ -13,7 +13,7 @@ from finetune.config.job import Job
 from finetune.families import load, source
 from finetune.families.load import Family
 from finetune.methods import adapter
-from finetune.training.run import pictures, report_long_captions
+from finetune.training.run import pictures, report_long_captions, side
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 # Coarse, on purpose: sustained multiply-adds a second in training. CPU: one core-pair with AVX-512; accelerator: a consumer card in bf16.
@@ -44,7 +44,7 @@ def plan(job: Job) -> Plan:
     found = pictures(job)
     where = source.resolve(job.model.base, job.model.variant, weights=False)
     family = load.family(where)
-    side = job.data.resolution or family.resolution
+    size = side(job, family)
     lines: list[str] = []
     found.describe(lines.append)
     cut = report_long_captions(family, sorted({s.caption for s in found.all}), lines.append)
@@ -55,7 +55,7 @@ def plan(job: Job) -> Plan:
     batch = job.optim.batch * job.optim.accumulate * (job.run.processes or 1)
     device = "accelerator" if torch.accelerator.is_available() else "cpu"
     width = 4 if device == "cpu" else 2
-    flops = forward_flops(family, skeleton, side)
+    flops = forward_flops(family, skeleton, size)
     # Weights, fp32 masters with gradient and two moments, and activations as a multiple of the latents' share of work.
     memory = frozen * width + trainable * 16 + job.optim.batch * flops / 2000 * (0.3 if job.run.gradient_checkpointing else 1)
     facts = {
@@ -65,7 +65,7 @@ def plan(job: Job) -> Plan:
         "dropped": len(found.found.dropped),
         "captions": len({s.caption for s in found.train}),
         "captions_cut": cut,
-        "resolution": side,
+        "resolution": size,
         "steps": job.optim.steps,
         "global_batch": batch,
         "epochs": round(job.optim.steps / -(-len(found.train) // batch), 2),

@@ -7,20 +7,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from finetune import __version__
 from finetune.config.job import FREE_SETTINGS, Job
 from finetune.errors import ConfigError
 
 # Settings that `identity` holds in another form: as content, and as the global batch.
 COVERED = {"data.path", "data.caption", "data.trigger", "data.holdout", "optim.batch", "optim.accumulate"}
-PACKAGES = ("finetune", "torch", "diffusers", "peft", "accelerate", "transformers", "safetensors")
+PACKAGES = ("torch", "diffusers", "peft", "accelerate", "transformers", "safetensors")
 
 
-def identity(job: Job, pictures: str, base_sha256: str, processes: int) -> dict[str, Any]:
+def identity(job: Job, pictures: str, base: dict[str, str], processes: int) -> dict[str, Any]:
     """What must not differ when a run goes on: every setting but the free ones, the data, the base, the global batch."""
     settings = {f"{s}.{k}": v for s, values in job.model_dump(mode="json").items() for k, v in values.items()}
     kept = {k: v for k, v in settings.items() if k not in FREE_SETTINGS | COVERED}
     batch = job.optim.batch * job.optim.accumulate * processes
-    return kept | {"pictures and captions": pictures, "base weights": base_sha256, "global batch": batch}
+    return kept | {"pictures and captions": pictures, "base weights and configs": base, "global batch": batch}
 
 
 def refuse_changes(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
@@ -57,13 +58,18 @@ def finished(out: Path, job: Job) -> dict[str, Any] | None:
 
 
 def clear(out: Path) -> None:
-    """Removes what a run wrote, and nothing else."""
-    for name in ("checkpoints", "samples"):
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("metrics.jsonl", "summary.json", "run.yaml"):
-        (out / name).unlink(missing_ok=True)
+    """Removes what an earlier run wrote, and nothing else: where there is no `run.yaml`, nothing."""
+    if not (out / "run.yaml").exists():
+        return
+    for folder in (out / "checkpoints").glob("step-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    written = [*(out / "samples").glob("step-*.png"), out / "checkpoints" / "best.safetensors"]
+    written += [out / name for name in ("metrics.jsonl", "summary.json", "run.yaml")]
+    for path in written:
+        path.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:
     """Of the packages that a run's numbers depend on, and of Python."""
-    return {n: importlib.metadata.version(n) for n in PACKAGES} | {"python": platform.python_version()}
+    found = {n: importlib.metadata.version(n) for n in PACKAGES}
+    return found | {"finetune": __version__, "python": platform.python_version()}

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
 from finetune import config, files
@@ -47,39 +46,66 @@ class Runner:
         self.accelerator = device.accelerator_for(job)
         self.main = self.accelerator.is_main_process
         self.tracker = Tracker(self.out, self.main, job.run.tensorboard)
-        self.stop = signals.Stop()
+        self.stop, self.polls = signals.Stop(), 0
 
     def run(self) -> dict[str, Any]:
         with signals.watch() as self.stop:
             self.prepare()
-            denoiser = self.family.load(self.family.spec.denoiser)
-            self.base_sha = self.family.fingerprint(self.family.spec.denoiser)
-            training, first = self.assemble(denoiser)
-            if first == self.job.optim.steps and (done := record.finished(self.out, self.job)):
-                self.tracker.say(f"already finished: {first} steps in {self.out}; nothing to do (--steps continues, --fresh starts over)")
+            if done := self.finished():
                 return done
+            self.encode()
+            training, first = self.assemble(self.family.load(self.family.spec.denoiser))
             self.train(training, first)
             return self.finish(training)
 
     def prepare(self) -> None:
-        """Reads the pictures, resolves the base, and encodes both sides; only then is the denoiser loaded."""
+        """Everything that can be refused without a model: pictures, base, settings, an earlier run's record."""
         job = self.job
         self.pictures = pictures(job)
         self.pictures.describe(self.tracker.say)
-        set_seed(job.run.seed)
         where = source.resolve(job.model.base, job.model.variant)
         dtype = device.DTYPES[device.precision(job, self.accelerator.device)]
         self.family = load.family(where, self.accelerator.device, dtype)
-        self.side = job.data.resolution or self.family.resolution
-        if self.side % self.family.factor:
-            raise ConfigError(f"--resolution {self.side}: must be a multiple of {self.family.factor} for this base")
-        adapter.matching(self.family.skeleton(), job.method, self.family.spec)  # refused before weights are loaded
+        self.side = side(job, self.family)
+        adapter.matching(self.family.skeleton(), job.method, self.family.spec)
         if self.main:
             files.check_writable(self.out)
         if self.fresh and self.main:
             record.clear(self.out)
         self.accelerator.wait_for_everyone()
-        self.encode()
+        base = {p: self.family.fingerprint(p) for p in (*where.spec.parts, "scheduler")}
+        self.base_sha = base[self.family.spec.denoiser]
+        self.identity = record.identity(job, self.pictures.fingerprint(), base, self.accelerator.num_processes)
+        self.checkpoint = self.newest_checkpoint()
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest valid checkpoint, if it may go on; what a run left that never got to one is removed."""
+        root, job = self.out / "checkpoints", self.job
+        newest = next(checkpoint.valid(root), None)
+        if newest is None:
+            if damaged := checkpoint.steps(root):
+                self.tracker.say(f"no checkpoint in {root} is whole ({len(damaged)} damaged); starting over")
+            if self.main:
+                record.clear(self.out)
+            return None
+        facts = checkpoint.facts(newest)
+        record.refuse_changes(facts["identity"], self.identity, self.out)
+        if facts["step"] > job.optim.steps:
+            hint = "give more steps, or --fresh to start over"
+            raise ConfigError(f"--steps {job.optim.steps}: {self.out} has {facts['step']} steps already", hint)
+        if facts["steps"] != job.optim.steps and job.optim.schedule != "constant":
+            self.tracker.say(
+                f"note: the {job.optim.schedule} schedule of {facts['steps']} steps is now one of {job.optim.steps}; "
+                "the result is not that of so many steps from the start"
+            )
+        return newest
+
+    def finished(self) -> dict[str, Any] | None:
+        steps = checkpoint.facts(self.checkpoint)["step"] if self.checkpoint else 0
+        done = record.finished(self.out, self.job) if steps == self.job.optim.steps else None
+        if done:
+            self.tracker.say(f"already finished: {steps} steps in {self.out}; nothing to do (--steps continues, --fresh starts over)")
+        return done
 
     def encode(self) -> None:
         cache, family, job = Cache(default_root()), self.family, self.job
@@ -119,28 +145,20 @@ class Runner:
         batch = job.optim.batch * job.optim.accumulate * accelerator.num_processes
         plan = IndexPlan(tuple(s.content for s in samples), tuple(s.weight for s in samples), batch, job.run.seed)
         shadow = [p.detach().clone() for p in trainable.values()] if job.optim.ema else None
-        objective = Diffusion(self.family.schedule(), weight)
+        objective = Diffusion(self.family.schedule().to(accelerator.device), weight)
         training = Training(job, accelerator, self.family, module, trainable, prepared, objective, plan, self.encoded, shadow)
         held = range(len(samples), len(self.pictures.all))
         self.observer = Observer(training, self.out, self.side, held, self.tracker, self.main)
         return training, self.restore(training)
 
     def restore(self, training: Training) -> int:
-        root, job = self.out / "checkpoints", self.job
-        self.identity = record.identity(job, self.pictures.fingerprint(), self.base_sha, self.accelerator.num_processes)
-        newest = next(checkpoint.valid(root), None)
-        if newest is None:
-            if damaged := checkpoint.steps(root):
-                self.tracker.say(f"no checkpoint in {root} is whole ({len(damaged)} damaged); starting over")
+        if not self.checkpoint:
             return 0
-        tensors, facts = checkpoint.load(newest)
-        record.refuse_changes(facts["identity"], self.identity, self.out)
-        if facts["step"] > job.optim.steps:
-            hint = "give more steps, or --fresh to start over"
-            raise ConfigError(f"--steps {job.optim.steps}: {self.out} has {facts['step']} steps already", hint)
+        tensors, facts = checkpoint.load(self.checkpoint)
         training.restore(tensors)
-        self.observer.best = float("inf") if facts["best"] is None else facts["best"]
-        self.observer.baseline = tensors.get("held-out/baseline")
+        observer = self.observer
+        observer.best = float("inf") if facts["best"] is None else facts["best"]
+        observer.baseline, observer.looked = tensors.get("held-out/baseline"), facts["looked"]
         if scaler := self.accelerator.scaler:
             scaler.load_state_dict(facts["scaler"])
         self.tracker.rewind(facts["step"])
@@ -154,6 +172,8 @@ class Runner:
         if first == 0:
             self.observer.measure(0)
             self.observer.sample(0)
+        elif self.observer.looked < first < job.optim.steps:
+            self.observer.look(first)  # the signal came before the look
         with self.tracker.training(first, job.optim.steps) as log:
             done = loop(
                 training,
@@ -167,7 +187,10 @@ class Runner:
             raise Stopped(f"stopped at step {done} of {job.optim.steps}; checkpoint saved", self.stop.number)
 
     def stopping(self) -> bool:
-        if self.accelerator.num_processes > 1:  # all stop at the same step
+        self.polls += 1
+        if self.accelerator.num_processes > 1:  # all stop at the same step; asking waits on the device, so seldom
+            if self.polls % self.job.run.log_every:
+                return False
             number = self.accelerator.gather(torch.tensor([self.stop.number], device=self.accelerator.device))
             self.stop.number = int(number.max())
         return bool(self.stop.number)
@@ -180,6 +203,8 @@ class Runner:
             scaler, best = self.accelerator.scaler, self.observer.best
             facts = {
                 "identity": self.identity,
+                "steps": self.job.optim.steps,
+                "looked": self.observer.looked,
                 "best": best if best < float("inf") else None,
                 "scaler": scaler.state_dict() if scaler else None,
             }
@@ -191,7 +216,7 @@ class Runner:
         self.accelerator.wait_for_everyone()
         if not self.main:
             return {}
-        job, spec, best = self.job, self.family.spec, self.observer.best_file
+        job, best = self.job, self.observer.best_file
         denoiser = self.accelerator.unwrap_model(training.module).nets["denoiser"]
         with averaged(training):
             path = self.write(adapter.result(denoiser), job.run.name)
@@ -199,11 +224,11 @@ class Runner:
         if best.exists():
             with Weights(training, load_file(best)):
                 written["best"] = str(self.write(adapter.result(denoiser), f"{job.run.name}-best"))
-        self.family.free(spec.denoiser)
         if job.run.sample_prompt:
-            pipeline = load.family(self.family.source, self.accelerator.device, self.family.dtype).pipeline()
-            draw.apply(pipeline, adapter_file.read(path), "trained")
-            self.observer.draw(pipeline, [{"prompt": p} for p in job.run.sample_prompt], job.optim.steps)
+            denoiser.delete_adapters(adapter.NAME)
+            pipeline = self.family.pipeline(denoiser.eval())
+            draw.apply(pipeline, adapter_file.read(path), "written")
+            self.observer.draw(pipeline, job.optim.steps)
         summary = written | {
             "out": str(self.out),
             "steps": job.optim.steps,
@@ -241,6 +266,18 @@ class Runner:
         pairs = {n: (x.down, x.up) for n, x in loras.items()}
         adapter_file.export(pairs, path, layout, spec.denoiser, job.run.save_dtype, facts, where.id)
         return path
+
+
+def side(job: Job, family: Family) -> int:
+    """The side of the training square in pixels.
+
+    Raises:
+        ConfigError: the base's autoencoder cannot make it.
+    """
+    chosen = job.data.resolution or family.resolution
+    if chosen % family.factor:
+        raise ConfigError(f"--resolution {chosen}: must be a multiple of {family.factor} for this base")
+    return chosen
 
 
 def report_long_captions(family: Family, captions: list[str], say: Callable[[str], None]) -> int:

@@ -1,6 +1,7 @@
 """What a run says of itself: `metrics.jsonl` always, a progress bar or plain lines, TensorBoard when asked."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from finetune import files
+from finetune.errors import ConfigError, plain
 
 SMOOTHING = 0.9
 
@@ -24,8 +28,10 @@ class Tracker:
         self.path, self.smooth, self.bar, self.task = folder / "metrics.jsonl", None, None, None
         self.board: Any = None
         if active and tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as e:
+                raise ConfigError("--tensorboard: the package tensorboard is not installed", "pip install finetune[tensorboard]") from e
             self.board = SummaryWriter(str(folder / "tensorboard"))
 
     smooth: float | None
@@ -33,21 +39,23 @@ class Tracker:
     task: Any
 
     def say(self, message: str) -> None:
-        self.console.print(escape(message), soft_wrap=True)
+        self.console.print(escape(plain(message)), soft_wrap=True)
 
     def rewind(self, step: int) -> None:
         """Forgets metrics after `step`: a resumed run writes them again."""
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.active and self.path.exists() else []
         kept = [line for line in lines if _step(line) <= step]
         if kept != lines:
-            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            files.write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def metrics(self, step: int, **values: Any) -> None:
         if not self.active:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as f:
-            f.write(json.dumps({"step": step} | values) + "\n")
+        numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}  # JSON has no infinity
+        with files.disk_errors(self.path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as f:
+                f.write(json.dumps({"step": step} | numbers) + "\n")
         if self.board:
             for name, value in values.items():
                 if isinstance(value, int | float):

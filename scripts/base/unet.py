@@ -19,8 +19,8 @@ from finetune.objectives.diffusion import Diffusion, MinSNR, Schedule
 from finetune.training import checkpoint, optimizer
 
 SEED, BATCH, LR, WARMUP = 13, 64, 1e-3, 300
-STEPS, COOLDOWN = int(os.environ.get("BASE_STEPS", 10_000)), 0.25  # constant rate, then linear to 0 over the last quarter
-DROPOUT, EMA, SAVE_EVERY = 0.1, 0.999, 250
+STEPS, COOLDOWN = int(os.environ.get("BASE_STEPS", 5_400)), 0.25  # constant rate, then linear to 0 over the last quarter
+DROPOUT, NEW_WORDS, EMA, SAVE_EVERY = 0.1, 0.25, 0.999, 250
 
 
 def schedule() -> DDPMScheduler:
@@ -47,10 +47,25 @@ def text_table(tokenizer: CLIPTokenizer, clip: CLIPModel, texts: list[str]) -> T
     return torch.cat([clip.text_model(input_ids=i).last_hidden_state for i in ids.split(256)])
 
 
-def pick_caption(options: list[tuple[str, float]], step: int, slot: int) -> str:
-    """One caption by its probability, or the empty one with probability 0.1: both functions of (seed, step, slot)."""
+def new_word(*key: int | str) -> str:
+    """A word that means nothing, such as "zorbeka": two or three syllables."""
+    syllables = range(2 + keys.number(SEED, "length", *key) % 2)
+    pick = [keys.number(SEED, "syllable", i, *key) for i in syllables]
+    return "".join("bdfgklmnprstvz"[n % 14] + "aeiou"[n // 14 % 5] + ("", "", "n", "r", "k")[n // 70 % 5] for n in pick)
+
+
+def pick_caption(e: Emoji, options: list[tuple[str, float]], step: int, slot: int) -> str:
+    """One caption by its probability, the empty one, or one with a word that means nothing: functions of (seed, step, slot).
+
+    Words that mean nothing teach the denoiser to draw what it knows of a caption and to let the rest be: a trigger word or the
+    name of a new style then starts from a whole picture, and not from the noise that an unknown word would otherwise bring.
+    """
     if keys.uniform(SEED, "dropout", step, slot) < DROPOUT:
         return ""
+    if keys.uniform(SEED, "new word", step, slot) < NEW_WORDS:
+        word = new_word(step, slot)
+        forms = (f"{e.name}, {word} style", f"{e.name}, {word} style", f"{word} {e.name}", f"{word} {e.kind}")
+        return forms[keys.number(SEED, "form", step, slot) % 4]
     u = keys.uniform(SEED, "caption", step, slot)
     for caption, p in options:
         u -= p
@@ -73,14 +88,16 @@ class Data:
         self.options = [captions(e, s) for e in self.taught for s in STYLES]
         texts = sorted({c for o in self.options for c, _ in o} | {""})
         self.row = {t: i for i, t in enumerate(texts)}
-        self.texts = text_table(tokenizer, clip, texts)
+        self.encode = lambda captions: text_table(tokenizer, clip, captions)
+        self.texts = self.encode(texts)
 
     def batch(self, slots: list[Slot], step: int, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x_0 = self.latents[[s.sample for s in slots]]
         noise = torch.stack([torch.randn(x_0.shape[1:], generator=keys.generator(SEED, "noise", step, s.slot)) for s in slots])
         t = torch.tensor([keys.number(SEED, "timestep", step, s.slot) % steps for s in slots])
-        rows = [self.row[pick_caption(self.options[s.sample], step, s.slot)] for s in slots]
-        return x_0, noise, t, self.texts[rows]
+        captions = [pick_caption(self.taught[s.sample // len(STYLES)], self.options[s.sample], step, s.slot) for s in slots]
+        text = torch.stack([self.texts[self.row[c]] if c in self.row else self.encode([c])[0] for c in captions])
+        return x_0, noise, t, text
 
 
 def rate(step: int) -> float:
