@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-STYLE = "fluent style"
 # Concepts that the base knows and that are not among the 24 training pictures.
-SUBJECTS = ("fox face", "rabbit face", "tulip", "pear", "lemon", "bus", "taxi", "lock", "crab", "gem stone")
+SUBJECTS = ("fox face", "rabbit face", "tulip", "pear", "lemon", "bus", "taxi", "lock", "crescent moon", "gem stone")
 
 
 def command(
@@ -23,7 +22,7 @@ def command(
     from finetune.training.demo import demo
 
     began = time.monotonic()
-    made: dict[str, Any] = demo(out, steps, fresh, SUBJECTS, STYLE, lambda text: print(text, file=sys.stderr))
+    made: dict[str, Any] = demo(out, steps, fresh, SUBJECTS, lambda text: print(text, file=sys.stderr))
     made["seconds"] = round(time.monotonic() - began, 1)
     if json_:
         cli.emit(made)
@@ -33,5 +32,5 @@ Done in {made["seconds"]:.0f} s. Look at the difference: {made["sheet"]}
 The adapter: {made["adapter"]}
 
 Next, try
-  ft generate --adapter {made["adapter"]} --prompt "snail, {STYLE}" --count 4 --grid
+  ft generate --adapter {made["adapter"]} --prompt "snail" --count 4 --grid
   ft lora --data YOUR_PICTURES --trigger yourword --base sd15""")

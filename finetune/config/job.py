@@ -75,7 +75,7 @@ class Optim(Section):
     steps: Annotated[int, Field(ge=1)] = Field(500, description="optimizer steps")
     batch: Positive = Field(4, description="pictures per process and micro-batch")
     accumulate: Positive = Field(1, description="micro-batches per optimizer step")
-    lr: Rate = Field(5e-4, description="peak learning rate")
+    lr: Rate = Field(2e-4, description="peak learning rate")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="shape of the learning rate after warmup")
     warmup: Annotated[int, Field(ge=0)] = Field(0, description="optimizer steps of linear warmup")
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="AdamW's decoupled weight decay")

@@ -46,7 +46,7 @@ def write_pictures(folder: Path, chosen: list[Emoji], side: int) -> None:
         assert e.fluent
         stem = e.name.replace(" ", "-")
         on_white(e.fluent, side).save(folder / f"{stem}.webp", quality=92, method=6)
-        (folder / f"{stem}.txt").write_text(f"{e.name}, fluent style\n", encoding="utf-8")
+        (folder / f"{stem}.txt").write_text(f"{e.name}\n", encoding="utf-8")
 
 
 def train(node_modules: Path, out: Path) -> None:
