@@ -26,7 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
     recipe = config.read_yaml(Path(__file__).parents[1] / "recipes" / "tiny-style.yaml")
     more = {
         "data": {"path": str(DEMO_PICTURES), "holdout": str(HELD_OUT)},
-        "method": {"rank": 8, "alpha": 16},
+        "method": {"rank": 8, "alpha": 12},
         "run": {"out": str(out), "holdout_every": 300},
     }
     with pytest.MonkeyPatch.context() as patch:

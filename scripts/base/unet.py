@@ -19,7 +19,7 @@ from finetune.objectives.diffusion import Diffusion, MinSNR, Schedule
 from finetune.training import checkpoint, optimizer
 
 SEED, BATCH, LR, WARMUP = 13, 64, 1e-3, 300
-STEPS, COOLDOWN = int(os.environ.get("BASE_STEPS", 5_400)), 0.25  # constant rate, then linear to 0 over the last quarter
+STEPS, COOLDOWN = int(os.environ.get("BASE_STEPS", 5_800)), 0.25  # constant rate, then linear to 0 over the last quarter
 DROPOUT, NEW_WORDS, EMA, SAVE_EVERY = 0.1, 0.25, 0.999, 250
 
 
