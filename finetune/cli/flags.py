@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
@@ -61,8 +61,10 @@ def _option(flag: str, setting: str) -> inspect.Parameter:
 
 
 def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
     text = str(annotation)
-    for word, shown in (("Literal", "CHOICE"), ("Path", "PATH"), ("float", "NUMBER"), ("int", "N")):
+    for word, shown in (("Path", "PATH"), ("float", "NUMBER"), ("int", "N")):
         if word in text:
             return shown
     return "TEXT"
