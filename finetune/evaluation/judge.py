@@ -32,8 +32,9 @@ class Judge:
         return torch.nn.functional.normalize(pooled, dim=1), logits[:, : -len(STYLES)], logits[:, -len(STYLES) :]
 
     def style(self, images: Sequence[Image.Image], style: str) -> Tensor:
-        """Probability of one style, [N]."""
-        return self(images)[2].softmax(1)[:, STYLES.index(style)]
+        """Log-odds of one style, [N]: unlike a probability, they still tell pictures apart where the judge is sure."""
+        p = self(images)[2].double().softmax(1)[:, STYLES.index(style)]
+        return torch.logit(p)
 
 
 def found(logits: Tensor, right: Sequence[int], top: int) -> float:

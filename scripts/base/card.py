@@ -109,8 +109,8 @@ copyright Twitter, Inc. and other contributors. See NOTICE at the root of the pa
 `scripts/train_base.py`, parts vae, clip, judge, unet; each part holds its seed and settings. Epsilon prediction, scaled-linear noise,
 min-SNR 5, batch 64, 10 % caption dropout, a quarter of the captions with a word that means nothing (so that a trigger word starts from
 a whole picture), EMA 0.999, {steps} steps on two CPU cores in bf16 autocast. [training.log](training.log) is the denoiser's own: these
-weights saw 417 names for their first 2,000 steps, and captions with new words from step 3,250 on; the script does with {taught} names
-and new words from the start what these weights came to.
+weights saw 417 names for their first 2,000 steps, captions with new words from step 3,250 on, and variants of the pictures (moved,
+tinted, shaded, mirrored) from step 5,800 on; the script does all of it, with {taught} names, from the start.
 
 ## Measured
 
