@@ -16,7 +16,7 @@ from PIL import Image
 
 from finetune import config
 from finetune.errors import ConfigError, Stopped
-from finetune.training import checkpoint
+from finetune.training import checkpoint, observe
 from finetune.training.run import Runner
 from finetune.training.run import train as run_train
 
@@ -148,24 +148,35 @@ def test_a_run_that_died_before_its_first_checkpoint_leaves_nothing_behind(
     assert [x["step"] for x in lines] == [6] and not (tmp_path / "out" / "lora-best.safetensors").exists()
 
 
-def test_a_stop_at_a_measuring_step_loses_no_measurement(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    same = {"data": {"holdout": "0.4"}, "run": {"holdout_every": 3, "log_every": 100, "sample_prompt": ["x"], "sample_every": 3}}
+@pytest.mark.parametrize("when", ["before", "during", "during the last"])
+def test_a_stop_at_a_measuring_step_loses_no_measurement(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    same = {"data": {"holdout": "0.4"}, "run": {"holdout_every": 3, "log_every": 100, "sample_prompt": ["x", "y"], "sample_every": 3}}
     whole = train(**same | {"run": same["run"] | {"out": str(tmp_path / "whole")}})
-    monkeypatch.setattr(
-        Runner, "stopping", lambda self: bool((self.polls == 2 and setattr(self.stop, "number", 15) is None) or count(self))
-    )
+    if when == "before":
+        monkeypatch.setattr(
+            Runner, "stopping", lambda self: bool((self.polls == 2 and setattr(self.stop, "number", 15) is None) or count(self))
+        )
+    else:  # steps 0 and 3 draw two pictures and measure, step 6 measures
+        at, calls = ("draw", 3) if when == "during" else ("losses", 3)
+        module: Any = observe.draw if at == "draw" else observe.heldout
+        real, seen = getattr(module, at), []
+
+        def stopped_by(*a: Any, **k: Any) -> Any:
+            seen.append(1)
+            if len(seen) == calls:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*a, **k)
+
+        monkeypatch.setattr(module, at, stopped_by)
     with pytest.raises(Stopped) as stopped:
         train(**same)
     assert stopped.value.exit_code == 143
     monkeypatch.undo()
+    assert checkpoint.steps(tmp_path / "out" / "checkpoints")[0] == (6 if when == "during the last" else 3)
     resumed = train(**same)
     measured = [
-        [
-            (x["step"], x["held_out_loss"])
-            for x in map(json.loads, (tmp_path / n / "metrics.jsonl").read_text().splitlines())
-            if "held_out_loss" in x
-        ]
-        for n in ("whole", "out")
+        [(x["step"], x["held_out_loss"]) for x in map(json.loads, lines) if "held_out_loss" in x]
+        for lines in ((tmp_path / n / "metrics.jsonl").read_text().splitlines() for n in ("whole", "out"))
     ]
     assert measured[0] == measured[1] and [s for s, _ in measured[0]] == [0, 3, 6]
     assert Path(resumed["best"]).read_bytes() == Path(whole["best"]).read_bytes()

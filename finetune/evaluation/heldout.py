@@ -37,12 +37,14 @@ def losses(
     objective: Diffusion,
     encoded: Encoded,
     indices: Sequence[int],
+    poll: Callable[[], None],
     batch: int = 8,
 ) -> Tensor:
-    """[N, BINS] unweighted losses, fp32 on the CPU; `predict` takes x_t, t and the condition."""
+    """[N, BINS] unweighted losses, fp32 on the CPU; `predict` takes x_t, t and the condition; `poll` is called before each batch."""
     rows = []
     plain = Diffusion(objective.schedule)
     for start in range(0, len(indices), batch):
+        poll()
         chosen = list(indices)[start : start + batch]
         samples = [encoded.samples[i] for i in chosen]
         x_0 = torch.stack([encoded.latents[s.content][0] for s in samples]).to(family.device)

@@ -10,30 +10,29 @@ from torch import Tensor
 from finetune.bases import TINY
 from finetune.data import decode
 
-STYLES = ("noto", "twemoji", "fluent")
-
 
 class Judge:
-    """`names` it knows; `features` for cosine similarity; `name` and `style` log-odds."""
+    """`names` and `styles` it knows; `features` for cosine similarity; `name` and `style` log-odds."""
 
     def __init__(self) -> None:
         from transformers import ResNetForImageClassification
 
         self.model: Any = ResNetForImageClassification.from_pretrained(TINY / "judge", dtype=torch.float32).eval()
         labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
-        self.names = labels[: -len(STYLES)]
+        self.styles = [label.removesuffix(" style") for label in labels if label.endswith(" style")]
+        self.names = labels[: -len(self.styles)]
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor, Tensor]:
-        """RGB pictures of any size -> features [N, D] of length 1, name logits [N, names], style logits [N, 3]."""
+        """RGB pictures of any size -> features [N, D] of length 1, name logits [N, names], style logits [N, styles]."""
         pixels = torch.stack([decode.to_tensor(decode.square(i.convert("RGB"), 64)) for i in images])
         pooled = self.model.resnet(pixels).pooler_output.flatten(1)
         logits = self.model.classifier(pooled)
-        return torch.nn.functional.normalize(pooled, dim=1), logits[:, : -len(STYLES)], logits[:, -len(STYLES) :]
+        return torch.nn.functional.normalize(pooled, dim=1), logits[:, : len(self.names)], logits[:, len(self.names) :]
 
     def style(self, images: Sequence[Image.Image], style: str) -> Tensor:
         """Log-odds of one style, [N]: unlike a probability, they still tell pictures apart where the judge is sure."""
-        p = self(images)[2].double().softmax(1)[:, STYLES.index(style)]
+        p = self(images)[2].double().softmax(1)[:, self.styles.index(style)]
         return torch.logit(p)
 
 

@@ -170,10 +170,10 @@ def check_moved(run: Training, before: dict[str, Tensor]) -> None:
 
 
 def loop(
-    run: Training, first: int, stopping: Callable[[], bool], log: Callable[[int, float], None], sample: Callable[[int], None],
+    run: Training, first: int, stopping: Callable[[], bool], log: Callable[[int, float], None], look_at: Callable[[int], bool],
     save: Callable[[int], None],
 ) -> int:  # fmt: skip
-    """Trains from `first` to the job's last step, or until `stopping`; returns the number of steps that are done."""
+    """Trains from `first` to the job's last step, or until `stopping` or `look_at` says so; returns the number of steps done."""
     job = run.job
     before = {n: p.detach().clone() for n, p in run.trainable.items()}
     run.had_gradient = {n: torch.zeros((), dtype=torch.bool, device=p.device) for n, p in run.trainable.items()}
@@ -182,16 +182,15 @@ def loop(
         loss = gradient(run, step)
         run.ring.append((step, loss, update(run, step)))
         done, stop = step + 1, stopping()
-        last = stop or done == job.optim.steps
+        end = done == job.optim.steps
         if done - first == CANARY_STEPS:
             check_moved(run, before)
             run.had_gradient = None
-        if last or done % job.run.log_every == 0 or done % job.run.checkpoint_every == 0:
+        if stop or end or done % job.run.log_every == 0 or done % job.run.checkpoint_every == 0:
             log(done, look(run))
-        if not stop:
-            sample(done)
-        if last or done % job.run.checkpoint_every == 0:
+        stop = stop or look_at(done)
+        if stop or end or done % job.run.checkpoint_every == 0:
             save(done)
-        if last:
+        if stop or end:
             return done
     return first

@@ -1,5 +1,6 @@
 """What is looked at during a run: the held-out loss against the base's, and samples beside the base's own pictures."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,18 +54,28 @@ class Observer:
     held: range  # rows of `training.encoded.samples`
     tracker: Tracker
     active: bool
+    poll: Callable[[], None]  # called between pictures; what it raises breaks a look off, which is then taken again
     best: float = float("inf")
     looked: int = -1  # the last step that was looked at
     baseline: Tensor | None = field(default=None)  # the base's held-out losses, [N, timesteps]
 
+    def due(self, step: int) -> tuple[bool, bool]:
+        """Whether to draw samples and to measure at a step; the last samples are the written file's."""
+        run, last = self.training.job.run, step == self.training.job.optim.steps
+        sample = bool(run.sample_prompt) and step % run.sample_every == 0 and not last
+        return sample, bool(self.held) and (step % run.holdout_every == 0 or last)
+
+    def owes(self, step: int) -> bool:
+        return any(self.due(step)) and self.looked < step
+
     def look(self, step: int) -> None:
-        """What is due at a step."""
-        run, self.looked = self.training.job.run, step
-        last = step == self.training.job.optim.steps
-        if step % run.holdout_every == 0 or last:
-            self.measure(step)
-        if step % run.sample_every == 0 and not last:  # the last samples are the written file's
+        """What is due at a step. Metrics are written last, so that a look that was broken off leaves none."""
+        sample, measure = self.due(step)
+        if sample:
             self.sample(step)
+        if measure:
+            self.measure(step)
+        self.looked = step
 
     @property
     def best_file(self) -> Path:
@@ -72,13 +83,13 @@ class Observer:
 
     def measure(self, step: int) -> None:
         """The held-out loss; from step 1 on also its change against the base on the same pictures, timesteps and noises."""
-        if not self.held or not self.active:
+        if not self.active:
             return
         training = self.training
         module = training.accelerator.unwrap_model(training.module)
         module.eval()
         with averaged(training), training.accelerator.autocast():
-            table = heldout.losses(training.family, module, training.objective, training.encoded, self.held)
+            table = heldout.losses(training.family, module, training.objective, training.encoded, self.held, self.poll)
         module.train()
         mean = float(table.mean())
         values: dict[str, Any] = {"held_out_loss": mean, "held_out_by_timestep": [float(x) for x in table.mean(0)]}
@@ -100,7 +111,7 @@ class Observer:
     def sample(self, step: int) -> None:
         """One picture a prompt from the live denoiser; the autoencoder comes back for as long as it draws."""
         training = self.training
-        if not training.job.run.sample_prompt or not self.active:
+        if not self.active:
             return
         family = training.family
         module = training.accelerator.unwrap_model(training.module)
@@ -119,6 +130,7 @@ class Observer:
         steps, guidance = family.spec.sample_steps, family.source.guidance or family.spec.guidance
         rows, folder = [], self.out / "samples"
         for prompt in run.sample_prompt:
+            self.poll()
             number = keys.number(run.seed, "sample", prompt)
             seed, name = number % 2**31, f"{number % 16**6:06x}"
             pair = (encoded.texts[prompt], encoded.unconditional)

@@ -1,5 +1,6 @@
 """A run from its job to its files, phase by phase: what is loaded for one phase is freed before the next."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,16 @@ class Runner:
 
     def run(self) -> dict[str, Any]:
         with signals.watch() as self.stop:
-            self.prepare()
-            if done := self.finished():
-                return done
-            self.encode()
-            training, first = self.assemble(self.family.load(self.family.spec.denoiser))
-            self.train(training, first)
-            return self.finish(training)
+            try:
+                self.prepare()
+                if done := self.finished():
+                    return done
+                self.encode()
+                training, first = self.assemble(self.family.load(self.family.spec.denoiser))
+                self.train(training, first)
+                return self.finish(training)
+            except signals.Interrupted:
+                raise Stopped("stopped; what was done is kept", self.stop.number) from None
 
     def prepare(self) -> None:
         """Everything that can be refused without a model: pictures, base, settings, an earlier run's record."""
@@ -81,10 +85,11 @@ class Runner:
     def newest_checkpoint(self) -> Path | None:
         """The newest valid checkpoint, if it may go on; what a run left that never got to one is removed."""
         root, job = self.out / "checkpoints", self.job
-        newest = next(checkpoint.valid(root), None)
+        newest, found = next(checkpoint.valid(root), None), checkpoint.steps(root)
+        self.accelerator.wait_for_everyone()  # all have looked, before the first process removes anything
         if newest is None:
-            if damaged := checkpoint.steps(root):
-                self.tracker.say(f"no checkpoint in {root} is whole ({len(damaged)} damaged); starting over")
+            if found:
+                self.tracker.say(f"no checkpoint in {root} is whole ({len(found)} damaged); starting over")
             if self.main:
                 record.clear(self.out)
             return None
@@ -125,8 +130,7 @@ class Runner:
     def polled(self, tick: Callable[[], None]) -> Callable[[], None]:
         def both() -> None:
             tick()
-            if self.stop.number:
-                raise Stopped("stopped while encoding; what was encoded is kept", self.stop.number)
+            self.stop.poll()
 
         return both
 
@@ -148,7 +152,7 @@ class Runner:
         objective = Diffusion(self.family.schedule().to(accelerator.device), weight)
         training = Training(job, accelerator, self.family, module, trainable, prepared, objective, plan, self.encoded, shadow)
         held = range(len(samples), len(self.pictures.all))
-        self.observer = Observer(training, self.out, self.side, held, self.tracker, self.main)
+        self.observer = Observer(training, self.out, self.side, held, self.tracker, self.main, self.stop.poll)
         return training, self.restore(training)
 
     def restore(self, training: Training) -> int:
@@ -169,28 +173,37 @@ class Runner:
         job = self.job
         if self.main:
             files.write_text(self.out / "run.yaml", config.dump(job))
-        if first == 0:
-            self.observer.measure(0)
-            self.observer.sample(0)
-        elif self.observer.looked < first < job.optim.steps:
-            self.observer.look(first)  # the signal came before the look
+        if self.look(first):
+            raise signals.Interrupted
         with self.tracker.training(first, job.optim.steps) as log:
             done = loop(
                 training,
                 first,
                 stopping=self.stopping,
                 log=lambda step, loss: log(step, loss, rate(job, step - 1), job.run.log_every),
-                sample=self.observer.look,
+                look_at=self.look,
                 save=lambda step: self.save(training, step),
             )
-        if self.stop.number and done < job.optim.steps:
+        if self.stop.number and (done < job.optim.steps or self.observer.owes(done)):
             raise Stopped(f"stopped at step {done} of {job.optim.steps}; checkpoint saved", self.stop.number)
 
+    def look(self, step: int) -> bool:
+        """What is due at a step, unless it was done before; True if a signal came meanwhile, and may have broken it off."""
+        if not self.observer.owes(step):
+            return False
+        with contextlib.suppress(signals.Interrupted):
+            self.observer.look(step)
+        return self.agreed()
+
     def stopping(self) -> bool:
-        self.polls += 1
-        if self.accelerator.num_processes > 1:  # all stop at the same step; asking waits on the device, so seldom
-            if self.polls % self.job.run.log_every:
-                return False
+        self.polls += 1  # several processes stop at the same step; asking waits on the device, so seldom
+        if self.accelerator.num_processes > 1 and self.polls % self.job.run.log_every:
+            return False
+        return self.agreed()
+
+    def agreed(self) -> bool:
+        """Whether a signal came to any process."""
+        if self.accelerator.num_processes > 1:
             number = self.accelerator.gather(torch.tensor([self.stop.number], device=self.accelerator.device))
             self.stop.number = int(number.max())
         return bool(self.stop.number)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a flag that the loop looks at between steps; a second SIGINT stops at once."""
+"""SIGINT and SIGTERM as a flag that is looked at between steps and pictures; a second SIGINT stops at once."""
 
 import signal
 from collections.abc import Iterator
@@ -6,10 +6,21 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class Interrupted(Exception):
+    """Work that is done again when the run goes on was broken off by a signal."""
+
+
 class Stop:
     """`number` is the signal that arrived, or 0."""
 
     number = 0
+
+    def poll(self) -> None:
+        """Raises:
+        Interrupted: a signal arrived.
+        """
+        if self.number:
+            raise Interrupted
 
 
 @contextmanager

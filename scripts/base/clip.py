@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from data import SIZE, Emoji, captions, emojis, pixels
+from data import SIZE, STYLES, Emoji, captions, emojis, pixels
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 SEED, STEPS, BATCH, LR = 12, 1600, 128, 1e-3
 VOCAB, WINDOW, WIDTH = 2048, 24, 128
-STYLES = ("noto", "twemoji")
 
 
 def train_tokenizer(texts: list[str]) -> CLIPTokenizer:
@@ -78,23 +77,25 @@ def crop(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
     return ((moved + 1) * gain - 1).clamp(-1, 1) + 0.03 * torch.randn(x.shape, generator=g)
 
 
-def pairs(seen: list[Emoji], g: torch.Generator) -> Iterator[tuple[list[int], list[str]]]:
+def pairs(seen: list[Emoji], row: dict[tuple[int, str], int], g: torch.Generator) -> Iterator[tuple[list[int], list[str]]]:
     """Batches of different emoji, each in one of its styles with one of its captions; taught names come twice as often."""
     odds = torch.tensor([2.0 if e.named else 1.0 for e in seen])
     while True:
         chosen = torch.multinomial(odds, BATCH, generator=g).tolist()
-        styles = torch.randint(2, (BATCH,), generator=g).tolist()
-        texts = []
-        for i, s in zip(chosen, styles, strict=True):
-            options = captions(seen[i], STYLES[s])
-            pick = int(torch.multinomial(torch.tensor([p for _, p in options]), 1, generator=g))
-            texts.append(options[pick][0])
-        yield [2 * i + s for i, s in zip(chosen, styles, strict=True)], texts
+        index, texts = [], []
+        for i in chosen:
+            styles = list(seen[i].pictures)
+            style = styles[int(torch.randint(len(styles), (), generator=g))]
+            options = captions(seen[i], style)
+            texts.append(options[int(torch.multinomial(torch.tensor([p for _, p in options]), 1, generator=g))][0])
+            index.append(row[i, style])
+        yield index, texts
 
 
 def train(node_modules: Path, out: Path, steps: int = STEPS) -> None:
     seen = [e for e in emojis(node_modules) if not e.held_out]
-    images = torch.from_numpy(pixels([p for e in seen for p in (e.noto, e.twemoji)]))
+    row = {key: n for n, key in enumerate((i, style) for i, e in enumerate(seen) for style in e.pictures)}
+    images = torch.from_numpy(pixels([p for e in seen for p in e.pictures.values()]))
     texts = sorted({c for e in seen for s in STYLES for c, _ in captions(e, s)})
     tokenizer, clip = train_tokenizer(texts), build()
     tokenizer.save_pretrained(out / "tokenizer")
@@ -102,7 +103,7 @@ def train(node_modules: Path, out: Path, steps: int = STEPS) -> None:
     optimizer = torch.optim.AdamW(clip.parameters(), lr=LR, weight_decay=0.05, fused=True)
     g, began = torch.Generator().manual_seed(SEED), time.time()
     target = torch.arange(BATCH)
-    for step, (index, chosen) in zip(range(steps), pairs(seen, g), strict=False):
+    for step, (index, chosen) in zip(range(steps), pairs(seen, row, g), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = LR * min(1, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         with torch.autocast("cpu", torch.bfloat16):

@@ -1,7 +1,7 @@
-"""The embedded base's pictures and captions: Noto, Twemoji and Fluent 3D emoji from three npm packages, at 64x64 on white.
+"""The embedded base's pictures and captions, at 64x64 on white: four styles to learn from, and Fluent 3D, which is kept for the demo.
 
-`node_modules` must hold `emoji-datasource`, `emoji-datasource-google`, `emoji-datasource-twitter` (16.0.0)
-and `@lobehub/fluent-emoji-3d`; `npm install --ignore-scripts` of those four names is all the set-up.
+All from npm: npm install --ignore-scripts emoji-datasource@16.0.0 emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 \
+    noto-blob@npm:emoji-datasource-google@3.0.0 emojione@2.2.7 @lobehub/fluent-emoji-3d@1.1.0
 """
 
 import json
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 SIZE = 64
+STYLES = ("noto", "twemoji", "blob", "emojione")  # what is drawn of a name, and how, must vary apart: else both are learnt by heart
 
 # The word for the class of each emoji subcategory: what `sks <class>` needs to mean something to the base.
 CLASSES = {
@@ -159,17 +160,27 @@ class Emoji:
     kind: str  # the class word
     aliases: tuple[str, ...]
     unified: str  # hyphen-joined code points, upper case
-    noto: Path
-    twemoji: Path
+    pictures: dict[str, Path]  # by style: noto and twemoji always, blob and emojione of the older names
     fluent: Path | None
     held_out: bool
     named: bool  # the judge knows its name: not in a left-out group or list
     taught: bool  # the denoiser learns it
 
 
+def drawn(folder: Path, codes: list[str]) -> Path | None:
+    """The first of an emoji's pictures that exists, by its code points, whose variation selector some packages leave out."""
+    files = [folder / f"{c.lower()}{ending}" for c in codes for ending in (".png", ".webp")]
+    return next((f for f in files if f.exists()), None)
+
+
 def emojis(node_modules: Path) -> list[Emoji]:
     """Every emoji but flags, symbols, skin tones and families, in Unicode's order."""
-    fluent_dir = node_modules / "@lobehub" / "fluent-emoji-3d" / "assets"
+    folders = {
+        "noto": node_modules / "emoji-datasource-google" / "img" / "google" / "64",
+        "twemoji": node_modules / "emoji-datasource-twitter" / "img" / "twitter" / "64",
+        "blob": node_modules / "noto-blob" / "img" / "google" / "64",
+        "emojione": node_modules / "emojione" / "assets" / "png",
+    }
     held_out, left_out, not_taught, found = words(HELD_OUT), words(LEFT_OUT), words(NOT_TAUGHT), []
     for e in json.loads((node_modules / "emoji-datasource" / "emoji.json").read_text(encoding="utf-8")):
         unplaced = e["category"] in ("Flags", "Symbols", "Component") or e["subcategory"] == "family"
@@ -177,8 +188,7 @@ def emojis(node_modules: Path) -> list[Emoji]:
             continue
         original = e["name"].lower()
         name = RENAMED.get(original, original)
-        codes = [e["unified"], e["non_qualified"] or e["unified"]]
-        fluent = [p for c in codes if (p := fluent_dir / f"{c.lower()}.webp").exists()]
+        codes = [e["unified"], e["non_qualified"] or e["unified"], e["unified"].replace("-FE0F", "")]
         aliases = tuple(
             a for a in (s.replace("_", " ").replace("-", " ") for s in e["short_names"]) if a not in (name, name.replace("-", " "))
         )
@@ -195,9 +205,8 @@ def emojis(node_modules: Path) -> list[Emoji]:
                 kind=CLASSES.get(e["subcategory"], "person"),
                 aliases=aliases,
                 unified=e["unified"],
-                noto=node_modules / "emoji-datasource-google" / "img" / "google" / "64" / e["image"],
-                twemoji=node_modules / "emoji-datasource-twitter" / "img" / "twitter" / "64" / e["image"],
-                fluent=fluent[0] if fluent else None,
+                pictures={s: p for s in STYLES if (p := drawn(folders[s], codes))},
+                fluent=drawn(node_modules / "@lobehub" / "fluent-emoji-3d" / "assets", codes),
                 held_out=name in held_out,
                 named=named,
                 taught=named and original not in not_taught,
@@ -224,8 +233,8 @@ def pixels(paths: list[Path]) -> np.ndarray:
 
 def captions(e: Emoji, style: str) -> list[tuple[str, float]]:
     """Captions of one picture with their probabilities."""
-    out = [(f"{e.name}, {style} style", 0.7)]
+    out = [(f"{e.name}, {style} style", 0.6)]
     out += [(f"{a}, {style} style", 0.12 / len(e.aliases)) for a in e.aliases]
-    out += [(e.name, 0.1), (f"{e.kind}, {style} style", 0.08)]
+    out += [(e.name, 0.2), (f"{e.kind}, {style} style", 0.08)]
     total = sum(p for _, p in out)
     return [(c, p / total) for c, p in out]

@@ -1,6 +1,7 @@
 """The judge: a small ResNet that names the emoji and its style. It never conditions anything, and it has seen Fluent 3D.
 
-One head of N names and three styles; its pooled features are the measure of similarity.
+One head of N names and five styles; its pooled features are the measure of similarity. It learns from blends of two styles of one
+name too, with their shares as the target, so that its style log-odds say how much, and not only which.
 """
 
 import math
@@ -10,11 +11,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from clip import crop
+from data import STYLES as LEARNED
 from data import emojis, pixels
 from transformers import ResNetConfig, ResNetForImageClassification
 
 SEED, STEPS, BATCH, LR = 14, 2500, 96, 2e-3
-STYLES = ("noto", "twemoji", "fluent")
+STYLES = (*LEARNED, "fluent")
 
 
 def build(names: list[str]) -> ResNetForImageClassification:
@@ -37,9 +39,11 @@ def distort(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
 def train(node_modules: Path, out: Path, steps: int = STEPS) -> None:
     known = [e for e in emojis(node_modules) if (e.named or e.held_out) and e.fluent]
     names = sorted({e.name for e in known})
-    images = torch.from_numpy(pixels([p for e in known for p in (e.noto, e.twemoji, e.fluent) if p]))
-    name_of = torch.tensor([names.index(e.name) for e in known for _ in STYLES])
-    style_of = torch.tensor([i for _ in known for i in range(len(STYLES))])
+    drawn = [(e.name, style, path) for e in known for style, path in (e.pictures | {"fluent": e.fluent}).items() if path]
+    images = torch.from_numpy(pixels([path for _, _, path in drawn]))
+    name_of = torch.tensor([names.index(name) for name, _, _ in drawn])
+    style_of = torch.tensor([STYLES.index(style) for _, style, _ in drawn])
+    others = [(name_of == n).nonzero()[:, 0] for n in range(len(names))]
     judge = build(names)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=LR, weight_decay=0.05, fused=True)
     g, began = torch.Generator().manual_seed(SEED), time.time()
@@ -48,10 +52,16 @@ def train(node_modules: Path, out: Path, steps: int = STEPS) -> None:
         for group in optimizer.param_groups:
             group["lr"] = LR * min(1, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         index = torch.randint(len(images), (BATCH,), generator=g)
+        second = torch.stack([o[int(torch.randint(len(o), (), generator=g))] for o in (others[n] for n in name_of[index].tolist())])
+        share = torch.rand(BATCH, generator=g) * (torch.rand(BATCH, generator=g) < 0.5)  # half of the pictures are blends
+        mixed = torch.lerp(images[index], images[second], share[:, None, None, None])
+        styles = torch.lerp(
+            F.one_hot(style_of[index], len(STYLES)).float(), F.one_hot(style_of[second], len(STYLES)).float(), share[:, None]
+        )
         with torch.autocast("cpu", torch.bfloat16):
-            logits = judge(distort(images[index], g)).logits.float()
+            logits = judge(distort(mixed, g)).logits.float()
         name, style = logits[:, : len(names)], logits[:, len(names) :]
-        loss = F.cross_entropy(name, name_of[index], label_smoothing=0.1) + 0.3 * F.cross_entropy(style, style_of[index])
+        loss = F.cross_entropy(name, name_of[index], label_smoothing=0.1) + 0.3 * F.cross_entropy(style, styles, label_smoothing=0.02)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
         optimizer.step()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from clip import STYLES, WINDOW
+from clip import WINDOW
 from data import Emoji, captions, emojis, pixels
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
@@ -21,7 +21,7 @@ from finetune.training import checkpoint, optimizer
 
 SEED, BATCH, LR, WARMUP = 13, 64, 1e-3, 300
 STEPS, COOLDOWN = int(os.environ.get("BASE_STEPS", 6_500)), 0.25  # constant rate, then linear to 0 over the last quarter
-DROPOUT, NEW_WORDS, VARIANTS, EMA, SAVE_EVERY = 0.1, 0.25, 10, 0.999, 100
+DROPOUT, NEW_WORDS, OTHERS, VARIANTS, EMA, SAVE_EVERY = 0.1, 0.25, 0.25, 8, 0.999, 100
 
 
 def schedule() -> DDPMScheduler:
@@ -65,7 +65,8 @@ def pick_caption(e: Emoji, options: list[tuple[str, float]], step: int, slot: in
         return ""
     if keys.uniform(SEED, "new word", step, slot) < NEW_WORDS:
         word = new_word(step, slot)
-        forms = (f"{e.name}, {word} style", f"{e.name}, {word} style", f"{word} {e.name}", f"{word} {e.kind}")
+        name = e.name if e.taught else e.kind
+        forms = (f"{name}, {word} style", f"{name}, {word} style", f"{word} {name}", f"{word} {e.kind}")
         return forms[keys.number(SEED, "form", step, slot) % 4]
     u = keys.uniform(SEED, "caption", step, slot)
     for caption, p in options:
@@ -98,27 +99,37 @@ def pick_variant(step: int, slot: int) -> int:
 
 
 class Data:
-    """Latents and captions of every taught picture, encoded once."""
+    """Latents and captions of every taught picture, and of the others under the names of their classes only, encoded once."""
 
     def __init__(self, node_modules: Path, out: Path) -> None:
-        self.taught: list[Emoji] = [e for e in emojis(node_modules) if e.taught]
+        everyone = sorted((e for e in emojis(node_modules) if not e.held_out), key=lambda e: not e.taught)
+        drawn: list[tuple[Emoji, str]] = [(e, style) for e in everyone for style in e.pictures]
+        self.emoji = [e for e, _ in drawn]
+        self.taught = sum(e.taught for e in self.emoji)
         vae = AutoencoderKL.from_pretrained(out / "vae").eval()
         clip, tokenizer = CLIPModel.from_pretrained(out / "clip").eval(), CLIPTokenizer.from_pretrained(out / "tokenizer")
-        self.names = [f"{e.unified} {s}" for e in self.taught for s in STYLES]
-        plain = torch.from_numpy(pixels([p for e in self.taught for p in (e.noto, e.twemoji)]))
+        self.names = [f"{e.unified} {style}" for e, style in drawn[: self.taught]]
+        plain = torch.from_numpy(pixels([e.pictures[style] for e, style in drawn]))
         looks = [plain] + [vary(plain, keys.generator(SEED, "variant", i)) for i in range(VARIANTS)]
         self.latents = torch.stack([encode(vae, look) * vae.config.scaling_factor for look in looks], 1)
-        self.options = [captions(e, s) for e in self.taught for s in STYLES]
+        self.options = [captions(e, s) if e.taught else [(f"{e.kind}, {s} style", 0.8), (e.kind, 0.2)] for e, s in drawn]
         texts = sorted({c for o in self.options for c, _ in o} | {""})
         self.row = {t: i for i, t in enumerate(texts)}
         self.encode = lambda captions: text_table(tokenizer, clip, captions)
         self.texts = self.encode(texts)
 
+    def pick(self, slot: Slot, step: int) -> int:
+        """The planned picture, or in a quarter of the draws one of those that are not taught by name."""
+        if keys.uniform(SEED, "other", step, slot.slot) >= OTHERS:
+            return slot.sample
+        return self.taught + keys.number(SEED, "which other", step, slot.slot) % (len(self.emoji) - self.taught)
+
     def batch(self, slots: list[Slot], step: int, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x_0 = self.latents[[s.sample for s in slots], [pick_variant(step, s.slot) for s in slots]]
+        picked = [self.pick(s, step) for s in slots]
+        x_0 = self.latents[picked, [pick_variant(step, s.slot) for s in slots]]
         noise = torch.stack([torch.randn(x_0.shape[1:], generator=keys.generator(SEED, "noise", step, s.slot)) for s in slots])
         t = torch.tensor([keys.number(SEED, "timestep", step, s.slot) % steps for s in slots])
-        captions = [pick_caption(self.taught[s.sample // len(STYLES)], self.options[s.sample], step, s.slot) for s in slots]
+        captions = [pick_caption(self.emoji[i], self.options[i], step, s.slot) for i, s in zip(picked, slots, strict=True)]
         text = torch.stack([self.texts[self.row[c]] if c in self.row else self.encode([c])[0] for c in captions])
         return x_0, noise, t, text
 
@@ -146,7 +157,7 @@ def train(node_modules: Path, out: Path) -> None:
         optimizer.restore(adamw, list(names), {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")})
         break
     print(
-        f"unet: {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, {len(data.names)} pictures, from step {first} of {STEPS}",
+        f"unet: {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, {len(data.names)} pictures by name, {len(data.emoji) - data.taught} by class, from step {first} of {STEPS}",
         flush=True,
     )
     losses: list[float] = []

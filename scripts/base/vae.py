@@ -14,9 +14,9 @@ SEED, STEPS, BATCH, LR, KL = 11, 2400, 16, 2e-3, 0.01
 
 
 def training_pixels(node_modules: Path) -> torch.Tensor:
-    """[N, 3, 64, 64]: both styles of every emoji that is not held out (the autoencoder learns shapes, not names)."""
+    """[N, 3, 64, 64]: every style of every emoji that is not held out (the autoencoder learns shapes, not names)."""
     seen = [e for e in emojis(node_modules) if not e.held_out]
-    return torch.from_numpy(pixels([p for e in seen for p in (e.noto, e.twemoji)]))
+    return torch.from_numpy(pixels([p for e in seen for p in e.pictures.values()]))
 
 
 def augment(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
