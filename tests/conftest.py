@@ -5,6 +5,7 @@ import os
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.stable_diffusion(tmp_path_factory.mktemp("base") / "random")
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`bases("sdxl")`: the folder of a tiny pipeline, by its name in `tiny.PIPELINES`."""
+    root = tmp_path_factory.mktemp("bases")
+    return cache(lambda name: tiny.PIPELINES[name](root / name))
 
 
 @pytest.fixture(scope="session")

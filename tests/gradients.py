@@ -1,6 +1,7 @@
 """The gradient of one step, for any split of the global batch; run under torchrun it prints process 0's as a file."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,10 +25,11 @@ def gradients(settings: dict[str, Any], dtype: torch.dtype, step: int) -> dict[s
     for sample, weight in zip(runner.pictures.train, WEIGHTS, strict=True):
         object.__setattr__(sample, "weight", weight)
     runner.family.dtype = dtype
-    denoiser = runner.family.load("unet").to(dtype)
+    denoiser = runner.family.parts.load("unet").to(dtype)
     with mock.patch("finetune.training.run.Step", lambda family, net: Step(family, net).to(dtype)):  # before it is wrapped
         training, _ = runner.assemble(denoiser)
-    training.encoded.latents = {k: (m.to(dtype), d.to(dtype)) for k, (m, d) in training.encoded.latents.items()}
+    latents = training.encoded.latents
+    training.encoded.latents = {k: replace(x, mean=x.mean.to(dtype), deviation=x.deviation.to(dtype)) for k, x in latents.items()}
     with torch.no_grad():
         for i, p in enumerate(training.trainable.values()):  # B starts at 0, and then A has no gradient
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64) * 0.05)

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "config": set(),
     "bases": set(),
     "data": {"families"},
-    "objectives": {"data"},
+    "objectives": {"config", "data"},
     "families": {"objectives", "data", "bases"},
     "methods": {"config", "data", "families"},
     "adapters": {"config"},

@@ -1,62 +1,131 @@
 """Tiny random pipelines, built in code from the real classes, and small folders of pictures."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 WORDS = ["red", "blue", "green", "disc", "square", "a", "of", "tok", "picture"]
+WINDOW = 12  # tokens
 
 
-def tokenizer(window: int = 12) -> CLIPTokenizer:
+def tokenizer(window: int = WINDOW) -> CLIPTokenizer:
     letters = [chr(c) for c in range(33, 127)]
     entries = letters + [c + "</w>" for c in letters] + ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={t: i for i, t in enumerate(entries)}, merges=[], model_max_length=window)
 
 
-def stable_diffusion(folder: Path, prediction_type: str = "epsilon", window: int = 12) -> Path:
-    """A Stable Diffusion pipeline of about 100,000 parameters, 16x16 pixels and 8x8 latents, saved in `folder`."""
+def t5_tokenizer() -> T5TokenizerFast:
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *(chr(c) for c in range(33, 127))]
+    return T5TokenizerFast(vocab=[(p, 0.0) for p in pieces], extra_ids=0, model_max_length=WINDOW)
+
+
+def clip(width: int = 16, window: int = WINDOW, **more: Any) -> CLIPTextConfig:
+    size = len(tokenizer())
+    return CLIPTextConfig(
+        vocab_size=size, hidden_size=width, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=window, bos_token_id=size - 2, eos_token_id=size - 1, pad_token_id=size - 1, **more,
+    )  # fmt: skip
+
+
+def vae(channels: int = 4, **more: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        sample_size=16, block_out_channels=(8, 8), layers_per_block=1, latent_channels=channels, norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **more,
+    )  # fmt: skip
+
+
+def betas(**more: Any) -> dict[str, Any]:
+    return {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1} | more
+
+
+def stable_diffusion(folder: Path, prediction_type: str = "epsilon", window: int = WINDOW) -> Path:
+    """About 100,000 parameters, 16x16 pixels and 8x8 latents."""
     torch.manual_seed(0)
-    words = tokenizer(window)
-    size = len(words)
     unet = UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=16,
         attention_head_dim=2, norm_num_groups=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
-    vae = AutoencoderKL(
-        sample_size=16, block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, scaling_factor=0.5,
-    )  # fmt: skip
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=size,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=window,
-            bos_token_id=size - 2,
-            eos_token_id=size - 1,
-            pad_token_id=size - 1,
-        )
-    )
-    scheduler = DDPMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        steps_offset=1,
-        prediction_type=prediction_type,
-    )
+    image = vae(scaling_factor=0.5)
     StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=words, unet=unet, scheduler=scheduler, safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False,
+        vae=image, text_encoder=CLIPTextModel(clip(window=window)), tokenizer=tokenizer(window), unet=unet,
+        scheduler=DDPMScheduler(**betas(clip_sample=False, prediction_type=prediction_type)), safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder)  # fmt: skip
     return folder
+
+
+def stable_diffusion_v(folder: Path) -> Path:
+    return stable_diffusion(folder, "v_prediction")
+
+
+def stable_diffusion_xl(folder: Path) -> Path:
+    """Three levels as in the real one, so that the original block names mean the same."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16, 16), layers_per_block=2, cross_attention_dim=40,
+        transformer_layers_per_block=(1, 1, 2), attention_head_dim=(1, 2, 2), norm_num_groups=4, use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=20 + 6 * 4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    second = CLIPTextModelWithProjection(clip(24, projection_dim=20, hidden_act="gelu"))
+    StableDiffusionXLPipeline(
+        vae=vae(scaling_factor=0.4), text_encoder=CLIPTextModel(clip(16)), text_encoder_2=second, tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(), unet=unet, scheduler=EulerDiscreteScheduler(**betas(timestep_spacing="leading")),
+        force_zeros_for_empty_prompt=True, add_watermarker=False,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def flux(folder: Path, guided: bool = True) -> Path:
+    torch.manual_seed(0)
+    size = len(t5_tokenizer())
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=24, pooled_projection_dim=16, guidance_embeds=guided, axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    t5 = T5Config(vocab_size=size, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu")
+    shifting = {"use_dynamic_shifting": True, "shift": 3.0} if guided else {"shift": 1.0}
+    FluxPipeline(
+        vae=vae(scaling_factor=0.4, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=CLIPTextModel(clip()), tokenizer=tokenizer(), text_encoder_2=T5EncoderModel(t5), tokenizer_2=t5_tokenizer(),
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(**shifting),
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def flux_schnell(folder: Path) -> Path:
+    return flux(folder, guided=False)
+
+
+PIPELINES: dict[str, Callable[[Path], Path]] = {
+    "sd": stable_diffusion, "sd-v": stable_diffusion_v, "sdxl": stable_diffusion_xl, "flux": flux, "flux-schnell": flux_schnell,
+}  # fmt: skip
 
 
 def picture(seed: int, side: int = 20) -> Image.Image:

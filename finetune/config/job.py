@@ -69,6 +69,9 @@ class Objective(Section):
     min_snr_gamma: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None, description="min-SNR loss weighting, usually 5 (off)"
     )
+    density: Literal["logit-normal", "uniform"] | None = Field(
+        None, description="how often flow matching sees each noise level (logit-normal); other bases draw uniformly"
+    )
 
 
 class Optim(Section):

@@ -4,7 +4,7 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image, ImageCms, ImageColor, ImageOps
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "MPO")
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif"}
 MOST_PIXELS = 89_478_485  # Pillow warns above it
-VERSION = 1  # part of every cache key: raise it when the same file would decode to other pixels
+VERSION = 2  # part of every cache key: raise it when the same file would decode to other pixels
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,27 @@ def _opaque(image: Image.Image, background: str, notes: list[str]) -> Image.Imag
     return Image.alpha_composite(Image.new("RGBA", rgba.size, colour), rgba).convert("RGB")
 
 
+class Crop(NamedTuple):
+    """Where a training picture was cut, in the order in which Stable Diffusion XL is told (heights before widths); in pixels."""
+
+    original_height: int
+    original_width: int
+    top: int  # of the resized picture
+    left: int
+    height: int
+    width: int
+
+
 def square(image: Image.Image, side: int) -> Image.Image:
     """Resized to cover a square of `side` pixels, then centre-cropped."""
     return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS, centering=(0.5, 0.5))
+
+
+def square_crop(image: Image.Image, side: int) -> Crop:
+    """What `square` cuts."""
+    w, h = image.size
+    scale = side / min(w, h)
+    return Crop(h, w, round((h * scale - side) / 2), round((w * scale - side) / 2), side, side)
 
 
 def to_tensor(image: Image.Image) -> "Tensor":
@@ -117,8 +135,8 @@ def to_tensor(image: Image.Image) -> "Tensor":
     return torch.from_numpy(np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1.0)
 
 
-def load(path: Path, content: str, background: str, side: int) -> "Tensor":
-    """One training picture, [3, side, side] in [-1, 1].
+def load(path: Path, content: str, background: str, side: int) -> tuple["Tensor", Crop]:
+    """One training picture, [3, side, side] in [-1, 1], and its crop.
 
     Raises:
         DataError: its bytes no longer have the sha256 `content`.
@@ -126,4 +144,5 @@ def load(path: Path, content: str, background: str, side: int) -> "Tensor":
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != content:
         raise DataError(f"{path}: changed while the run was starting", "run the command again")
-    return to_tensor(square(decode(data, path.name, background).image, side))
+    image = decode(data, path.name, background).image
+    return to_tensor(square(image, side)), square_crop(image, side)

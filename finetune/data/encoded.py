@@ -26,13 +26,23 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Latents:
+    """One picture: posterior mean and deviation [C, H, W] in the denoiser's units, and its crop [6]."""
+
+    mean: Tensor
+    deviation: Tensor
+    crop: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
-    """One micro-batch on the CPU: x_0 and noise [B, C, H, W] fp32, t [B] int64, a text a slot, weights [B]."""
+    """One micro-batch on the CPU: x_0 and noise [B, C, H, W] fp32, u [B] uniform in [0, 1), a text a slot, crops [B, 6], weights [B]."""
 
     x_0: Tensor
     noise: Tensor
-    t: Tensor
+    u: Tensor  # which timestep: the objective knows its density
     texts: list[Text]
+    crops: Tensor
     weights: Tensor
 
 
@@ -41,49 +51,55 @@ class Encoded:
     """Everything is looked up by sample and by caption, never by step or position."""
 
     samples: Sequence[Sample]
-    latents: dict[str, tuple[Tensor, Tensor]]  # content -> posterior mean, deviation
+    latents: dict[str, Latents]
     texts: dict[str, Text]
     unconditional: Text
 
     def latent(self, sample: int, *key: keys.Key) -> Tensor:
         """A draw from the posterior of a picture, [C, H, W]."""
-        mean, deviation = self.latents[self.samples[sample].content]
-        return mean + deviation * torch.randn(mean.shape, generator=keys.generator(*key))
+        drawn = self.latents[self.samples[sample].content]
+        return drawn.mean + drawn.deviation * torch.randn(drawn.mean.shape, generator=keys.generator(*key))
 
-    def batch(self, slots: Sequence[Slot], seed: int, step: int, timesteps: int, caption_dropout: float) -> Batch:
+    def crops(self, samples: Sequence[Sample]) -> Tensor:
+        """[B, 6], see `decode.Crop`."""
+        return torch.stack([self.latents[s.content].crop for s in samples])
+
+    def batch(self, slots: Sequence[Slot], seed: int, step: int, caption_dropout: float) -> Batch:
         """Timestep, noise, posterior draw and caption dropout are functions of (seed, step, slot)."""
         x_0 = torch.stack([self.latent(s.sample, seed, "vae", step, s.slot) for s in slots])
         noise = torch.stack([torch.randn(x_0.shape[1:], generator=keys.generator(seed, "noise", step, s.slot)) for s in slots])
-        t = torch.tensor([keys.number(seed, "timestep", step, s.slot) % timesteps for s in slots])
+        u = torch.tensor([keys.uniform(seed, "timestep", step, s.slot) for s in slots], dtype=torch.float64)
         dropped = [keys.uniform(seed, "dropout", step, s.slot) < caption_dropout for s in slots]
-        texts = [self.unconditional if d else self.texts[self.samples[s.sample].caption] for s, d in zip(slots, dropped, strict=True)]
-        return Batch(x_0, noise, t, texts, torch.tensor([s.weight for s in slots], dtype=torch.float32))
+        samples = [self.samples[s.sample] for s in slots]
+        texts = [self.unconditional if d else self.texts[s.caption] for s, d in zip(samples, dropped, strict=True)]
+        return Batch(x_0, noise, u, texts, self.crops(samples), torch.tensor([s.weight for s in slots], dtype=torch.float32))
 
 
 def encode_pictures(
     family: "Family", samples: Sequence[Sample], side: int, background: str, cache: Cache, tick: Callable[[], None]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Posterior mean and deviation of every picture. One at a time: what is cached must not depend on its neighbours."""
-    weights = family.fingerprint("vae")
+) -> dict[str, Latents]:
+    """Every picture's latents, by content. One at a time: what is cached must not depend on its neighbours."""
+    weights = family.source.fingerprint("vae")
     out = {}
     for sample in samples:
         key = Cache.key(image=sample.content, decoder=decode.VERSION, side=side, background=background, vae=weights)
         entry = cache.get(key)
         if entry is None:
-            mean, deviation = family.encode(decode.load(sample.path, sample.content, background, side)[None])
-            entry = {"mean": mean[0].cpu(), "deviation": deviation[0].cpu()}
+            pixels, crop = decode.load(sample.path, sample.content, background, side)
+            mean, deviation = family.encode(pixels[None])
+            entry = {"mean": mean[0].cpu(), "deviation": deviation[0].cpu(), "crop": torch.tensor(crop)}
             cache.put(key, entry)
-        out[sample.content] = (entry["mean"], entry["deviation"])
+        out[sample.content] = Latents(**entry)
         tick()
     return out
 
 
 def encode_captions(family: "Family", captions: Sequence[str], cache: Cache, tick: Callable[[], None]) -> dict[str, Text]:
     """What the text encoder makes of every caption, the empty one included."""
-    weights = family.fingerprint("text_encoder")
+    weights = family.source.fingerprint(*family.spec.text, *family.spec.tokenizers)
     out = {}
     for caption in sorted({*captions, ""}):
-        key = Cache.key(caption=caption, window=family.window, text_encoder=weights)
+        key = Cache.key(caption=caption, window=family.window, text_encoder=weights, dtype=str(family.dtype))
         entry = cache.get(key)
         if entry is None:
             entry = {k: v.cpu() for k, v in family.text([caption])[0].items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 from finetune.data import keys
 from finetune.data.encoded import Encoded
 from finetune.families.load import Family
-from finetune.objectives.diffusion import Diffusion
+from finetune.objectives.objective import Objective
 
 BINS = 5
 
@@ -25,16 +25,16 @@ class Interval:
     count: int
 
 
-def timesteps(schedule_steps: int) -> list[int]:
-    """The middle of each of BINS equal parts of [0, T)."""
-    return [int(schedule_steps * (i + 0.5) / BINS) for i in range(BINS)]
+def timesteps(objective: Objective) -> Tensor:
+    """[BINS]: the middle of each of equal parts of what training draws from."""
+    return objective.timesteps((torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS)
 
 
 @torch.no_grad()
 def losses(
     family: Family,
     predict: Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor],
-    objective: Diffusion,
+    objective: Objective,
     encoded: Encoded,
     indices: Sequence[int],
     poll: Callable[[], None],
@@ -42,17 +42,17 @@ def losses(
 ) -> Tensor:
     """[N, BINS] unweighted losses, fp32 on the CPU; `predict` takes x_t, t and the condition; `poll` is called before each batch."""
     rows = []
-    plain = Diffusion(objective.schedule)
+    plain = objective.unweighted()
     for start in range(0, len(indices), batch):
         poll()
         chosen = list(indices)[start : start + batch]
         samples = [encoded.samples[i] for i in chosen]
-        x_0 = torch.stack([encoded.latents[s.content][0] for s in samples]).to(family.device)
-        cond = family.cond([encoded.texts[s.caption] for s in samples])
+        x_0 = torch.stack([encoded.latents[s.content].mean for s in samples]).to(family.device)
+        cond = family.cond([encoded.texts[s.caption] for s in samples], encoded.crops(samples))
         columns = []
-        for b, t in enumerate(timesteps(objective.schedule.steps)):
+        for b, t in enumerate(timesteps(objective)):
             noise = torch.stack([torch.randn(x_0.shape[1:], generator=keys.generator("held-out", s.content, b)) for s in samples])
-            t_batch = torch.full((len(samples),), t, device=family.device)
+            t_batch = t.expand(len(samples)).to(family.device)
             error = plain(lambda x_t, t, c=cond: predict(x_t, t, c), x_0, noise.to(family.device), t_batch)  # type: ignore[misc]
             columns.append(error.flatten(1).mean(1).cpu())
         rows.append(torch.stack(columns, 1))

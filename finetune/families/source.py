@@ -64,6 +64,18 @@ class Source:
             raise AccessError(f"--base {self.id}: no weights in {component}/", INCOMPLETE)
         return chosen
 
+    def index(self) -> dict[str, Any]:
+        """The pipeline's own `model_index.json`."""
+        value: dict[str, Any] = json.loads((self.folder / "model_index.json").read_text(encoding="utf-8"))
+        return value
+
+    def sampler(self, name: str | None) -> Any:
+        """A diffusers scheduler by the family's short name (its default one), made from the base's own config."""
+        import diffusers
+
+        cls = getattr(diffusers, self.spec.samplers[name or self.spec.sampler])
+        return cls.from_config(self.config("scheduler"))
+
     def fingerprint(self, *components: str) -> str:
         """sha256 over the names and bytes of the components' configs and weights."""
         digest = hashlib.sha256()
@@ -71,8 +83,14 @@ class Source:
             texts = [p for kind in ("*.json", "*.txt") for p in (self.folder / component).glob(kind)]
             weights = self.weights(component) if component in self.spec.parts else []
             for path in sorted([*texts, *weights]):
-                digest.update(f"{component}/{path.name} {sha256(path)}\n".encode())
+                digest.update(f"{component}/{path.name} {_hash(path)}\n".encode())
         return digest.hexdigest()
+
+
+def _hash(path: Path) -> str:
+    """sha256 of a file; the Hub's cache names its large files by it, which saves reading them twice."""
+    blob = path.resolve()
+    return blob.name if blob.parent.name == "blobs" and len(blob.name) == 64 else sha256(path)
 
 
 def default_base(user_choice: str | None, accelerator: bool) -> tuple[str, str]:

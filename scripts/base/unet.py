@@ -20,7 +20,7 @@ from finetune.objectives.diffusion import Diffusion, MinSNR, Schedule
 from finetune.training import checkpoint, optimizer
 
 SEED, BATCH, LR, WARMUP = 13, 64, 1e-3, 300
-STEPS, COOLDOWN = int(os.environ.get("BASE_STEPS", 6_500)), 0.25  # constant rate, then linear to 0 over the last quarter
+STEPS, COOLDOWN = int(os.environ.get("BASE_STEPS", 8_000)), 0.25  # constant rate, then linear to 0 over the last quarter
 DROPOUT, NEW_WORDS, OTHERS, VARIANTS, EMA, SAVE_EVERY = 0.1, 0.25, 0.25, 8, 0.999, 100
 
 
@@ -157,7 +157,8 @@ def train(node_modules: Path, out: Path) -> None:
         optimizer.restore(adamw, list(names), {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")})
         break
     print(
-        f"unet: {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, {len(data.names)} pictures by name, {len(data.emoji) - data.taught} by class, from step {first} of {STEPS}",
+        f"unet: {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, {len(data.names)} pictures by name, "
+        f"{len(data.emoji) - data.taught} by class, from step {first} of {STEPS}",
         flush=True,
     )
     losses: list[float] = []

@@ -1,0 +1,32 @@
+"""CLIP's tokenizer, as every family with a CLIP text encoder uses it."""
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from finetune.families.source import Source
+
+
+def tokenizer(source: Source, name: str = "tokenizer", encoder: str = "text_encoder") -> CLIPTokenizer:
+    """Raises:
+    AccessError: missing or damaged. Without its vocabulary file the class loads all the same, with two entries, and every
+        caption reads alike.
+    """
+    with source.reading(name):
+        made = CLIPTokenizer.from_pretrained(source.folder / name)
+        rows = int(source.config(encoder)["vocab_size"])
+        if not 0.9 * rows < len(made) <= rows:
+            raise ValueError(f"its vocabulary has {len(made)} entries, the text encoder {rows}")
+    return made
+
+
+def window(source: Source, encoder: str = "text_encoder") -> int:
+    """Tokens the encoder reads, start and end included."""
+    return int(source.config(encoder)["max_position_embeddings"])
+
+
+def ids(words: CLIPTokenizer, captions: Sequence[str], window: int) -> Tensor:
+    """[B, window], padded and cut as in inference."""
+    return cast(Tensor, words(list(captions), padding="max_length", truncation=True, max_length=window, return_tensors="pt")["input_ids"])
