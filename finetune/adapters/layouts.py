@@ -1,78 +1,173 @@
-"""Key layouts of LoRA files, and what each layout's readers take for the strength.
+"""The layouts that adapter files are written in, and where each layout's readers look for the strength.
 
 Every layout holds the same numbers with the strength folded in, so that alpha = rank, said in the one place its readers look:
 kohya in `.alpha` tensors, diffusers in the header's `lora_adapter_metadata`, PEFT in `adapter_config.json`.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from finetune.adapters import names
+from finetune.adapters.weights import LEAVES, Weights
 from finetune.errors import DataError
 
 State = dict[str, Tensor]
-Pairs = Mapping[str, tuple[Tensor, Tensor]]  # module -> (down [r, ...], up [out, r, ...]), strength folded in
+Place = tuple[str, str]  # part, module: diffusers' names
+Modules = Mapping[Place, Weights]
 
-PREFIX = {"unet": "lora_unet", "text_encoder": "lora_te"}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """`stem(part, module)` begins the keys of a module; `down` and `up` end them."""
-
-    stem: Callable[[str, str], str]
-    down: str
-    up: str
-    alpha: str | None = None
-
-    def state(self, pairs: Pairs, part: str) -> State:
-        out: State = {}
-        for module, (down, up) in pairs.items():
-            stem = self.stem(part, module)
-            out |= {stem + self.down: down, stem + self.up: up}
-            if self.alpha:
-                out[stem + self.alpha] = torch.tensor(float(down.shape[0]), dtype=up.dtype)
-        return out
-
-
-LAYOUTS = {
-    "kohya": Layout(lambda part, m: f"{PREFIX[part]}_{m.replace('.', '_')}", ".lora_down.weight", ".lora_up.weight", ".alpha"),
-    "diffusers": Layout(lambda part, m: f"{part}.{m}", ".lora_A.weight", ".lora_B.weight"),
-    "peft": Layout(lambda part, m: f"base_model.model.{m}", ".lora_A.weight", ".lora_B.weight"),
+TEXT_PREFIX = {
+    "stable-diffusion": {"text_encoder": "lora_te"},
+    "stable-diffusion-xl": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+    "flux": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te3"},  # 3 is kohya's T5 in every family
 }
+_KOHYA = {name: leaf for leaf, name in reversed(LEAVES.items()) if leaf not in (".w_norm", ".b_norm")} | {
+    "down": ".lora_down.weight", "up": ".lora_up.weight", "dora": ".dora_scale"
+}  # fmt: skip
 
 
-def diffusers_metadata(pairs: Pairs, part: str) -> str:
-    """The small subset of LoraConfig that every reader knows (a field that an older peft lacks makes it refuse the file)."""
-    return json.dumps({f"{part}.{k}": v for k, v in small_config(pairs).items()}, sort_keys=True)
+def lora(down: Tensor, up: Tensor) -> Weights:
+    """A LoRA whose strength is folded in."""
+    return Weights("lora", {"down": down, "up": up}, float(down.shape[0]))
 
 
-def small_config(pairs: Pairs) -> dict[str, Any]:
-    ranks = {d.shape[0] for d, _ in pairs.values()}
-    if len(ranks) != 1:
-        raise DataError(f"this layout needs one rank for all modules, found {sorted(ranks)}", "use the kohya layout")
-    rank = ranks.pop()
-    return {"r": rank, "lora_alpha": rank, "target_modules": sorted(pairs), "lora_dropout": 0.0, "bias": "none"}
-
-
-def peft_config(pairs: Pairs, base: str) -> dict[str, Any]:
-    return small_config(pairs) | {"peft_type": "LORA", "base_model_name_or_path": base, "inference_mode": True, "task_type": None}
-
-
-def recognise(keys: list[str]) -> str:
-    """The layout of a file's keys.
+def kohya(modules: Modules, family: str) -> State:
+    """`.alpha` beside every module; the original block names for Stable Diffusion XL and FLUX.1, as other tools expect them.
 
     Raises:
-        DataError: none of ours.
+        DataError: a module that the layout has no name for, or a kind that it cannot hold there.
     """
-    if keys and all(k.startswith("base_model.model.") for k in keys):
-        return "peft"
-    if keys and all(".lora_A." in k or ".lora_B." in k for k in keys):
-        return "diffusers"
-    if keys and all(k.startswith("lora_") and (".lora_down." in k or ".lora_up." in k or k.endswith(".alpha")) for k in keys):
-        return "kohya"
-    raise DataError("not a LoRA file in the kohya, diffusers or PEFT layout", f"its first key is {keys[0] if keys else 'missing'}")
+    out: State = {}
+    ranks = Counter(w.rank for w in modules.values() if w.peft)
+    common = ranks.most_common(1)[0][0] if len(ranks) > 1 and family != "flux" else 0
+    for (part, module), w in _fused(modules).items() if family == "flux" else modules.items():
+        if part.startswith("text_encoder"):
+            stem = f"{TEXT_PREFIX[family][part]}_{names.flat(module)}"
+        else:
+            original = {"stable-diffusion-xl": names.to_xl}.get(family, lambda m: m)(module)
+            if original is None:
+                raise DataError(f"the kohya layout has no name for {part}.{module}", "--to diffusers has one")
+            stem = f"lora_unet_{names.flat(original)}"
+        out |= _kohya_tensors(stem, w, common)
+    return out
+
+
+def _kohya_tensors(stem: str, w: Weights, common: int) -> State:
+    """One module's tensors, alpha = rank. Where ranks differ, alpha is the `common` one everywhere and `up` makes up for it: diffusers
+    (0.42) takes one alpha for all modules of a file whose ranks differ."""
+    tensors, alpha = dict(w.tensors), w.alpha
+    if w.kind in ("lora", "dora"):
+        alpha = float(common or w.rank)
+        tensors["down"], up = w.pair()
+        tensors["up"] = up if alpha == w.rank else (up.float() * (w.rank / alpha)).to(up.dtype)
+        if "rows" in tensors:
+            tensors["dora"] = tensors.pop("rows").view(-1, *[1] * (tensors["up"].ndim - 1))
+    out = {stem + _KOHYA[name]: t for name, t in tensors.items()}
+    like = next(iter(tensors.values()))
+    return out | ({stem + ".alpha": torch.tensor(alpha, dtype=like.dtype)} if alpha is not None else {})
+
+
+def _fused(modules: Modules) -> dict[Place, Weights]:
+    """FLUX.1's modules under their original names; projections that the original fuses become one block-diagonal LoRA, exactly."""
+    groups: dict[str, dict[str, Weights]] = {}
+    out: dict[Place, Weights] = {}
+    for (part, module), w in modules.items():
+        if part.startswith("text_encoder"):
+            out[part, module] = w
+            continue
+        original = names.to_flux(module)
+        if original is None:
+            raise DataError(f"the kohya layout has no name for {part}.{module}", "--to diffusers has one")
+        groups.setdefault(original, {})[module] = w
+    for original, members in groups.items():
+        order = names.from_flux(original) or ()
+        out["transformer", original] = next(iter(members.values())) if len(order) == 1 else _block_diagonal(original, order, members)
+    return out
+
+
+def _block_diagonal(original: str, order: tuple[str, ...], members: dict[str, Weights]) -> Weights:
+    if any(w.kind != "lora" for w in members.values()):
+        raise DataError(f"the kohya layout fuses {original}, which only plain LoRA survives", "--to diffusers")
+    pairs = {m: w.pair() for m, w in members.items()}
+    down = torch.cat([pairs[m][0] for m in order if m in pairs])
+    width = down.shape[1]  # of the model: attention projections are square, the feed-forward is four times as wide
+    rows, column = [], 0
+    for m in order:
+        height = 4 * width if m.endswith("proj_mlp") else width
+        row = torch.zeros(height, down.shape[0], dtype=down.dtype)
+        if m in pairs:
+            r = pairs[m][1].shape[1]
+            row[:, column : column + r] = pairs[m][1]
+            column += r
+        rows.append(row)
+    return lora(down, torch.cat(rows))
+
+
+def diffusers(modules: Modules, family: str) -> State:
+    """`unet.….lora_A.weight`: the strength is in the header's metadata, see `diffusers_metadata`.
+
+    Raises:
+        DataError: a kind that the layout cannot hold.
+    """
+    return _peft_keys(modules, lambda part, module: f"{part}.{module}", "diffusers")
+
+
+def peft(modules: Modules, family: str) -> State:
+    """`base_model.model.….lora_A.weight`, of the denoiser alone: a PEFT folder belongs to one network.
+
+    Raises:
+        DataError: a kind or a part that the layout cannot hold.
+    """
+    if extra := sorted({part for part, _ in modules if part.startswith("text_encoder")}):
+        raise DataError(f"a PEFT folder holds one network, this adapter changes {', '.join(extra)} too", "--to kohya or --to diffusers")
+    return _peft_keys(modules, lambda part, module: f"base_model.model.{module}", "PEFT")
+
+
+def _peft_keys(modules: Modules, stem: Callable[[str, str], str], layout: str) -> State:
+    out: State = {}
+    for (part, module), w in modules.items():
+        name = stem(part, module)
+        if not w.peft:
+            what = w.kind if w.kind not in ("lora", "dora") else "Tucker LoRA" if "mid" in w.tensors else "DoRA over columns"
+            raise DataError(f"the {layout} layout cannot hold {what} ({part}.{module})", "--to kohya can")
+        down, up = w.pair()
+        out |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+        if (rows := w.rows()) is not None:
+            out[f"{name}.lora_magnitude_vector"] = magnitude(rows, up)
+    return out
+
+
+def magnitude(rows: Tensor, up: Tensor) -> Tensor:
+    """DoRA's norms as PEFT's layers shape them: [out], of a convolution [1, out, 1, 1]."""
+    return rows if up.ndim == 2 else rows.view(1, -1, *[1] * (up.ndim - 2))
+
+
+LAYOUTS: dict[str, Callable[[Modules, str], State]] = {"kohya": kohya, "diffusers": diffusers, "peft": peft}
+
+
+def diffusers_metadata(modules: Modules) -> str:
+    """The small subset of LoraConfig that every reader knows (a field that an older peft lacks makes it refuse the file)."""
+    out: dict[str, Any] = {}
+    for part in sorted({part for part, _ in modules}):
+        # Without `text_model.`: PEFT matches the ends of names, and newer versions of transformers leave it out.
+        config = small_config({m.removeprefix("text_model."): w for (p, m), w in modules.items() if p == part})
+        out |= {f"{part}.{k}": v for k, v in config.items()}
+    return json.dumps(out, sort_keys=True)
+
+
+def small_config(modules: Mapping[str, Weights]) -> dict[str, Any]:
+    """Of modules of one network: rank and alpha, with patterns where they differ; alpha = rank everywhere."""
+    rank = Counter(w.rank for w in modules.values()).most_common(1)[0][0]
+    odd = {m: w.rank for m, w in sorted(modules.items()) if w.rank != rank}
+    config = {"r": rank, "lora_alpha": rank, "target_modules": sorted(modules), "lora_dropout": 0.0, "bias": "none"}
+    config |= {"rank_pattern": odd, "alpha_pattern": odd} if odd else {}
+    return config | ({"use_dora": True} if any(w.kind == "dora" for w in modules.values()) else {})
+
+
+def peft_config(modules: Modules, base: str) -> dict[str, Any]:
+    config = small_config({m: w for (_, m), w in modules.items()})
+    return config | {"peft_type": "LORA", "base_model_name_or_path": base, "inference_mode": True, "task_type": None}

@@ -37,6 +37,7 @@ class Components:
             torch.cuda.empty_cache()
 
     def skeleton(self, name: str) -> nn.Module:
-        """A component without weights, on the meta device: for counting. Not for transformers' models."""
+        """A component without weights, on the meta device: for counting."""
+        cls, config = self.kinds[name][0], self.source.config(name)
         with torch.device("meta"):
-            return cast(nn.Module, self.kinds[name][0].from_config(self.source.config(name)))
+            return cast(nn.Module, cls.from_config(config) if hasattr(cls, "from_config") else cls(cls.config_class.from_dict(config)))

@@ -2,8 +2,6 @@
 
 import io
 import json
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from finetune import files
-from finetune.adapters.file import Adapter
 from finetune.data import keys
 from finetune.families.load import Family
 
@@ -39,24 +36,6 @@ def draw(
         pixels = family.decode(latents, side)[0]
         out.append(Image.fromarray(((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()))
     return out
-
-
-def apply(pipeline: Any, adapter: Adapter, name: str) -> None:
-    """Loads an adapter file with diffusers' own reader, under `name`.
-
-    PEFT's folder is read by PEFT, not by pipelines; its keys differ by a prefix alone.
-    """
-    logging.getLogger("diffusers.loaders").setLevel(logging.ERROR)
-    state: dict[str, torch.Tensor] = {}
-    for stem, (down, up) in adapter.pairs.items() if adapter.layout == "peft" else ():
-        key = stem.replace("base_model.model.", "unet.")
-        state |= {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several adapters are meant
-        if state:
-            pipeline.load_lora_weights(state, adapter_name=name)
-        else:
-            pipeline.load_lora_weights(str(adapter.path.parent), weight_name=adapter.path.name, adapter_name=name)
 
 
 def save_png(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> None:

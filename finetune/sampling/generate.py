@@ -6,18 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from finetune import files
-from finetune.adapters import file as adapter_file
-from finetune.adapters import layouts
-from finetune.adapters.file import Adapter
+from finetune.adapters.read import Adapter, read
 from finetune.config import read_yaml
 from finetune.errors import ConfigError, DataError
 from finetune.families import load, source
 from finetune.families.load import Family
 from finetune.families.spec import BASES
-from finetune.sampling import draw
+from finetune.sampling import apply, draw
 
 OTHER = "choose its base with --base"
 
@@ -96,14 +93,9 @@ def check(family: Family, request: Request, adapters: Sequence[Adapter]) -> str:
         here = family.schedule().prediction_type
         if contract.prediction_type != here:
             raise DataError(f"{adapter.path}: trained for {contract.prediction_type}, and {where.id} predicts {here}", OTHER)
-    shapes = {n: m.weight.shape for n, m in family.parts.skeleton(spec.denoiser).named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     for adapter in adapters:
-        layout = layouts.LAYOUTS[adapter.layout]
-        fits = {layout.stem(spec.denoiser, n): (shape[0], shape[1]) for n, shape in shapes.items()}
-        for stem, (down, up) in adapter.pairs.items():
-            if fits.get(stem) != (up.shape[0], down.shape[1]):
-                what = f"has no layer for {stem}" if stem not in fits else f"has another width at {stem}"
-                raise DataError(f"{adapter.path}: {where.id} {what}", OTHER)
+        if what := apply.misfit(family, adapter.on(spec.denoiser)):
+            raise DataError(f"{adapter.path}: {where.id} {what}", OTHER)
     if not request.base and any(c.base_sha256 != where.fingerprint(spec.denoiser) for _, c in contracts):
         raise DataError(f"{adapters[0].path}: trained on other weights than this {where.id}", f"--base {where.id} uses it all the same")
     sampler = request.sampler or (contracts[0][1].sampler if contracts else spec.sampler)
@@ -118,20 +110,18 @@ def generate(request: Request, say: Callable[[str], None]) -> list[dict[str, Any
     """Draws every prompt `count` times, writes PNGs, and returns their paths and parameters."""
     files.check_writable(request.out)
     chosen = [parse_adapter(a) for a in request.adapters]
-    adapters = [adapter_file.read(path) for path, _ in chosen]
+    adapters = [read(path) for path, _ in chosen]
+    weighted = [(a, weight) for a, (_, weight) in zip(adapters, chosen, strict=True)]
     where = source.resolve(choose_base(request, adapters))
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     family = load.family(where, device or "cpu", torch.float16 if device else torch.float32)
     sampler = check(family, request, adapters)
+    apply.to_text_encoders(family, weighted)
     texts = {p: family.text([p])[0] for p in request.prompts}
     negative = family.text([request.negative])[0] if request.negative else family.unconditional()
     family.parts.free(*where.spec.text)
     pipeline = family.pipeline(sampler=sampler)
-    names = [f"adapter-{i}" for i in range(len(adapters))]
-    for name, adapter in zip(names, adapters, strict=True):
-        draw.apply(pipeline, adapter, name)
-    if names:
-        pipeline.set_adapters(names, [weight for _, weight in chosen])
+    apply.to_denoiser(family, pipeline, weighted)
     contracts = [c for a in adapters if (c := a.contract)]
     first = contracts[0] if contracts else None
     own_steps, own_guidance = family.inference()

@@ -9,7 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from finetune import config, files
-from finetune.adapters import file as adapter_file
+from finetune.adapters.contract import Contract, header
+from finetune.adapters.layouts import lora
+from finetune.adapters.read import read
+from finetune.adapters.write import export
 from finetune.config.job import Job
 from finetune.data import encoded as data
 from finetune.data import folder
@@ -22,7 +25,7 @@ from finetune.families import load, source
 from finetune.families.load import Family
 from finetune.methods import adapter
 from finetune.objectives.objective import objective
-from finetune.sampling import draw
+from finetune.sampling import apply
 from finetune.training import checkpoint, device, optimizer, record, signals
 from finetune.training.loop import Step, Training, loop, rate
 from finetune.training.observe import Observer, Weights, averaged
@@ -241,7 +244,7 @@ class Runner:
         if job.run.sample_prompt:
             denoiser.delete_adapters(adapter.NAME)
             pipeline = self.family.pipeline(denoiser.eval())
-            draw.apply(pipeline, adapter_file.read(path), "written")
+            apply.to_denoiser(self.family, pipeline, [(read(path), 1.0)])
             self.observer.draw(pipeline, job.optim.steps)
         summary = written | {
             "out": str(self.out),
@@ -262,7 +265,7 @@ class Runner:
         layout = spec.layout if job.run.format == "auto" else job.run.format
         path = self.out / (name if layout == "peft" else f"{name}.safetensors")
         steps, guidance = self.family.inference()
-        contract = adapter_file.Contract(
+        contract = Contract(
             base=where.id,
             base_revision=where.revision,
             base_sha256=self.base_sha,
@@ -277,9 +280,9 @@ class Runner:
             training_alpha=job.method.strength * job.method.rank,
             trained_steps=job.optim.steps,
         )
-        facts = adapter_file.header(contract, name, *self.family.labels())
-        pairs = {n: (x.down, x.up) for n, x in loras.items()}
-        adapter_file.export(pairs, path, layout, spec.denoiser, job.run.save_dtype, facts, where.id)
+        facts = header(contract, name, *self.family.labels())
+        modules = {(spec.denoiser, n): lora(x.down, x.up) for n, x in loras.items()}
+        export(modules, path, layout, spec.name, job.run.save_dtype, facts, where.id)
         return path
 
 

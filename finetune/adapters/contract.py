@@ -1,0 +1,62 @@
+"""What a file's header says: how the adapter must be used, and what other tools look for."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+KEY = "ft.contract"
+
+
+@dataclass(frozen=True)
+class Contract:
+    """How the adapter must be used: what `ft generate` honours and refuses to contradict."""
+
+    base: str  # short name, Hub id or folder name; never a path
+    base_revision: str | None
+    base_sha256: str  # of the denoiser the adapter was trained on
+    family: str
+    prediction_type: str
+    resolution: int
+    trigger: str | None
+    guidance: float
+    steps: int  # sampling steps
+    sampler: str
+    rank: int
+    training_alpha: float
+    trained_steps: int
+    clip_skip: int = 0
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str]) -> "Contract | None":
+        """The one in a file's header, or None for a file of another tool."""
+        try:
+            return cls(**json.loads(metadata[KEY]))
+        except (KeyError, ValueError, TypeError):
+            return None
+
+
+def header(contract: Contract, title: str, architecture: str, kohya_version: str) -> dict[str, str]:
+    """ModelSpec 1.0.1, the `ss_*` keys that readers look at, trigger words, and the contract. No dates, hosts or paths."""
+    side = f"{contract.resolution}x{contract.resolution}"
+    facts = {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": title,
+        "modelspec.resolution": side,
+        "modelspec.prediction_type": contract.prediction_type.removesuffix("_prediction"),
+        "ss_base_model_version": kohya_version,
+        "ss_v2": str(kohya_version.startswith("sd_v2")),
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(contract.rank),
+        "ss_network_alpha": str(float(contract.rank)),  # as written: the training alpha is folded in
+        "ss_output_name": title,
+        "ss_sd_model_name": contract.base,
+        "ss_resolution": f"({contract.resolution}, {contract.resolution})",
+        "ss_steps": str(contract.trained_steps),
+        KEY: json.dumps(asdict(contract), sort_keys=True),
+    }
+    if contract.trigger:
+        facts |= {"modelspec.trigger_phrase": contract.trigger, "trained_words": contract.trigger}
+    return facts

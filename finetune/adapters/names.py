@@ -1,0 +1,133 @@
+"""What one module is called: by diffusers, by the original Stable Diffusion XL and FLUX.1 code, and by kohya's flat keys.
+
+Parts are diffusers' folders (`unet`, `transformer`, `text_encoder`, `text_encoder_2`), modules are diffusers' dotted names;
+CLIP's always begin with `text_model.`, which newer versions of transformers leave out and every reader expects.
+"""
+
+import re
+
+# Names with an underscore of their own: without them a flat key could not be told apart again.
+WORDS = """
+down_blocks up_blocks mid_block transformer_blocks single_transformer_blocks to_q to_k to_v to_out to_add_out add_q_proj add_k_proj
+add_v_proj proj_in proj_out proj_mlp ff_context norm1_context norm_out x_embedder context_embedder time_text_embed timestep_embedder
+text_embedder guidance_embedder linear_1 linear_2 conv_in conv_out conv_shortcut time_emb_proj time_embedding add_embedding text_model
+self_attn q_proj k_proj v_proj out_proj final_layer_norm layer_norm1 layer_norm2 token_embedding position_embedding text_projection
+wi_0 wi_1 layer_norm double_blocks single_blocks img_attn txt_attn img_mlp txt_mlp img_mod txt_mod img_in txt_in time_in vector_in
+guidance_in in_layer out_layer final_layer adaLN_modulation input_blocks middle_block output_blocks in_layers out_layers emb_layers
+skip_connection time_embed label_emb
+""".split()
+_WORD = re.compile(rf"(?:(?<=_)|^)(?:{'|'.join(sorted(WORDS, key=len, reverse=True))})(?=_|$)")
+
+
+def flat(module: str) -> str:
+    return module.replace(".", "_")
+
+
+def dotted(flat: str) -> str:
+    """`down_blocks_0_attentions_1_proj_in` -> `down_blocks.0.attentions.1.proj_in`; right for every module of the known networks."""
+    return _WORD.sub(lambda m: m[0].replace("_", "\0"), flat).replace("_", ".").replace("\0", "_")
+
+
+# Stable Diffusion XL: three blocks of two layers on the way down, three of three on the way up.
+
+_LEAVES = {
+    "conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection",
+    "norm1": "in_layers.0", "norm2": "out_layers.0",
+}  # fmt: skip
+_ALONE = {
+    "conv_in": "input_blocks.0.0", "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
+}  # fmt: skip
+
+
+def _blocks() -> dict[str, str]:
+    """diffusers' prefix -> the original one."""
+    out = {"mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1", "mid_block.resnets.1": "middle_block.2"}
+    for i in range(3):
+        for j in range(2):
+            out[f"down_blocks.{i}.resnets.{j}"] = f"input_blocks.{3 * i + j + 1}.0"
+            out[f"down_blocks.{i}.attentions.{j}"] = f"input_blocks.{3 * i + j + 1}.1"
+        for j in range(3):
+            out[f"up_blocks.{i}.resnets.{j}"] = f"output_blocks.{3 * i + j}.0"
+            out[f"up_blocks.{i}.attentions.{j}"] = f"output_blocks.{3 * i + j}.1"
+        out[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{3 * i + 3}.0.op"
+        out[f"up_blocks.{i}.upsamplers.0.conv"] = f"output_blocks.{3 * i + 2}.2.conv"
+    return out
+
+
+_TO_XL = _blocks()
+_FROM_XL = {v: k for k, v in _TO_XL.items()}
+
+
+def _translate(module: str, blocks: dict[str, str], leaves: dict[str, str], alone: dict[str, str]) -> str | None:
+    if module in alone:
+        return alone[module]
+    for depth in (5, 4, 3, 2):
+        head, rest = ".".join(module.split(".")[:depth]), module.split(".")[depth:]
+        if head in blocks:
+            tail = ".".join(rest)
+            return ".".join(x for x in (blocks[head], leaves.get(tail, tail)) if x)
+    return None
+
+
+def to_xl(module: str) -> str | None:
+    """diffusers' name of a U-Net module -> the original one; None where there is none."""
+    return _translate(module, _TO_XL, _LEAVES, _ALONE)
+
+
+def from_xl(module: str) -> str | None:
+    back = {v: k for k, v in _LEAVES.items()}
+    return _translate(module, _FROM_XL, back, {v: k for k, v in _ALONE.items()})
+
+
+# FLUX.1: the original code fuses projections that read the same input.
+
+_DOUBLE = {
+    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "img_attn.proj": ("attn.to_out.0",),
+    "txt_attn.proj": ("attn.to_add_out",),
+    "img_mlp.0": ("ff.net.0.proj",),
+    "img_mlp.2": ("ff.net.2",),
+    "txt_mlp.0": ("ff_context.net.0.proj",),
+    "txt_mlp.2": ("ff_context.net.2",),
+    "img_mod.lin": ("norm1.linear",),
+    "txt_mod.lin": ("norm1_context.linear",),
+}
+_SINGLE = {
+    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+    "linear2": ("proj_out",),
+    "modulation.lin": ("norm.linear",),
+}
+_FLUX_ALONE = {
+    "img_in": ("x_embedder",), "txt_in": ("context_embedder",), "final_layer.linear": ("proj_out",),
+    "time_in.in_layer": ("time_text_embed.timestep_embedder.linear_1",),
+    "time_in.out_layer": ("time_text_embed.timestep_embedder.linear_2",),
+    "vector_in.in_layer": ("time_text_embed.text_embedder.linear_1",),
+    "vector_in.out_layer": ("time_text_embed.text_embedder.linear_2",),
+    "guidance_in.in_layer": ("time_text_embed.guidance_embedder.linear_1",),
+    "guidance_in.out_layer": ("time_text_embed.guidance_embedder.linear_2",),
+}  # fmt: skip
+
+
+def from_flux(module: str) -> tuple[str, ...] | None:
+    """The original name -> diffusers' names of the projections that it fuses, in the order of its output's rows."""
+    kind, _, rest = module.partition(".")
+    number, _, leaf = rest.partition(".")
+    if kind == "double_blocks" and leaf in _DOUBLE:
+        return tuple(f"transformer_blocks.{number}.{m}" for m in _DOUBLE[leaf])
+    if kind == "single_blocks" and leaf in _SINGLE:
+        return tuple(f"single_transformer_blocks.{number}.{m}" for m in _SINGLE[leaf])
+    return _FLUX_ALONE.get(module)
+
+
+def to_flux(module: str) -> str | None:
+    """diffusers' name -> the original module that holds it."""
+    parts = module.split(".", 2)
+    tables = {"transformer_blocks": ("double_blocks", _DOUBLE), "single_transformer_blocks": ("single_blocks", _SINGLE)}
+    if parts[0] in tables and len(parts) == 3:
+        kind, table = tables[parts[0]]
+        found = next((leaf for leaf, members in table.items() if parts[2] in members), None)
+        return f"{kind}.{parts[1]}.{found}" if found else None
+    return next((name for name, members in _FLUX_ALONE.items() if module in members), None)

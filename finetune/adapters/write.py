@@ -1,0 +1,59 @@
+"""Writing one adapter file: whole, read back, and compared."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from finetune import files
+from finetune.adapters import layouts
+from finetune.adapters.read import read, tensors_file
+from finetune.errors import ConfigError, FinetuneError
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def export(modules: layouts.Modules, path: Path, layout: str, family: str, dtype: str, facts: Mapping[str, str], base: str) -> None:
+    """Writes `modules` (a `.safetensors` file, or for PEFT a folder), reads it back and compares.
+
+    Raises:
+        FinetuneError: a number is not finite, or does not fit the number format.
+        DataError: the layout cannot hold them.
+    """
+    cast = {place: replace(w, tensors={k: t.to(DTYPES[dtype]).contiguous() for k, t in w.tensors.items()}) for place, w in modules.items()}
+    state = {k: t.contiguous() for k, t in layouts.LAYOUTS[layout](cast, family).items()}
+    for key, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise FinetuneError(f"{key}: not finite as {dtype}; nothing was written", "lower --lr, or --set run.save_dtype=fp32")
+    metadata = {**facts, "modelspec.hash_sha256": f"0x{data_hash(state)}", "sshs_model_hash": data_hash(state)}
+    if layout == "diffusers":
+        metadata["lora_adapter_metadata"] = layouts.diffusers_metadata(cast)
+    if layout == "peft":
+        if path.exists() and not (path / "adapter_config.json").exists():
+            raise ConfigError(f"{path}: is there already, and is no adapter", "choose another --name")
+        files.write(path, lambda p: _peft_folder(p, state, metadata, layouts.peft_config(cast, base)))
+    else:
+        files.write_bytes(path, files.safetensors(state, metadata))
+    if not _same(state, load_file(tensors_file(path))) or read(path, family).modules.keys() != modules.keys():
+        raise FinetuneError(f"{path}: what was read back differs from what was written", "check the disk")
+
+
+def _same(meant: layouts.State, back: layouts.State) -> bool:
+    return meant.keys() == back.keys() and all(torch.equal(t, back[k]) for k, t in meant.items())
+
+
+def _peft_folder(folder: Path, state: layouts.State, metadata: Mapping[str, str], config: Mapping[str, Any]) -> None:
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(files.safetensors(state, metadata))
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def data_hash(state: layouts.State) -> str:
+    """sha256 of the file's bytes after its header: what ModelSpec and the kohya tools mean by a model's hash."""
+    data = files.safetensors(state, {})
+    return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
