@@ -60,3 +60,9 @@ def header(contract: Contract, title: str, architecture: str, kohya_version: str
     if contract.trigger:
         facts |= {"modelspec.trigger_phrase": contract.trigger, "trained_words": contract.trigger}
     return facts
+
+
+def for_rank(facts: Mapping[str, str], rank: int) -> dict[str, str]:
+    """The facts of a file whose strength is folded in: kohya's fields say alpha = rank."""
+    said = {k: v for k, v in (("ss_network_dim", str(rank)), ("ss_network_alpha", str(float(rank)))) if k in facts}
+    return {**facts, **said}

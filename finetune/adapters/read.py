@@ -62,7 +62,7 @@ def read(path: Path, family: str | None = None) -> Adapter:
         )
     if bad := [k for k, t in state.items() if not torch.isfinite(t).all()]:
         raise DataError(f"{path}: {bad[0]} holds numbers that are not finite")
-    alphas = _alphas(path, top.metadata)
+    alphas = alphas_of(path, top.metadata)
     modules: dict[layouts.Place, Weights] = {}
     for entry in found.entries:
         modules |= _weights(path, entry, state, alphas)
@@ -134,7 +134,7 @@ class Alphas:
         return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def _alphas(path: Path, metadata: Mapping[str, str]) -> Alphas:
+def alphas_of(path: Path, metadata: Mapping[str, str]) -> Alphas:
     """Raises:
     DataError: a config that cannot be read, or that asks for what is not understood here.
     """

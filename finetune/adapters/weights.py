@@ -94,7 +94,7 @@ class Weights:
     def pair(self) -> tuple[Tensor, Tensor]:
         """(down, up) of a LoRA, in the files' own precision, with the strength folded into `up`."""
         up = self.tensors["up"]
-        return self.tensors["down"], up if self.strength == 1 else up * self.strength
+        return self.tensors["down"], up if self.strength == 1 else (up.float() * self.strength).to(up.dtype)
 
     def change(self, weight: Tensor) -> Tensor:
         """The change of the layer's weight in fp32, shaped as `weight` [out, in, ...]."""

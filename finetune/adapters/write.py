@@ -18,18 +18,21 @@ from finetune.errors import ConfigError, FinetuneError
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def export(modules: layouts.Modules, path: Path, layout: str, family: str, dtype: str, facts: Mapping[str, str], base: str) -> None:
-    """Writes `modules` (a `.safetensors` file, or for PEFT a folder), reads it back and compares.
+def export(modules: layouts.Modules, path: Path, layout: str, family: str, dtype: str | None, facts: Mapping[str, str], base: str) -> None:
+    """Writes `modules` (a `.safetensors` file, or for PEFT a folder) as `dtype` (None: as they are), reads it back and compares.
 
     Raises:
         FinetuneError: a number is not finite, or does not fit the number format.
         DataError: the layout cannot hold them.
     """
-    cast = {place: replace(w, tensors={k: t.to(DTYPES[dtype]).contiguous() for k, t in w.tensors.items()}) for place, w in modules.items()}
+    to = DTYPES[dtype] if dtype else None
+    cast = {place: replace(w, tensors={k: t.to(to or t.dtype).contiguous() for k, t in w.tensors.items()}) for place, w in modules.items()}
     state = {k: t.contiguous() for k, t in layouts.LAYOUTS[layout](cast, family).items()}
     for key, tensor in state.items():
         if not torch.isfinite(tensor).all():
-            raise FinetuneError(f"{key}: not finite as {dtype}; nothing was written", "lower --lr, or --set run.save_dtype=fp32")
+            raise FinetuneError(
+                f"{key}: not finite as {dtype or tensor.dtype}; nothing was written", "lower --lr, or --set run.save_dtype=fp32"
+            )
     metadata = {**facts, "modelspec.hash_sha256": f"0x{data_hash(state)}", "sshs_model_hash": data_hash(state)}
     if layout == "diffusers":
         metadata["lora_adapter_metadata"] = layouts.diffusers_metadata(cast)

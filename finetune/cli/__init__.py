@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from finetune import __version__
-from finetune.cli import demo, generate, lora, models, settings
+from finetune.cli import adapter, demo, generate, lora, models, settings
 from finetune.errors import ConfigError, FinetuneError, plain
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("lora")(lora.command)
 app.command("generate")(generate.command)
 app.command("demo")(demo.command)
+app.add_typer(adapter.app, name="adapter")
 app.command("models")(models.command)
 app.command("config")(settings.command)
 

@@ -80,7 +80,8 @@ def misfit(family: Family, modules: Mapping[Place, Weights]) -> str | None:
             if part not in family.spec.parts:
                 return f"has no {part}"
             net = family.parts.skeleton(part)
-            nets[part] = {n.removeprefix("text_model."): tuple(p.weight.shape) for n, p in net.named_modules() if hasattr(p, "weight")}
+            weights = ((n, getattr(m, "weight", None)) for n, m in net.named_modules())
+            nets[part] = {n.removeprefix("text_model."): tuple(w.shape) for n, w in weights if w is not None}
         shape = nets[part].get(module.removeprefix("text_model."))
         if shape is None:
             return f"has no layer for {part}.{module}"

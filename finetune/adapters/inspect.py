@@ -1,0 +1,157 @@
+"""What an adapter file is, from its header alone; the strength of its changes by block when asked."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.adapters import keys
+from finetune.adapters.contract import Contract
+from finetune.adapters.read import Header, alphas_of, header_of, read, tensors_file
+from finetune.errors import DataError
+
+BAR = 24  # characters of the longest bar
+
+
+@dataclass
+class Report:
+    path: str
+    layout: str
+    family: str | None
+    kinds: dict[str, int]  # modules of each
+    parts: dict[str, int]
+    ranks: dict[int, int]  # rank -> modules
+    alphas: str  # in words
+    dtypes: dict[str, int]
+    bytes: int
+    trigger: str | None
+    base: str | None
+    contract: dict[str, Any] | None
+    title: str | None
+    norms: dict[str, float] | None = None  # block -> Frobenius norm of the change of weights
+    problems: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        contract = self.contract or {}
+        rows = [
+            ("file", f"{self.path} ({self.bytes / 1e6:.2f} MB, tensors: {_counts(self.dtypes)})"),
+            ("method", f"{_counts(self.kinds)}; modules: {_counts(self.parts)}"),
+            ("layout", self.layout),
+            ("family", self.family or "its keys do not tell"),
+            ("rank", f"{', '.join(f'{r} in {n} modules' for r, n in self.ranks.items())}; {self.alphas}" if self.ranks else self.alphas),
+            ("base", self.base or "not said"),
+            ("trigger", self.trigger or "none said"),
+        ]
+        if contract:
+            use = ("prediction_type", "sampler", "steps", "guidance", "resolution", "trained_steps", "training_alpha")
+            rows.append(("use", ", ".join(f"{k} {contract[k]}" for k in use)))
+        lines = [f"{name:<9}{value}" for name, value in rows]
+        if self.norms:
+            most = max(self.norms.values()) or 1.0
+            width = max(map(len, self.norms))
+            lines += ["norms of the change, by block:"]
+            lines += [f"  {block:<{width}} {'█' * round(BAR * n / most):<{BAR}} {n:.4g}" for block, n in self.norms.items()]
+        return "\n".join([*lines, *(f"problem  {p}" for p in self.problems)])
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _counts(found: dict[Any, int]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in found.items())
+
+
+def inspect(path: Path, norms: bool = False) -> Report:
+    """Raises:
+    DataError: no readable header. What is wrong beyond that is listed in `problems`.
+    """
+    file = tensors_file(path)
+    top = header_of(file)
+    found = keys.find(top.shapes)
+    contract = Contract.of(top.metadata)
+    ranks = Counter(r for e in found.entries if (r := _rank(e, top)))
+    report = Report(
+        path=str(path),
+        layout=found.layout,
+        family=contract.family if contract else found.family,
+        kinds=dict(Counter(e.kind or "incomplete" for e in found.entries)),
+        parts=dict(Counter(e.part for e in found.entries)),
+        ranks=dict(sorted(ranks.items())),
+        alphas=_alphas(path, found, top),
+        dtypes=dict(Counter(top.dtypes.values())),
+        bytes=file.stat().st_size,
+        trigger=top.metadata.get("modelspec.trigger_phrase") or top.metadata.get("trained_words"),
+        base=contract.base if contract else top.metadata.get("ss_sd_model_name"),
+        contract=asdict(contract) if contract else None,
+        title=top.metadata.get("modelspec.title"),
+        problems=_problems(found, top),
+    )
+    if norms:
+        try:
+            report.norms = block_norms(path)
+        except DataError as e:
+            report.problems.append(e.message)
+    return report
+
+
+def _rank(e: keys.Entry, top: Header) -> int:
+    for leaf, axis in (("down", 0), ("w1_b", 0), ("k2_b", 0), ("k1_b", 0)):
+        if leaf in e.leaves and top.shapes[e.leaves[leaf]]:
+            return top.shapes[e.leaves[leaf]][axis]
+    return 0
+
+
+def _alphas(path: Path, found: keys.Found, top: Header) -> str:
+    low_rank = [e for e in found.entries if _rank(e, top)]
+    own = sum("alpha" in e.leaves for e in low_rank)
+    if not low_rank:
+        return "no rank"
+    if own == len(low_rank):
+        return "alpha in every module"
+    if own:
+        return f"alpha in {own} of {len(low_rank)} modules, strength 1 in the others"
+    beside = alphas_of(path, top.metadata)
+    said = {beside.strength(e.part, e.modules[0], _rank(e, top)) for e in low_rank}
+    if said == {None}:
+        return "no alpha: every reader takes strength 1"
+    return f"strength {', '.join(f'{s:g}' for s in sorted(s for s in said if s is not None))} from the config beside the tensors"
+
+
+def _problems(found: keys.Found, top: Header) -> list[str]:
+    out = [f"key {k} stands in the header more than once" for k in top.twice]
+    out += [f"{len(found.unknown)} keys belong to no known layer, such as {found.unknown[0]}"] if found.unknown else []
+    out += ["mixed layouts: " + found.layout] if "+" in found.layout else []
+    for e in found.entries:
+        where = f"{e.part}.{e.modules[0]}"
+        if e.kind is None:
+            out.append(f"{where} has only {', '.join(sorted(e.leaves))}")
+        elif {"down", "up"} <= e.leaves.keys():
+            down, up = top.shapes[e.leaves["down"]], top.shapes[e.leaves["up"]]
+            if len(down) < 2 or len(up) < 2 or ("mid" not in e.leaves and down[0] != up[1]):
+                out.append(f"{where} has shapes {list(down)} and {list(up)}, no matching pair")
+    if found.entries and not any("alpha" in e.leaves for e in found.entries) and "lora_adapter_metadata" not in top.metadata:
+        out += ["no alpha: it was folded in, or its strength is lost"] if found.layout == "kohya" else []
+    return out
+
+
+def block_norms(path: Path) -> dict[str, float]:
+    """Frobenius norm of the change of weights of each block. Where it depends on the base's weights (DoRA, OFT), of the low-rank part.
+
+    Raises:
+        DataError: the file cannot be read, or holds numbers that are not finite.
+    """
+    import torch
+
+    squares: dict[str, float] = {}
+    for (part, module), w in read(path).modules.items():
+        block = ".".join(module.removeprefix("text_model.").split(".")[:2])
+        if w.kind == "oft":
+            continue
+        if "down" in w.tensors and "mid" not in w.tensors:  # |UD|^2 = tr(U'U DD'), without the product
+            down, up = (x.float().flatten(1) for x in w.pair())
+            square = float(((up.T @ up) * (down @ down.T)).sum())
+        else:
+            size = w.size
+            square = float(w.change(torch.zeros(size[0], max(size[1], 1))).square().sum()) if all(size) else 0.0
+        squares[f"{part}.{block}"] = squares.get(f"{part}.{block}", 0.0) + square
+    return {block: max(square, 0.0) ** 0.5 for block, square in squares.items()}

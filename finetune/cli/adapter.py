@@ -1,0 +1,77 @@
+"""`ft adapter`: look into adapter files, convert them, prove that they work."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune.errors import plain
+
+app = typer.Typer(help="Inspect, convert and verify adapter files of any tool.", no_args_is_help=True)
+File = Annotated[Path, typer.Argument(metavar="FILE", help="adapter file, or PEFT folder", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+LAYOUTS = ("kohya", "diffusers", "peft")
+
+
+@app.command("inspect")
+def inspect(
+    file: File, norms: Annotated[bool, typer.Option("--norms", help="also read the tensors, and show each block's change")] = False,
+    json_: Json = False,
+) -> None:  # fmt: skip
+    """Method, layout, family, ranks, trigger, base, and problems; reads the header alone unless norms are asked for."""
+    from finetune import cli
+    from finetune.adapters.inspect import inspect as look
+
+    report = look(file.expanduser(), norms)
+    if json_:
+        cli.emit(report.facts())
+    else:
+        print(plain(report.text()))
+
+
+@app.command("convert")
+def convert(
+    file: File,
+    to: Annotated[str, typer.Option("--to", help="kohya, diffusers or peft", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", help="where to write (beside the file)", show_default=False)] = None,
+    family: Annotated[str | None, typer.Option("--family", help="where the keys do not tell", show_default=False)] = None,
+) -> None:
+    """Write the same adapter in another layout; what the layout cannot hold is refused."""
+    from finetune.errors import ConfigError
+    from finetune.families.spec import FAMILIES
+
+    families = [f.name for f in FAMILIES]
+    if to not in LAYOUTS:
+        raise ConfigError(f"--to {to}: no such layout", f"choose from {', '.join(LAYOUTS)}")
+    if family is not None and family not in families:
+        raise ConfigError(f"--family {family}: no such family", f"choose from {', '.join(families)}")
+    from finetune.adapters.convert import convert as write
+
+    print(write(file.expanduser(), to, out.expanduser() if out else None, family))
+
+
+@app.command("verify")
+def verify(
+    file: File,
+    base: Annotated[
+        str | None, typer.Option("--base", help="base to load it into (the one that the file names)", show_default=False)
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Load it into the real pipeline; say how many modules landed and how large the effect is."""
+    from finetune import cli
+    from finetune.adapters.read import read
+    from finetune.sampling.generate import Request, choose_base
+    from finetune.sampling.verify import verify as prove
+
+    path = file.expanduser()
+    verdict = prove(path, choose_base(Request([], base=base), [] if base else [read(path)]))
+    if json_:
+        cli.emit(verdict.facts())
+        return
+    print(f"landed   {verdict.landed} of {verdict.modules} modules")
+    print(f"effect   {verdict.effect:.3%} of the denoiser's answer, at strength 1")
+    if verdict.text_effect is not None:
+        print(f"text     {verdict.text_effect:.3%} of the encoded prompt")
+    same = f"the same within {verdict.diffusers:.1e}" if verdict.diffusers is not None else plain(verdict.note)
+    print(f"diffusers {same}")

@@ -1,0 +1,109 @@
+"""Whether an adapter file works: loaded into the real pipeline, every key accounted for, its effect measured."""
+
+import logging
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune.adapters.read import Adapter, read
+from finetune.data import keys
+from finetune.errors import DataError
+from finetune.families import load, source
+from finetune.families.load import Family
+from finetune.sampling import apply
+
+LEVELS = (0.1, 0.5, 0.9)  # of the noise: where the effect is measured
+
+
+@dataclass(frozen=True)
+class Verdict:
+    modules: int  # in the file
+    landed: int  # found in the base, with the right widths
+    effect: float  # |with - without| / |without| of the denoiser's answer
+    text_effect: float | None  # the same of the encoded prompt; None where the file leaves the text encoders alone
+    diffusers: float | None  # largest difference to diffusers' own reader, relative; None where it cannot read this file
+    note: str  # why it cannot
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def verify(path: Path, base: str) -> Verdict:
+    """Raises:
+    DataError: the file is damaged, a module has no place in the base, or the adapter changes nothing.
+    """
+    adapter = read(path)
+    where = source.resolve(base)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+
+    def fresh() -> Family:
+        return load.family(where, device or "cpu")
+
+    family = fresh()
+    modules = adapter.on(where.spec.denoiser)
+    if what := apply.misfit(family, modules):
+        raise DataError(f"{path}: {where.id} {what}", "is it made for this base?")
+    plain_text, plain = _text(family, []), _answers(family, _denoiser(family, []))
+    text, ours = _text(fresh(), [adapter]), _answers(family, _denoiser(fresh(), [adapter]))
+    effect, text_effect = _relative(ours, plain), _relative(text, plain_text)
+    touches_text = any(part.startswith("text_encoder") for part, _ in modules)
+    if effect == 0 and text_effect == 0:
+        raise DataError(f"{path}: changes nothing on {where.id}", "its weights are zero, or it was never trained")
+    theirs, note = _through_diffusers(fresh(), path, adapter)
+    difference = None if theirs is None else _relative(_answers(family, theirs), ours)
+    return Verdict(len(adapter.modules), len(modules), effect, text_effect if touches_text else None, difference, note)
+
+
+def _denoiser(family: Family, adapters: list[Adapter]) -> nn.Module:
+    pipeline = family.pipeline()
+    apply.to_denoiser(family, pipeline, [(a, 1.0) for a in adapters])
+    net: nn.Module = getattr(pipeline, family.spec.denoiser)
+    return net
+
+
+@torch.no_grad()
+def _text(family: Family, adapters: list[Adapter]) -> Tensor:
+    apply.to_text_encoders(family, [(a, 1.0) for a in adapters])
+    return torch.cat([v.float().flatten() for v in family.text(["a picture"])[0].values()])
+
+
+@torch.no_grad()
+def _answers(family: Family, net: nn.Module) -> Tensor:
+    """What the denoiser answers to fixed noise at fixed levels, without a caption."""
+    side = min(family.resolution, 32 * family.factor)
+    vae = family.source.config("vae")
+    latent = side // 2 ** (len(vae["block_out_channels"]) - 1)
+    x_t = torch.randn(1, vae["latent_channels"], latent, latent, generator=keys.generator("verify")).to(family.device)
+    cond = family.cond([family.unconditional()], torch.tensor([[side, side, 0, 0, side, side]]))
+    discrete = family.schedule().prediction_type != "flow"
+    out = []
+    for level in LEVELS:
+        t = torch.tensor([int(level * 1000)] if discrete else [level], device=family.device)
+        out.append(family.predict({"denoiser": net}, x_t, t, cond).float().flatten())
+    return torch.cat(out).cpu()
+
+
+def _through_diffusers(family: Family, path: Path, adapter: Adapter) -> tuple[nn.Module | None, str]:
+    """The denoiser with the file as diffusers reads it, or why it cannot."""
+    if path.is_dir():
+        return None, "a PEFT folder is read by PEFT"
+    if any(not w.peft for w in adapter.modules.values()):
+        return None, "diffusers reads LoRA and DoRA alone"
+    pipeline = family.pipeline()
+    logging.getLogger("diffusers.loaders").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="theirs")
+    except Exception as e:  # its converters raise whatever a key that they do not expect leads to
+        return None, f"diffusers cannot read it ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''})"
+    net: nn.Module = getattr(pipeline, family.spec.denoiser)
+    return net, ""
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm().clamp(min=1e-12))

@@ -1,0 +1,239 @@
+"""`ft adapter inspect|convert|verify`: conversions lose nothing, reports say what is there, and verifying means something."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from finetune import cli
+from finetune.adapters.contract import KEY
+from finetune.adapters.convert import convert
+from finetune.adapters.inspect import inspect
+from finetune.adapters.layouts import LAYOUTS
+from finetune.adapters.read import read
+from finetune.adapters.weights import Weights
+from finetune.adapters.write import export
+from finetune.errors import DataError
+from finetune.families import load, source
+
+Bases = Callable[[str], Path]
+FAMILY = {"sd": "stable-diffusion", "sdxl": "stable-diffusion-xl", "flux": "flux"}
+pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' reader
+
+
+def random_adapter(bases: Bases, name: str, seed: int, text: bool = True) -> dict[tuple[str, str], Weights]:
+    """LoRA on a random half of the modules, with random ranks, alphas and one number format."""
+    of, rng, g = load.family(source.resolve(str(bases(name)))), random.Random(seed), torch.Generator().manual_seed(seed)  # noqa: S311
+    dtype = rng.choice([torch.float32, torch.float16, torch.bfloat16])
+    out: dict[tuple[str, str], Weights] = {}
+    for part in (of.spec.denoiser, *(of.spec.text if text else ())):
+        if part == "text_encoder_2" and name == "flux":
+            continue
+        for n, m in of.parts.skeleton(part).named_modules():
+            linear = isinstance(m, nn.Linear | nn.Conv2d) and n.split(".")[-1] not in ("proj_in", "proj_out", "text_projection")
+            if not linear or n.startswith(("conv_", "x_emb", "context_", "norm_out")) or rng.random() < 0.5:
+                continue
+            r, shape = rng.choice([1, 2, 4]), m.weight.shape
+            down = torch.randn(r, *shape[1:], generator=g).to(dtype)
+            up = (torch.randn(shape[0], r, *[1] * (len(shape) - 2), generator=g) / 4).to(dtype)
+            full = n if part == of.spec.denoiser or n.startswith("text_model.") else f"text_model.{n}"
+            out[part, full] = Weights("lora", {"down": down, "up": up}, rng.choice([0.5, 1.0, 3.0]))
+    return out
+
+
+def change(w: Weights) -> Tensor:
+    down, up = (t.float() for t in (w.tensors["down"], w.tensors["up"]))
+    return up.flatten(1) @ down.flatten(1) * w.strength
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("name", list(FAMILY))
+def test_there_and_back_changes_nothing(name: str, seed: int, bases: Bases, tmp_path: Path) -> None:
+    first, second = random.Random(seed).sample(["kohya", "diffusers", *(["peft"] if seed % 2 else [])], 2)  # noqa: S311
+    modules = random_adapter(bases, name, seed, text="peft" not in (first, second))
+    there = tmp_path / "x.safetensors" if first != "peft" else tmp_path / "x"
+    export(modules, there, first, FAMILY[name], None, {"modelspec.title": "kept"}, "base")
+    forth = convert(there, second, family=FAMILY[name])
+    back = convert(forth, first, tmp_path / ("back" if first == "peft" else "back.safetensors"), FAMILY[name])
+    for path in (there, forth, back):
+        found = read(path, FAMILY[name])
+        assert found.metadata["modelspec.title"] == "kept"
+        own = found.on("transformer" if name == "flux" else "unet")
+        assert own.keys() == modules.keys()
+        for place, w in modules.items():
+            precision = {torch.float32: 1e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}[w.tensors["up"].dtype]
+            assert own[place].tensors["up"].dtype == w.tensors["up"].dtype
+            assert (change(own[place]) - change(w)).norm() <= precision * change(w).norm(), place
+
+
+def test_what_a_layout_cannot_hold_is_refused(bases: Bases, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    both = random_adapter(bases, "sd", 1)
+    export(both, path, "kohya", "stable-diffusion", None, {}, "base")
+    with pytest.raises(DataError, match="a PEFT folder holds one network, this adapter changes text_encoder too"):
+        convert(path, "peft", family="stable-diffusion")
+    loha = {f"lora_unet_mid_block_attentions_0_proj_in.{k}": torch.ones(4, 4) for k in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")}
+    save_file(loha, path)
+    with pytest.raises(DataError, match="the diffusers layout cannot hold loha"):
+        convert(path, "diffusers", family="stable-diffusion")
+    dora = {"down": torch.ones(1, 8), "up": torch.ones(8, 1), "dora": torch.ones(1, 8)}
+    columns = {("unet", "mid_block.attentions.0.proj_in"): Weights("dora", {**dora, "up": torch.ones(6, 1)}, 1.0)}
+    save_file(LAYOUTS["kohya"](columns, "stable-diffusion"), path)
+    with pytest.raises(DataError, match="cannot hold DoRA over columns"):
+        convert(path, "diffusers", family="stable-diffusion")
+    fused = {("transformer", "transformer_blocks.0.attn.to_q"): Weights("dora", {**dora, "up": torch.ones(8, 1)}, 1.0)}
+    with pytest.raises(DataError, match=r"fuses double_blocks\.0\.img_attn\.qkv, which only plain LoRA survives"):
+        LAYOUTS["kohya"](fused, "flux")
+    with pytest.raises(DataError, match=r"has no name for transformer\.norm_out\.linear"):
+        LAYOUTS["kohya"]({("transformer", "norm_out.linear"): next(iter(both.values()))}, "flux")
+
+
+# Reports
+
+
+def write(path: Path, state: dict[str, Tensor], **metadata: str) -> Path:
+    save_file(state, path, metadata or None)
+    return path
+
+
+STEM = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+
+
+def pair(width: int = 768, rank: int = 4, stem: str = STEM) -> dict[str, Tensor]:
+    return {f"{stem}.lora_down.weight": torch.ones(rank, width), f"{stem}.lora_up.weight": torch.ones(320, rank)}
+
+
+def test_inspect_reads_what_a_trained_file_says(train: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(train(data={"trigger": "sks"}, method={"rank": 4, "alpha": 2})["adapter"])
+    report = inspect(path, norms=True)
+    assert (report.layout, report.family, report.trigger, report.problems) == ("kohya", "stable-diffusion", "sks", [])
+    assert report.ranks == {4: 32} and report.kinds == {"lora": 32} and report.contract and report.contract["training_alpha"] == 2
+    assert report.norms and sum(n**2 for n in report.norms.values()) == pytest.approx(
+        sum(float(change(w).square().sum()) for w in read(path).modules.values()), rel=1e-4
+    )
+    capsys.readouterr()
+    assert cli.run(["adapter", "inspect", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ranks"] == {"4": 32}
+    assert cli.run(["adapter", "inspect", str(path), "--norms"]) == 0
+    assert "trigger  sks" in (text := capsys.readouterr().out) and "█" in text
+
+
+@pytest.mark.parametrize(
+    ("width", "stem", "family"),
+    [
+        (768, STEM, "stable-diffusion"),
+        (1024, STEM, "stable-diffusion"),
+        (2048, STEM, "stable-diffusion-xl"),
+        (2048, "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k", "stable-diffusion-xl"),
+        (640, "lora_unet_input_blocks_8_1_transformer_blocks_9_attn1_to_k", "stable-diffusion-xl"),
+        (3072, "lora_unet_double_blocks_3_img_attn_qkv", "flux"),
+        (3072, "transformer.single_transformer_blocks.0.attn.to_q", "flux"),
+        (40, STEM, None),
+    ],
+)
+def test_the_family_comes_from_the_keys(width: int, stem: str, family: str | None, tmp_path: Path) -> None:
+    assert inspect(write(tmp_path / "x.safetensors", pair(width, stem=stem))).family == family
+
+
+def test_inspect_lists_problems(tmp_path: Path) -> None:
+    def problems(state: dict[str, Tensor], norms: bool = False) -> str:
+        return "; ".join(inspect(write(tmp_path / "x.safetensors", state), norms).problems)
+
+    alpha = {f"{STEM}.alpha": torch.tensor(4.0)}
+    assert problems(pair() | alpha) == ""
+    assert "no alpha" in problems(pair())
+    assert "1 keys belong to no known layer, such as huh" in problems(pair() | alpha | {"huh": torch.ones(1)})
+    assert "has shapes [4, 768] and [320, 2]" in problems(pair() | alpha | {f"{STEM}.lora_up.weight": torch.ones(320, 2)})
+    assert "has only down" in problems({f"{STEM}.lora_down.weight": torch.ones(4, 8)})
+    assert "mixed layouts: diffusers+kohya" in problems(pair() | alpha | pair(stem="unet.mid_block.attentions.0.proj_in"))
+    assert "not finite" in problems(pair() | alpha | {f"{STEM}.lora_up.weight": torch.full((320, 4), torch.nan)}, norms=True)
+
+
+def test_inspect_sees_a_key_that_stands_twice(tmp_path: Path) -> None:
+    one = '{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}'
+    raw = f'{{"{STEM}.lora_down.weight":{one},"{STEM}.lora_down.weight":{one}}}'.encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + b"\0" * 4)
+    assert any("stands in the header more than once" in p for p in inspect(path).problems)
+
+
+def test_a_file_without_alpha_says_its_strength(tmp_path: Path) -> None:
+    assert "strength 1" in inspect(write(tmp_path / "a.safetensors", pair())).alphas
+    meta = json.dumps({"unet.r": 4, "unet.lora_alpha": 8})
+    keys = {k.replace(STEM, "unet.mid_block.attentions.0.proj_in"): v for k, v in pair().items()}
+    path = write(tmp_path / "b.safetensors", keys, lora_adapter_metadata=meta)
+    assert "strength 2 from the config" in inspect(path).alphas
+    assert {w.strength for w in read(path).modules.values()} == {2.0}
+
+
+# Verifying
+
+
+@pytest.mark.parametrize("name", list(FAMILY))
+def test_verify_measures_the_effect(
+    name: str, bases: Bases, train: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = train(model={"base": str(bases(name))}, data={"resolution": 16}, optim={"lr": 1e-2})["adapter"]
+    capsys.readouterr()
+    assert cli.run(["adapter", "verify", path, "--base", str(bases(name)), "--json"]) == 0
+    verdict = json.loads(capsys.readouterr().out)
+    assert verdict["landed"] == verdict["modules"] > 10 and 1e-4 < verdict["effect"] < 1 and verdict["diffusers"] < 1e-5
+    assert verdict["text_effect"] is None
+
+
+def test_verify_refuses_what_does_not_fit_or_does_nothing(bases: Bases, train: Callable[..., Any], tmp_path: Path, capsys: Any) -> None:
+    path = Path(train(model={"base": str(bases("sd"))})["adapter"])
+    capsys.readouterr()
+    assert cli.run(["adapter", "verify", str(path), "--base", str(bases("flux"))]) == 3
+    assert "flux has no layer for transformer.down_blocks" in capsys.readouterr().err
+    dead = {k: torch.zeros_like(v) if "lora_up" in k else v for k, v in load_file(path).items()}
+    assert cli.run(["adapter", "verify", str(write(tmp_path / "dead.safetensors", dead)), "--base", str(bases("sd"))]) == 3
+    assert "changes nothing" in capsys.readouterr().err
+
+
+def test_generate_takes_text_encoder_parts(bases: Bases, tmp_path: Path) -> None:
+    """What an earlier version refused: the picture changes with the text encoder's part alone."""
+    from finetune.sampling.generate import Request, generate
+
+    modules = {p: w for p, w in random_adapter(bases, "sd", 3).items() if p[0] == "text_encoder"}
+    path = tmp_path / "te.safetensors"
+    export(modules, path, "kohya", "stable-diffusion", "fp32", {}, "base")
+    made = []
+    for adapters in ((), (str(path),), (f"{path}:0",)):
+        ask = Request(["red disc"], adapters, base=str(bases("sd")), steps=2, out=tmp_path / f"out{len(made)}")
+        made.append(Path(generate(ask, lambda text: None)[0]["path"]))
+    from finetune.sampling import draw
+
+    pictures = [torch.tensor(list(draw.open_png(p).tobytes())) for p in made]
+    assert not torch.equal(pictures[0], pictures[1]) and torch.equal(pictures[0], pictures[2])
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("inspect nothing.safetensors", 3, "no such adapter file"),
+        ("convert x.safetensors --to a1111", 2, "--to a1111: no such layout"),
+        ("convert x.safetensors --to kohya --family sd9", 2, "--family sd9: no such family"),
+        ("convert x.safetensors", 2, "--to"),
+        ("convert x.safetensors --to kohya", 3, "its keys do not tell its family"),
+        ("convert x.safetensors --to kohya --family stable-diffusion --out x.safetensors", 2, "is the file itself"),
+        ("verify x.safetensors", 2, "does not say its base"),
+    ],
+)
+def test_refusals(words: str, code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "x.safetensors", pair(40))
+    assert cli.run(["adapter", *words.split()]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_the_header_keeps_the_contract(train: Callable[..., dict[str, Any]]) -> None:
+    path = Path(train()["adapter"])
+    converted = convert(path, "diffusers")
+    assert read(converted).metadata[KEY] == read(path).metadata[KEY] and read(converted).contract == read(path).contract
