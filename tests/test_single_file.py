@@ -1,5 +1,6 @@
-"""Single-file checkpoints: unpacked to the same pictures, or refused by name."""
+"""Single-file checkpoints: unpacked to the same weights with the package's own configs, or refused by name."""
 
+import json
 from pathlib import Path
 
 import original_layout
@@ -8,47 +9,97 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
-from finetune.errors import AccessError
-from finetune.families import single_file, source
+from finetune.errors import AccessError, ConfigError, FinetuneError
+from finetune.families import load, single_file, source
+
+PROBE = single_file.PROBE
+XL = ("conditioner.embedders.0.x", "conditioner.embedders.1.x")
 
 
 @pytest.fixture
-def probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The tiny network has no output block 5: another of its keys stands in.
-    monkeypatch.setattr(single_file, "PROBE", "model.diffusion_model.output_blocks.1.1.transformer_blocks.0.attn2.to_k.weight")
-    monkeypatch.setattr(single_file, "width", lambda path: 768)
+def tiny_configs(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny base's configs in the place of Stable Diffusion 1.5's."""
+    root = tmp_path / "configs"
+    names = ["model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"]
+    found = {n: json.loads((base / n).read_text()) for n in [*names, "tokenizer/tokenizer_config.json"]}
+    (root / "clip").mkdir(parents=True)
+    (root / "sd15.json").write_text(json.dumps(found))
+    for file in (base / "tokenizer").iterdir():
+        (root / "clip" / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(single_file, "CONFIGS", root)
+    monkeypatch.setattr(single_file, "WIDTHS", {16: "sd15"})
 
 
-@pytest.mark.usefixtures("probe")
+@pytest.mark.usefixtures("tiny_configs")
 @pytest.mark.filterwarnings("ignore")
-def test_a_single_file_is_the_base_it_was_made_of(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_file_is_the_base_it_was_made_of(base: Path, tmp_path: Path) -> None:
     path = original_layout.write(base, tmp_path / "model.safetensors")
-    monkeypatch.setattr(source, "_download", lambda *a, **k: (base, "commit"))
     found = source.resolve(str(path))
     assert found.id == "model" and found.spec.name == "stable-diffusion"
     ours, whole = StableDiffusionPipeline.from_pretrained(found.folder), StableDiffusionPipeline.from_pretrained(base)
     for part in ("unet", "vae", "text_encoder"):
         here, there = getattr(ours, part).state_dict(), getattr(whole, part).state_dict()
         assert here.keys() == there.keys() and all(torch.equal(here[k], there[k]) for k in here), part
+    assert load.family(found).schedule().prediction_type == "epsilon"
     stamp = (found.folder / "model_index.json").stat().st_mtime_ns
     assert (source.resolve(str(path)).folder / "model_index.json").stat().st_mtime_ns == stamp, "unpacked once"
+    v = load.family(source.resolve(str(path), prediction="v_prediction"))
+    assert v.schedule().prediction_type == "v_prediction" and v.source.folder != found.folder
+
+
+def tensors(*names: str) -> dict[str, torch.Tensor]:
+    return {n: torch.ones(2, 2) for n in names}
+
+
+KINDS = [
+    ({PROBE: torch.ones(4, 768)} | tensors("cond_stage_model.x"), {}, None, "sd15", "epsilon"),
+    ({PROBE: torch.ones(4, 768)} | tensors("cond_stage_model.x"), {"modelspec.prediction_type": "v"}, None, "sd15", "v_prediction"),
+    ({PROBE: torch.ones(4, 1024)} | tensors("cond_stage_model.x"), {}, "epsilon", "sd21-base", "epsilon"),
+    ({PROBE: torch.ones(4, 1024)} | tensors("cond_stage_model.x"), {}, "v_prediction", "sd21", "v_prediction"),
+    ({PROBE: torch.ones(4, 2048)} | tensors(*XL), {}, None, "sdxl", "epsilon"),
+    ({PROBE: torch.ones(4, 2048)} | tensors(*XL, "v_pred"), {}, None, "sdxl", "v_prediction"),
+    (tensors("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "model.diffusion_model.guidance_in.in_layer.weight",
+             "text_encoders.clip_l.x", "text_encoders.t5xxl.x"), {}, None, "flux-dev", "flow"),
+    (tensors("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "text_encoders.clip_l.x", "text_encoders.t5xxl.x"), {}, None,
+     "flux-schnell", "flow"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("state", "metadata", "said", "name", "prediction"), KINDS, ids=[k[3] + str(k[2]) for k in KINDS])
+def test_the_keys_tell_the_base(
+    state: dict[str, torch.Tensor], metadata: dict[str, str], said: str | None, name: str, prediction: str, tmp_path: Path
+) -> None:
+    save_file(state, tmp_path / "x.safetensors", metadata or None)
+    assert single_file.look(tmp_path / "x.safetensors", said).name == name
+    of = load.family(source.resolve(str(tmp_path / "x.safetensors"), weights=False, prediction=said))
+    assert of.schedule().prediction_type == prediction
+    assert of.tokens("a photo of an astronaut riding a horse") == (10 if prediction == "flow" else 8)
 
 
 @pytest.mark.parametrize(
-    ("tensors", "message"),
+    ("state", "said", "message"),
     [
-        ({"lora_unet_x.alpha": torch.ones(1)}, r"not a Stable Diffusion 1\.x checkpoint \(its keys begin lora_unet_x\.alpha\)"),
-        ({single_file.PROBE: torch.ones(4, 1024)}, "does not say whether it predicts epsilon or v"),
-        ({single_file.PROBE: torch.ones(4, 16)}, "unknown text width 16"),
+        (tensors("lora_unet_x.alpha"), None, r"not a checkpoint of a known family \(its keys begin lora_unet_x\.alpha\)"),
+        ({PROBE: torch.ones(4, 1024)} | tensors("cond_stage_model.x"), None, "does not say whether it predicts epsilon or v"),
+        ({PROBE: torch.ones(4, 16)}, None, "reads text of width 16"),
+        ({PROBE: torch.ones(4, 1280)}, None, "reads text of width 1280"),  # the refiner of Stable Diffusion XL
+        ({PROBE: torch.ones(4, 768)}, None, "holds no text encoder"),
+        (tensors("double_blocks.0.img_attn.qkv.weight"), None, "holds no text encoder"),
+        (
+            {PROBE: torch.ones(4, 2048)} | tensors(*XL, "v_pred"), "epsilon",
+            "says v_prediction",
+        ),
     ],
-)
-def test_other_files_are_refused(tensors: dict[str, torch.Tensor], message: str, tmp_path: Path) -> None:
-    save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(AccessError, match=message):
-        source.resolve(str(tmp_path / "x.safetensors"))
+)  # fmt: skip
+def test_other_files_are_refused(state: dict[str, torch.Tensor], said: str | None, message: str, tmp_path: Path) -> None:
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(FinetuneError, match=message):
+        source.resolve(str(tmp_path / "x.safetensors"), prediction=said)
 
 
-def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused(tmp_path: Path, base: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"x" * 20)
     with pytest.raises(AccessError, match=r"x\.safetensors: not a readable safetensors file"):
         source.resolve(str(tmp_path / "x.safetensors"))
+    with pytest.raises(ConfigError, match="this base says its own"):
+        source.resolve(str(base), prediction="epsilon")

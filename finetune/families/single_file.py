@@ -1,54 +1,143 @@
-"""A single-file checkpoint in the original Stable Diffusion layout, unpacked once into a folder that later runs reuse."""
+"""A single-file checkpoint in its original layout, unpacked once into a folder that later runs reuse.
 
+The configs and tokenizers that such a file lacks ship with the package (`configs/`), so that none of it needs a network.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from finetune import files
 from finetune.data.cache import default_root
-from finetune.errors import AccessError
+from finetune.errors import AccessError, ConfigError
 
-# A cross-attention key that every Stable Diffusion 1 and 2 checkpoint has; its width tells them apart.
-PROBE = "model.diffusion_model.output_blocks.5.1.transformer_blocks.0.attn2.to_k.weight"
-HINT = "save it as a diffusers folder with its own scheduler config, then --base FOLDER"
+CONFIGS = Path(__file__).parent / "configs"
+HINT = "save it as a diffusers folder, then --base FOLDER"
+UNET = "model.diffusion_model."
+PROBE = UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight"  # its width tells what text a U-Net reads
+WIDTHS = {768: "sd15", 1024: "sd21", 2048: "sdxl"}
+TEXT_ENCODERS = {
+    "sd15": ("cond_stage_model.",), "sd21": ("cond_stage_model.",), "sdxl": ("conditioner.embedders.0.", "conditioner.embedders.1."),
+    "flux": ("text_encoders.clip_l.", "text_encoders.t5xxl."),
+}  # fmt: skip
 
 
-def width(path: Path) -> int:
-    """The width of the text encoder the checkpoint was made for.
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    name: str  # of the configs
+    prediction: str | None  # where the file or the user says another than the configs
+    zero_snr: bool
+    half: bool
+
+    @property
+    def configs(self) -> dict[str, Any]:
+        """The base's JSON files, by their path in a diffusers folder."""
+        found: dict[str, Any] = json.loads((CONFIGS / f"{self.name}.json").read_text(encoding="utf-8"))
+        if self.prediction:
+            found["scheduler/scheduler_config.json"] |= {"prediction_type": self.prediction, "rescale_betas_zero_snr": self.zero_snr}
+        return found
+
+
+def look(path: Path, prediction: str | None) -> Checkpoint:
+    """What a file holds, from its keys.
 
     Raises:
-        AccessError: not safetensors, or not a whole Stable Diffusion checkpoint.
+        AccessError: not safetensors, no whole checkpoint of a known family, or a Stable Diffusion 2 that does not say what it predicts.
     """
     try:
         with safe_open(path, "pt") as f:
-            names = f.keys()
-            if PROBE not in names:
-                some = ", ".join(sorted(names)[:2])
-                raise AccessError(f"--base {path}: not a Stable Diffusion 1.x checkpoint (its keys begin {some})", "an adapter is no base")
-            return int(f.get_slice(PROBE).get_shape()[1])
+            names, metadata = set(f.keys()), f.metadata() or {}
+            name, probe = _name(path, names, lambda k: f.get_slice(k).get_shape()[1])
+            half = f.get_slice(probe).get_dtype() in ("F16", "BF16", "F8_E4M3", "F8_E5M2")
     except (SafetensorError, OSError) as e:
         raise AccessError(f"--base {path}: not a readable safetensors file ({e})") from e
+    kind = "flux" if name.startswith("flux") else name
+    if missing := [p for p in TEXT_ENCODERS[kind] if not any(n.startswith(p) for n in names)]:
+        raise AccessError(f"--base {path}: holds no text encoder ({missing[0]}…)", f"--base {name} takes it from the Hub; or {HINT}")
+    said = {"epsilon": "epsilon", "v": "v_prediction"}.get(metadata.get("modelspec.prediction_type", ""))
+    own = "v_prediction" if "v_pred" in names else said
+    if own and prediction and own != prediction:
+        raise ConfigError(f"model.prediction_type {prediction}: {path.name} says {own}", "leave it out")
+    if name == "sd21":
+        if not (own or prediction):
+            raise AccessError(
+                f"--base {path}: a single file of Stable Diffusion 2 does not say whether it predicts epsilon or v",
+                "--set model.prediction_type=v_prediction for the 768-pixel model, epsilon for the 512-pixel one",
+            )
+        name = "sd21" if (own or prediction) == "v_prediction" else "sd21-base"
+    return Checkpoint(path, name, own or prediction, "ztsnr" in names, half)
 
 
-def unpack(path: Path, config: Path) -> Path:
-    """The checkpoint as a diffusers folder in the cache, under the hash of its bytes; `config` holds the family's own configs.
+def _name(path: Path, names: set[str], width: Callable[[str], int]) -> tuple[str, str]:
+    for prefix in ("", UNET):
+        if (probe := f"{prefix}double_blocks.0.img_attn.qkv.weight") in names:
+            return ("flux-dev" if f"{prefix}guidance_in.in_layer.weight" in names else "flux-schnell"), probe
+    if PROBE in names:
+        if (found := width(PROBE)) in WIDTHS:
+            return WIDTHS[found], PROBE
+        raise AccessError(f"--base {path}: a checkpoint of an unknown kind, whose attention reads text of width {found}", HINT)
+    some = ", ".join(sorted(names)[:2])
+    raise AccessError(f"--base {path}: not a checkpoint of a known family (its keys begin {some})", "an adapter is no base")
+
+
+def write_configs(configs: dict[str, Any], folder: Path) -> None:
+    """A diffusers folder without weights: its JSON files, and the tokenizers."""
+    for name, value in configs.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
+        if name.endswith("tokenizer_config.json"):
+            kind = "t5" if value["tokenizer_class"].startswith("T5") else "clip"
+            for file in (CONFIGS / kind).iterdir():
+                shutil.copyfile(file, folder / Path(name).parent / file.name)
+
+
+def skeleton(configs: dict[str, Any]) -> Path:
+    """`write_configs` into the cache, once."""
+    digest = hashlib.sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()
+    folder = default_root() / "bases" / f"configs-{digest}"
+    if not folder.exists():
+        files.write(folder, lambda p: write_configs(configs, p))
+    return folder
+
+
+def unpack(checkpoint: Checkpoint) -> Path:
+    """The checkpoint as a diffusers folder in the cache, under the hash of its bytes and configs.
 
     Raises:
         AccessError: the weights do not fit the configs.
     """
-    folder = default_root() / "bases" / files.sha256(path)
+    config = skeleton(checkpoint.configs)
+    key = hashlib.sha256(f"{files.sha256(checkpoint.path)} {config.name}".encode()).hexdigest()
+    folder = default_root() / "bases" / key
     if (folder / "model_index.json").exists():
         return folder
+    import diffusers
     import torch
-    from diffusers import StableDiffusionPipeline
 
-    with safe_open(path, "pt") as f:
-        half = f.get_slice(PROBE).get_dtype() == "F16"
+    cls = getattr(diffusers, checkpoint.configs["model_index.json"]["_class_name"])
+    absent = {"safety_checker": None} if cls is diffusers.StableDiffusionPipeline else {}
     try:
-        pipeline = StableDiffusionPipeline.from_single_file(
-            str(path), config=str(config), local_files_only=True, safety_checker=None, dtype=torch.float16 if half else torch.float32
+        pipeline = cls.from_single_file(
+            str(checkpoint.path),
+            config=str(config),
+            local_files_only=True,
+            dtype=torch.float16 if checkpoint.half else torch.float32,
+            **absent,
         )
     except (ValueError, KeyError, RuntimeError) as e:
-        raise AccessError(f"--base {path}: does not fit Stable Diffusion 1.5 ({str(e).splitlines()[0]})", HINT) from e
-    files.write(folder, lambda p: pipeline.save_pretrained(p, safe_serialization=True))
+        raise AccessError(f"--base {checkpoint.path}: does not fit {checkpoint.name} ({str(e).splitlines()[0]})", HINT) from e
+    files.write(folder, lambda p: _save(pipeline, checkpoint.configs, p))
     return folder
+
+
+def _save(pipeline: Any, configs: dict[str, Any], folder: Path) -> None:
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    scheduler = "scheduler/scheduler_config.json"  # as the file says, not as the library guesses from its keys
+    (folder / scheduler).write_text(json.dumps(configs[scheduler], indent=1), encoding="utf-8")

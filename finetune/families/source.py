@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bases import TINY
-from finetune.errors import AccessError
+from finetune.errors import AccessError, ConfigError
 from finetune.families.spec import BASES, FAMILIES, PARTS, FamilySpec
 from finetune.files import sha256
 
@@ -104,12 +104,17 @@ def default_base(user_choice: str | None, accelerator: bool) -> tuple[str, str]:
     return "tiny", "base: tiny (no accelerator was found; --base chooses another, `ft models` lists them)"
 
 
-def resolve(base: str, variant: str | None = None, weights: bool = True) -> Source:
+def resolve(base: str, variant: str | None = None, weights: bool = True, prediction: str | None = None) -> Source:
     """Finds a base; downloads from the Hub what is not in its cache (`weights=False`: only configs).
+
+    `prediction` is for single files, which may not say what they predict.
 
     Raises:
         AccessError: not found, gated, offline, not a diffusers pipeline, or a pipeline of an unknown family.
+        ConfigError: a prediction for a base that says its own.
     """
+    if prediction and not base.endswith(".safetensors"):
+        raise ConfigError(f"model.prediction_type {prediction}: this base says its own", "leave it out; it is for single files")
     known = BASES.get(base)
     if known and known.hub is None:
         return _read(base, TINY, None, None, known.guidance)
@@ -117,7 +122,7 @@ def resolve(base: str, variant: str | None = None, weights: bool = True) -> Sour
     if path.is_dir():
         return _read(path.resolve().name, path, None, variant, None)
     if path.is_file() or path.suffix in (".safetensors", ".ckpt", ".bin"):
-        return _single_file(base, path, weights)
+        return _single_file(base, path, weights, prediction)
     hub_id, _, revision = (known.hub if known and known.hub else base).partition("@")
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
         known_names = ", ".join(BASES)
@@ -128,22 +133,16 @@ def resolve(base: str, variant: str | None = None, weights: bool = True) -> Sour
     return _read(hub_id, folder, commit, variant, known.guidance if known else None)
 
 
-def _single_file(base: str, path: Path, weights: bool) -> Source:
+def _single_file(base: str, path: Path, weights: bool, prediction: str | None) -> Source:
     if not path.exists():
         raise AccessError(f"--base {base}: no such file")
     if path.suffix != ".safetensors":
         raise AccessError(f"--base {base}: only .safetensors files are opened; others can run code", "convert the file to safetensors")
     from finetune.families import single_file
 
-    if (width := single_file.width(path)) != 768:
-        reason = "does not say whether it predicts epsilon or v" if width == 1024 else f"has an unknown text width {width}"
-        raise AccessError(f"--base {base}: a single file of this kind {reason}", single_file.HINT)
-    hub_id = BASES["sd15"].hub
-    assert hub_id  # noqa: S101
-    config, _ = _download(hub_id, None, None, weights=False)
-    if not weights:
-        return _read(path.stem, config, None, None, None)
-    return _read(path.stem, single_file.unpack(path, config), None, None, None)
+    checkpoint = single_file.look(path, prediction)
+    folder = single_file.unpack(checkpoint) if weights else single_file.skeleton(checkpoint.configs)
+    return _read(path.stem, folder, None, None, None)
 
 
 def _read(name: str, folder: Path, revision: str | None, variant: str | None, guidance: float | None) -> Source:

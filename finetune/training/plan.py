@@ -43,7 +43,7 @@ def forward_flops(family: Family, skeleton: nn.Module, side: int) -> int:
 
 def plan(job: Job) -> Plan:
     found = pictures(job)
-    where = source.resolve(job.model.base, job.model.variant, weights=False)
+    where = source.resolve(job.model.base, job.model.variant, weights=False, prediction=job.model.prediction_type)
     family = load.family(where)
     size = side(job, family)
     lines: list[str] = []

@@ -70,7 +70,7 @@ class Runner:
         job = self.job
         self.pictures = pictures(job)
         self.pictures.describe(self.tracker.say)
-        where = source.resolve(job.model.base, job.model.variant)
+        where = source.resolve(job.model.base, job.model.variant, prediction=job.model.prediction_type)
         dtype = device.DTYPES[device.precision(job, self.accelerator.device)]
         self.family = load.family(where, self.accelerator.device, dtype)
         self.side = side(job, self.family)
