@@ -237,3 +237,31 @@ def test_the_header_keeps_the_contract(train: Callable[..., dict[str, Any]]) -> 
     path = Path(train()["adapter"])
     converted = convert(path, "diffusers")
     assert read(converted).metadata[KEY] == read(path).metadata[KEY] and read(converted).contract == read(path).contract
+
+
+# The model card
+
+
+def test_the_card_has_the_hubs_front_matter_and_escapes_what_users_wrote(train: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    evil = "disc](x) <script>alert(1)</script> `code`: |"
+    train(data={"trigger": "sks"}, run={"sample_prompt": ["red disc", evil], "name": "my_style"})
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    facts = ModelCard(text).data.to_dict()
+    assert facts["instance_prompt"] == "sks" and facts["library_name"] == "diffusers" and "lora" in facts["tags"]
+    assert [w["text"] for w in facts["widget"]] == ["red disc", evil]
+    assert all((tmp_path / "out" / w["output"]["url"]).exists() for w in facts["widget"])
+    body = text.split("---\n", 2)[2]
+    assert "<script>" not in body and "# my\\_style" in body and "`sks`" in body and str(tmp_path) not in text
+
+
+def test_a_hub_bases_licence_is_said(bases: Bases) -> None:
+    from finetune.adapters.card import card, escape
+    from finetune.adapters.contract import Contract, header
+
+    contract = Contract("owner/name", "abc", "0", "flux", "flow", 1024, None, 3.5, 28, "euler", 8, 8.0, 100)
+    text = card(contract, "x", "x.safetensors", {"a|b": "<b>"}, "apache-2.0", [])
+    assert "base_model: owner/name" in text and "license: apache-2.0" in text and "&lt;b&gt;" in text and "<Gallery />" not in text
+    assert header(contract, "x", "flux-1-dev", "flux1", "apache-2.0")["modelspec.license"] == "apache-2.0"
+    assert escape("a\nb [x](y)") == r"a b \[x\]\(y\)"

@@ -1,8 +1,10 @@
 """Every command of the README and every recipe runs, or at least parses."""
 
+import json
 import py_compile
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import tiny
 
 from finetune import cli, config
 from finetune.config.job import Job
+from finetune.training.run import train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,7 +22,7 @@ CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
 
 def test_the_counts_are_what_we_think() -> None:
-    assert (len(COMMANDS), len(RECIPES), len(CONFIGS)) == (10, 1, 3)
+    assert (len(COMMANDS), len(RECIPES), len(CONFIGS)) == (10, 9, 3)
 
 
 def lora_words(command: str) -> list[str]:
@@ -62,11 +65,46 @@ def test_scripts_compile(command: str) -> None:
     py_compile.compile(str(ROOT / shlex.split(command)[1]), doraise=True)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
-def test_recipes(path: Path) -> None:
+each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+
+
+@each_recipe
+def test_recipes_say_what_they_cost_and_plan(path: Path, imgs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 30 and lines[0].startswith("# ft lora --recipe ") and "memory" in lines[0]
+    assert len(lines) <= 30 and lines[0].startswith(f"# ft lora --recipe {path.stem} ") and "memory" in lines[0]
+    assert lines[0].rstrip(")").endswith(("measured", "estimated"))
     assert isinstance(config.resolve({"data": {"path": "x"}}, path), Job)
+    assert cli.run(["lora", "--recipe", path.stem, "--data", str(imgs), "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["adapted_layers"] >= 56
+
+
+TINY = {"tiny": "sd", "sd15": "sd", "sd21": "sd-v", "sdxl": "sdxl", "flux-dev": "flux"}  # known base -> its tiny pipeline
+
+
+@each_recipe
+def test_recipes_train(path: Path, imgs: Path, bases: Callable[[str], Path], tmp_path: Path) -> None:
+    own = config.read_yaml(path)
+    small = {
+        "model": {"base": str(bases(TINY[own["model"]["base"]]))}, "data": {"path": str(imgs), "resolution": 16},
+        "optim": {"steps": 2, "warmup": 0}, "run": {"out": str(tmp_path / "out")},
+    }  # fmt: skip
+    assert Path(train(config.parse(config.load.merge(own, small)))["adapter"]).exists()
+
+
+def test_the_recipe_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["recipe", "ls", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == {p.stem for p in RECIPES}
+    assert cli.run(["recipe", "cp", "sdxl-style"]) == 0 and (tmp_path / "sdxl-style.yaml").exists()
+    assert cli.run(["recipe", "cp", "sdxl-style"]) == 2 and "is there already" in capsys.readouterr().err
+    assert cli.run(["recipe", "show", "sdxl-style"]) == 0 and "base: sdxl" in capsys.readouterr().out
+    assert cli.run(["recipe", "check", "tiny-style", "sdxl-style.yaml"]) == 0 and "560 layers" in capsys.readouterr().out
+    (tmp_path / "bad.yaml").write_text("model: {base: flux-dev}\nobjective: {min_snr_gamma: 5}\n")
+    (tmp_path / "worse.yaml").write_text("optim: {lr: fast, stps: 3}\nmethod: {targets: to_z}\n")
+    assert cli.run(["recipe", "check", "bad.yaml", "worse.yaml"]) == 2
+    err = capsys.readouterr().err
+    assert "min_snr_gamma: this base learns by flow matching" in err and "did you mean optim.steps" in err and "optim.lr" in err
+    assert cli.run(["lora", "--recipe", "sdxl-stile", "--data", "x"]) == 2 and "did you mean sdxl-style?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)

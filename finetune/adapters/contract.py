@@ -35,7 +35,7 @@ class Contract:
             return None
 
 
-def header(contract: Contract, title: str, architecture: str, kohya_version: str) -> dict[str, str]:
+def header(contract: Contract, title: str, architecture: str, kohya_version: str, licence: str | None = None) -> dict[str, str]:
     """ModelSpec 1.0.1, the `ss_*` keys that readers look at, trigger words, and the contract. No dates, hosts or paths."""
     side = f"{contract.resolution}x{contract.resolution}"
     facts = {
@@ -57,6 +57,8 @@ def header(contract: Contract, title: str, architecture: str, kohya_version: str
         "ss_steps": str(contract.trained_steps),
         KEY: json.dumps(asdict(contract), sort_keys=True),
     }
+    if licence:
+        facts["modelspec.license"] = licence  # of the base
     if contract.trigger:
         facts |= {"modelspec.trigger_phrase": contract.trigger, "trained_words": contract.trigger}
     return facts

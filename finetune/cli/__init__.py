@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from finetune import __version__
-from finetune.cli import adapter, demo, generate, lora, models, settings
+from finetune.cli import adapter, demo, generate, lora, models, recipe, settings
 from finetune.errors import ConfigError, FinetuneError, plain
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("generate")(generate.command)
 app.command("demo")(demo.command)
 app.add_typer(adapter.app, name="adapter")
 app.command("models")(models.command)
+app.add_typer(recipe.app, name="recipe")
 app.command("config")(settings.command)
 
 

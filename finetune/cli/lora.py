@@ -6,14 +6,17 @@ from typing import Annotated, Any
 import typer
 
 from finetune.cli import flags
-from finetune.config import Job, read_yaml, resolve
+from finetune.config import Job, read_yaml, recipes, resolve
 from finetune.config.load import Settings, merge, user_config
 from finetune.errors import plain
 
 
 def command(
     *,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="YAML file of settings; flags win over it", show_default=False)] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="name of a recipe (`ft recipe ls`), or a YAML file; flags win over it", show_default=False),
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="any setting: section.key=value", metavar="TEXT", show_default=False)
     ] = None,
@@ -25,7 +28,7 @@ def command(
     """Train a LoRA on a folder of pictures. The same command again resumes."""
     from finetune import cli
 
-    job = make_job(flags.settings(given), recipe, set_ or [])
+    job = make_job(flags.settings(given), recipes.find(recipe) if recipe else None, set_ or [])
     if dry_run:
         from finetune.training import plan
 

@@ -20,7 +20,7 @@ def command(
         known = BASES.get(path)
         if known and known.hub and not source.cached(known.hub):
             raise AccessError(f"--path {path}: not in the local cache", f"training with --base {path} downloads it")
-        print(source.resolve(path, weights=False).folder)
+        print(source.resolve(path).folder)
         return
     rows = [{"name": n, "hub": b.hub, "about": b.about, "local": b.hub is None or source.cached(b.hub)} for n, b in BASES.items()]
     if json_:

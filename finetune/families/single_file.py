@@ -39,7 +39,7 @@ class Checkpoint:
     @property
     def configs(self) -> dict[str, Any]:
         """The base's JSON files, by their path in a diffusers folder."""
-        found: dict[str, Any] = json.loads((CONFIGS / f"{self.name}.json").read_text(encoding="utf-8"))
+        found = shipped(self.name)
         if self.prediction:
             found["scheduler/scheduler_config.json"] |= {"prediction_type": self.prediction, "rescale_betas_zero_snr": self.zero_snr}
         return found
@@ -85,6 +85,12 @@ def _name(path: Path, names: set[str], width: Callable[[str], int]) -> tuple[str
         raise AccessError(f"--base {path}: a checkpoint of an unknown kind, whose attention reads text of width {found}", HINT)
     some = ", ".join(sorted(names)[:2])
     raise AccessError(f"--base {path}: not a checkpoint of a known family (its keys begin {some})", "an adapter is no base")
+
+
+def shipped(name: str) -> dict[str, Any]:
+    """The JSON files of a known base, by their path in a diffusers folder."""
+    found: dict[str, Any] = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def write_configs(configs: dict[str, Any], folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune.bases import TINY
 from finetune.errors import AccessError, ConfigError
-from finetune.families.spec import BASES, FAMILIES, PARTS, FamilySpec
+from finetune.families.spec import BASES, FAMILIES, PARTS, FamilySpec, KnownBase
 from finetune.files import sha256
 
 CONFIG_FILES = ["model_index.json", "*/*.json", "*/*.txt"]
@@ -30,6 +30,7 @@ class Source:
     revision: str | None = None
     variant: str | None = None
     guidance: float | None = None
+    licence: str | None = None  # of a known base
 
     def config(self, component: str) -> dict[str, Any]:
         """A component's own JSON configuration."""
@@ -117,7 +118,11 @@ def resolve(base: str, variant: str | None = None, weights: bool = True, predict
         raise ConfigError(f"model.prediction_type {prediction}: this base says its own", "leave it out; it is for single files")
     known = BASES.get(base)
     if known and known.hub is None:
-        return _read(base, TINY, None, None, known.guidance)
+        return _read(base, TINY, None, None, known)
+    if known and not weights:  # what they are is known to the package: no need to ask the Hub
+        from finetune.families import single_file
+
+        return _read(base, single_file.skeleton(single_file.shipped(base)), None, None, known)
     path = Path(base).expanduser()
     if path.is_dir():
         return _read(path.resolve().name, path, None, variant, None)
@@ -130,7 +135,7 @@ def resolve(base: str, variant: str | None = None, weights: bool = True, predict
             f"--base {base}: no such folder, and not a Hub id (owner/name) or one of: {known_names}", "`ft models` lists the bases"
         )
     folder, commit = _download(hub_id, revision or None, variant, weights)
-    return _read(hub_id, folder, commit, variant, known.guidance if known else None)
+    return _read(hub_id, folder, commit, variant, known)
 
 
 def _single_file(base: str, path: Path, weights: bool, prediction: str | None) -> Source:
@@ -145,7 +150,7 @@ def _single_file(base: str, path: Path, weights: bool, prediction: str | None) -
     return _read(path.stem, folder, None, None, None)
 
 
-def _read(name: str, folder: Path, revision: str | None, variant: str | None, guidance: float | None) -> Source:
+def _read(name: str, folder: Path, revision: str | None, variant: str | None, known: KnownBase | None) -> Source:
     index = folder / "model_index.json"
     try:
         pipeline = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
@@ -153,10 +158,10 @@ def _read(name: str, folder: Path, revision: str | None, variant: str | None, gu
         raise AccessError(f"--base {name}: {folder} holds no readable model_index.json", "a base is a diffusers pipeline folder") from e
     for spec in FAMILIES:
         if pipeline in spec.pipelines:
-            return Source(name, folder, spec, revision, variant, guidance)
-    known = ", ".join(p for spec in FAMILIES for p in spec.pipelines)
+            return Source(name, folder, spec, revision, variant, known.guidance if known else None, known.licence if known else None)
+    pipelines = ", ".join(p for spec in FAMILIES for p in spec.pipelines)
     raise AccessError(
-        f"--base {name}: its pipeline is {pipeline}; known are: {known}", "there is no fallback to a family that does not fit"
+        f"--base {name}: its pipeline is {pipeline}; known are: {pipelines}", "there is no fallback to a family that does not fit"
     )
 
 

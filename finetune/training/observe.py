@@ -121,14 +121,14 @@ class Observer:
         family.parts.free("vae")
         module.train()
 
-    def draw(self, pipeline: Any, step: int) -> None:
-        """Writes one picture a prompt, and from step 1 on a sheet that shows the base's beside them.
+    def draw(self, pipeline: Any, step: int) -> list[tuple[str, str]]:
+        """Writes one picture a prompt, and from step 1 on a sheet that shows the base's beside them; returns prompts and file names.
 
         A prompt's seed and file name come from the prompt: the base's picture beside it is never another prompt's.
         """
         family, run, encoded = self.training.family, self.training.job.run, self.training.encoded
         steps, guidance = family.inference()
-        rows, folder = [], self.out / "samples"
+        rows, folder, made = [], self.out / "samples", []
         for prompt in run.sample_prompt:
             self.poll()
             number = keys.number(run.seed, "sample", prompt)
@@ -136,9 +136,11 @@ class Observer:
             pair = (encoded.texts[prompt], encoded.unconditional)
             image = draw.draw(family, pipeline, [pair], [seed], steps, guidance, self.side)[0]
             facts = {"prompt": prompt, "seed": seed, "steps": steps, "guidance": guidance, "trained_steps": step}
-            draw.save_png(image, folder / f"step-{step:06d}-{name}.png", facts)
+            made.append((prompt, f"samples/step-{step:06d}-{name}.png"))
+            draw.save_png(image, self.out / made[-1][1], facts)
             base = folder / f"step-000000-{name}.png"
             rows.append((prompt[:30], [draw.open_png(base), image] if base.exists() else [image]))
         if step > 0:
             columns = ["base", f"step {step}"] if all(len(images) == 2 for _, images in rows) else []
             draw.save_png(draw.sheet(rows, columns), folder / f"step-{step:06d}.png", {})
+        return made

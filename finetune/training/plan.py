@@ -41,11 +41,26 @@ def forward_flops(family: Family, skeleton: nn.Module, side: int) -> int:
     return counter.get_total_flops()
 
 
+def weightless(job: Job) -> Family:
+    """The job's base from its configs alone."""
+    return load.family(source.resolve(job.model.base, job.model.variant, weights=False, prediction=job.model.prediction_type))
+
+
+def fit(job: Job) -> tuple[int, int]:
+    """The side in pixels and the number of adapted layers.
+
+    Raises:
+        FinetuneError: a setting does not fit the base.
+    """
+    family = weightless(job)
+    objective(family.schedule(), job.objective)
+    return side(job, family), len(adapter.matching(family.parts.skeleton(family.spec.denoiser), job.method, family.spec))
+
+
 def plan(job: Job) -> Plan:
     found = pictures(job)
-    where = source.resolve(job.model.base, job.model.variant, weights=False, prediction=job.model.prediction_type)
-    family = load.family(where)
-    size = side(job, family)
+    family = weightless(job)
+    where, size = family.source, side(job, family)
     lines: list[str] = []
     found.describe(lines.append)
     cut = report_long_captions(family, sorted({s.caption for s in found.all}), lines.append)

@@ -64,7 +64,7 @@ def clear(out: Path) -> None:
     for folder in (out / "checkpoints").glob("step-*"):
         shutil.rmtree(folder, ignore_errors=True)
     written = [*(out / "samples").glob("step-*.png"), out / "checkpoints" / "best.safetensors"]
-    written += [out / name for name in ("metrics.jsonl", "summary.json", "run.yaml")]
+    written += [out / name for name in ("metrics.jsonl", "summary.json", "README.md", "run.yaml")]
     for path in written:
         path.unlink(missing_ok=True)
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune import config, files
+from finetune.adapters.card import card
 from finetune.adapters.contract import Contract, header
 from finetune.adapters.layouts import lora
 from finetune.adapters.read import read
@@ -241,11 +242,15 @@ class Runner:
         if best.exists():
             with Weights(training, load_file(best)):
                 written["best"] = str(self.write(adapter.result(denoiser), f"{job.run.name}-best"))
+        file, samples = read(path), []
         if job.run.sample_prompt:
             denoiser.delete_adapters(adapter.NAME)
             pipeline = self.family.pipeline(denoiser.eval())
-            apply.to_denoiser(self.family, pipeline, [(read(path), 1.0)])
-            self.observer.draw(pipeline, job.optim.steps)
+            apply.to_denoiser(self.family, pipeline, [(file, 1.0)])
+            samples = self.observer.draw(pipeline, job.optim.steps)
+        assert file.contract  # noqa: S101  it was just written
+        made = card(file.contract, job.run.name, path.name, self.settings(), self.family.source.licence, samples)
+        files.write_text(self.out / "README.md", made)
         summary = written | {
             "out": str(self.out),
             "steps": job.optim.steps,
@@ -259,6 +264,21 @@ class Runner:
         self.tracker.say(f"wrote {path}")
         self.tracker.close()
         return summary
+
+    def settings(self) -> dict[str, object]:
+        """What the model card's table shows."""
+        job = self.job
+        return {
+            "rank, alpha, targets": f"{job.method.rank}, {job.method.strength * job.method.rank:g}, {job.method.targets}",
+            "pictures": len(self.pictures.train),
+            "steps of pictures": f"{job.optim.steps} of {job.optim.batch * job.optim.accumulate * self.accelerator.num_processes}",
+            "learning rate, schedule": f"{job.optim.lr:g}, {job.optim.schedule}",
+            "resolution": self.side,
+            "caption dropout": job.data.caption_dropout,
+            "best held-out loss": f"{self.observer.best:.4f}" if self.observer.best_file.exists() else "not measured",
+            "seed": job.run.seed,
+            "versions": ", ".join(f"{k} {v}" for k, v in record.versions().items()),
+        }
 
     def write(self, loras: dict[str, adapter.Lora], name: str) -> Path:
         job, spec, where = self.job, self.family.spec, self.family.source
@@ -280,7 +300,7 @@ class Runner:
             training_alpha=job.method.strength * job.method.rank,
             trained_steps=job.optim.steps,
         )
-        facts = header(contract, name, *self.family.labels())
+        facts = header(contract, name, *self.family.labels(), where.licence)
         modules = {(spec.denoiser, n): lora(x.down, x.up) for n, x in loras.items()}
         export(modules, path, layout, spec.name, job.run.save_dtype, facts, where.id)
         return path

@@ -1,0 +1,81 @@
+"""`ft recipe`: the recipes that ship with the package, and whether one of your own is right."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune.config import recipes
+from finetune.errors import ConfigError, FinetuneError, plain
+
+app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
+Name = Annotated[Path, typer.Argument(metavar="RECIPE", help="name of a recipe, or a file", show_default=False)]
+
+
+@app.command("ls")
+def ls(json_: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """The recipes that ship with the package."""
+    from finetune import cli
+
+    found = {name: recipes.about(path) for name, path in recipes.shipped().items()}
+    if json_:
+        cli.emit(found)
+        return
+    for name, about in found.items():
+        print(f"{name:<18} {about[about.find('(') + 1 : -1]}")
+
+
+@app.command("show")
+def show(recipe: Name) -> None:
+    """Print a recipe."""
+    print(plain(recipes.find(recipe).read_text(encoding="utf-8")), end="")
+
+
+@app.command("cp")
+def cp(
+    recipe: Name,
+    to: Annotated[Path, typer.Argument(metavar="FILE", help="where to (the current folder)", show_default=False)] = Path("."),
+) -> None:
+    """Copy a recipe, to change it."""
+    source = recipes.find(recipe)
+    target = to / source.name if to.is_dir() else to
+    if target.exists():
+        raise ConfigError(f"{target}: is there already", "give another name")
+    shutil.copyfile(source, target)
+    print(target)
+
+
+@app.command("check")
+def check(
+    recipe: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="names or files", show_default=False)],
+) -> None:
+    """Whether every setting exists and fits the base; all mistakes at once."""
+    from finetune import cli
+
+    worst = 0
+    for one in recipe:
+        try:
+            print(f"{one}: {_check(recipes.find(one))}")
+        except FinetuneError as e:
+            print(f"{one}:", file=sys.stderr)
+            worst = max(worst, cli.report(e))
+    if worst:
+        raise typer.Exit(worst)
+
+
+def _check(path: Path) -> str:
+    """What the recipe adapts, in one line.
+
+    Raises:
+        FinetuneError: a setting that does not exist, has a wrong value, or does not fit the base.
+    """
+    from finetune.config import read_yaml, resolve
+    from finetune.config.load import merge
+
+    job = resolve(merge({"data": {"path": "imgs"}}, read_yaml(path)))
+    from finetune.training import plan
+
+    side, layers = plan.fit(job)
+    return f"ok: {job.model.base} at {side} pixels, {layers} layers of rank {job.method.rank}, {job.optim.steps} steps"
