@@ -116,7 +116,8 @@ EmojiOne 2, emoji provided free by EmojiOne: CC-BY 4.0. See NOTICE at the root o
 `scripts/train_base.py`, parts vae, clip, judge, unet; each part holds its seed and settings. Epsilon prediction, scaled-linear noise,
 min-SNR 5, batch 64, 10 % caption dropout, a quarter of the captions with a word that means nothing (so that a trigger word starts from
 a whole picture), half of the pictures moved, tinted, shaded and mirrored a little (so that none is learnt by heart), EMA 0.999,
-{steps} steps on two CPU cores in bf16 autocast. [training.log](training.log) is the denoiser's own.
+{steps} steps on two CPU cores in bf16 autocast. The autoencoder's posterior is a point: the denoiser learned from its means.
+[training.log](training.log) is the denoiser's own.
 
 ## Measured
 
