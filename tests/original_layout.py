@@ -1,9 +1,10 @@
-"""The tiny pipeline in the original single-file layout: diffusers' names mapped back, key by key."""
+"""Tiny pipelines in the original single-file layout: diffusers' names mapped back, key by key."""
 
 import re
 from pathlib import Path
 
-from diffusers import StableDiffusionPipeline
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -56,5 +57,49 @@ def write(base: Path, path: Path) -> Path:
     for key, value in pipe.text_encoder.state_dict().items():
         name = key if key.startswith("text_model.") else f"text_model.{key}"
         state[f"cond_stage_model.transformer.{name}"] = value
+    save_file({k: v.contiguous() for k, v in state.items()}, path)
+    return path
+
+
+OPEN_CLIP = {
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm.": "ln_final.", "text_model.encoder.layers.": "transformer.resblocks.", "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj",
+}  # fmt: skip
+
+
+def open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """OpenCLIP's names: queries, keys and values in one matrix, the projection transposed."""
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = key
+        for ours, theirs in OPEN_CLIP.items():
+            name = name.replace(ours, theirs)
+        if key == "text_projection.weight":
+            out["text_projection"] = value.T
+        elif ".self_attn.q_proj." in name:
+            three = [state[key.replace("q_proj", f"{x}_proj")] for x in "qkv"]
+            out[name.replace(".self_attn.q_proj.", ".attn.in_proj_")] = torch.cat(three)
+        elif ".self_attn." not in name:
+            out[name] = value
+    return out
+
+
+def write_xl(base: Path, path: Path) -> Path:
+    pipe = StableDiffusionXLPipeline.from_pretrained(base)
+    state = {unet_key(k, resnets=2): v for k, v in pipe.unet.state_dict().items()}
+    for theirs, ours in (("label_emb.0.0", "add_embedding.linear_1"), ("label_emb.0.2", "add_embedding.linear_2")):
+        state = {k.replace(ours, theirs): v for k, v in state.items()}
+    for key, value in pipe.vae.state_dict().items():
+        square = "mid_block.attentions" in key and value.ndim == 2
+        state[vae_key(key)] = value[:, :, None, None] if square else value
+    for key, value in pipe.text_encoder.state_dict().items():
+        name = key if key.startswith("text_model.") else f"text_model.{key}"
+        state[f"conditioner.embedders.0.transformer.{name}"] = value
+    second = {
+        k if k.startswith(("text_model.", "text_projection")) else f"text_model.{k}": v for k, v in pipe.text_encoder_2.state_dict().items()
+    }
+    state |= {f"conditioner.embedders.1.model.{k}": v for k, v in open_clip(second).items()}
     save_file({k: v.contiguous() for k, v in state.items()}, path)
     return path

@@ -1,13 +1,17 @@
 """Single-file checkpoints: unpacked to the same weights with the package's own configs, or refused by name."""
 
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import original_layout
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from finetune.errors import AccessError, ConfigError, FinetuneError
 from finetune.families import load, single_file, source
@@ -17,17 +21,30 @@ XL = ("conditioner.embedders.0.x", "conditioner.embedders.1.x")
 
 
 @pytest.fixture
-def tiny_configs(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny base's configs in the place of Stable Diffusion 1.5's."""
+def tiny_configs(bases: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny bases' configs in the place of the real ones."""
     root = tmp_path / "configs"
-    names = ["model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"]
-    found = {n: json.loads((base / n).read_text()) for n in [*names, "tokenizer/tokenizer_config.json"]}
-    (root / "clip").mkdir(parents=True)
-    (root / "sd15.json").write_text(json.dumps(found))
-    for file in (base / "tokenizer").iterdir():
-        (root / "clip" / file.name).write_bytes(file.read_bytes())
+    for name, base in (("sd15", bases("sd")), ("sdxl", bases("sdxl"))):
+        files = [base / "model_index.json", *base.glob("*/config.json"), *base.glob("*/scheduler_config.json")]
+        files += base.glob("*/tokenizer_config.json")
+        root.mkdir(exist_ok=True)
+        (root / f"{name}.json").write_text(json.dumps({f.relative_to(base).as_posix(): json.loads(f.read_text()) for f in files}))
+    shutil.copytree(bases("sd") / "tokenizer", root / "clip", ignore=shutil.ignore_patterns("tokenizer_config.json"))
     monkeypatch.setattr(single_file, "CONFIGS", root)
-    monkeypatch.setattr(single_file, "WIDTHS", {16: "sd15"})
+    monkeypatch.setattr(single_file, "WIDTHS", {16: "sd15", 40: "sdxl"})
+
+
+@pytest.mark.usefixtures("tiny_configs")
+@pytest.mark.filterwarnings("ignore")
+def test_a_single_file_of_xl_is_the_base_it_was_made_of(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    found = source.resolve(str(original_layout.write_xl(bases("sdxl"), tmp_path / "xl.safetensors")))
+    assert found.spec.name == "stable-diffusion-xl"
+    ours, whole = load.family(found), load.family(source.resolve(str(bases("sdxl"))))
+    for part in found.spec.parts:
+        here, there = ours.parts.load(part).state_dict(), whole.parts.load(part).state_dict()
+        assert here.keys() == there.keys() and all(torch.equal(here[k], there[k]) for k in here), part
+    for key, value in ours.text(["red disc"])[0].items():
+        assert torch.equal(value, whole.text(["red disc"])[0][key])
 
 
 @pytest.mark.usefixtures("tiny_configs")
@@ -103,3 +120,27 @@ def test_a_damaged_file_is_refused(tmp_path: Path, base: Path) -> None:
         source.resolve(str(tmp_path / "x.safetensors"))
     with pytest.raises(ConfigError, match="this base says its own"):
         source.resolve(str(base), prediction="epsilon")
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("touch hacked",)
+
+
+@pytest.mark.usefixtures("tiny_configs")
+@pytest.mark.filterwarnings("ignore")
+def test_a_pickle_needs_a_flag_and_gives_its_tensors_alone(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = load_file(original_layout.write(base, tmp_path / "model.safetensors"))
+    torch.save({"state_dict": state, "global_step": 7}, tmp_path / "model.ckpt")
+    with pytest.raises(AccessError, match="others can run code") as refused:
+        source.resolve("model.ckpt")
+    assert "--allow-pickle" in refused.value.hint
+    found = source.resolve("model.ckpt", allow_pickle=True)
+    assert found.id == "model"
+    there = load.family(source.resolve("model.safetensors")).parts.load("unet").state_dict()
+    assert all(torch.equal(v, there[k]) for k, v in load.family(found).parts.load("unet").state_dict().items())
+    torch.save({"state_dict": state, "x": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(AccessError, match=r"not a checkpoint of tensors alone .*nothing in it was run"):
+        source.resolve("evil.ckpt", allow_pickle=True)
+    assert not (tmp_path / "hacked").exists()

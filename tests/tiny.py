@@ -89,11 +89,11 @@ def stable_diffusion_xl(folder: Path) -> Path:
     unet = UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16, 16), layers_per_block=2, cross_attention_dim=40,
         transformer_layers_per_block=(1, 1, 2), attention_head_dim=(1, 2, 2), norm_num_groups=4, use_linear_projection=True,
-        addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=20 + 6 * 4,
+        addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=24 + 6 * 4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
-    second = CLIPTextModelWithProjection(clip(24, projection_dim=20, hidden_act="gelu"))
+    second = CLIPTextModelWithProjection(clip(24, projection_dim=24, hidden_act="gelu"))
     StableDiffusionXLPipeline(
         vae=vae(scaling_factor=0.4), text_encoder=CLIPTextModel(clip(16)), text_encoder_2=second, tokenizer=tokenizer(),
         tokenizer_2=tokenizer(), unet=unet, scheduler=EulerDiscreteScheduler(**betas(timestep_spacing="leading")),

@@ -34,6 +34,7 @@ def export(modules: layouts.Modules, path: Path, layout: str, family: str, dtype
                 f"{key}: not finite as {dtype or tensor.dtype}; nothing was written", "lower --lr, or --set run.save_dtype=fp32"
             )
     metadata = {**facts, "modelspec.hash_sha256": f"0x{data_hash(state)}", "sshs_model_hash": data_hash(state)}
+    metadata["sshs_legacy_hash"] = legacy_hash(state, {k: v for k, v in metadata.items() if k.startswith("ss_")})
     if layout == "diffusers":
         metadata["lora_adapter_metadata"] = layouts.diffusers_metadata(cast)
     if layout == "peft":
@@ -54,6 +55,11 @@ def _peft_folder(folder: Path, state: layouts.State, metadata: Mapping[str, str]
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_bytes(files.safetensors(state, metadata))
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def legacy_hash(state: layouts.State, facts: Mapping[str, str]) -> str:
+    """The eight digits that older interfaces know a file by: of 64 KiB at 1 MiB of the file with its `ss_*` facts alone."""
+    return hashlib.sha256(files.safetensors(state, facts)[0x100000:0x110000]).hexdigest()[:8]
 
 
 def data_hash(state: layouts.State) -> str:

@@ -12,6 +12,8 @@ from finetune.config.load import Settings, merge, section_model
 FLAGS = {
     "--data": "data.path",
     "--base": "model.base",
+    "--variant": "model.variant",
+    "--allow-pickle": "model.allow_pickle",
     "--rank": "method.rank",
     "--alpha": "method.alpha",
     "--dropout": "method.dropout",

@@ -19,6 +19,9 @@ class Model(Section):
         "tiny", description="short name (see `ft models`), Hub id with optional @revision, diffusers folder, or .safetensors file"
     )
     variant: str | None = Field(None, description="weight variant of a Hub base, such as fp16")
+    allow_pickle: bool = Field(
+        False, description="open .ckpt and .bin weights too, which are pickles: only tensors are taken from them, nothing is run"
+    )
     prediction_type: Literal["epsilon", "v_prediction"] | None = Field(
         None, description="what a single-file base predicts, where the file does not say (Stable Diffusion 2)"
     )

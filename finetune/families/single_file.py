@@ -45,6 +45,30 @@ class Checkpoint:
         return found
 
 
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+def unpickle(path: Path) -> Path:
+    """A pickled checkpoint as safetensors in the cache, under the hash of its bytes; takes tensors alone and runs nothing.
+
+    Raises:
+        AccessError: it holds anything but tensors, or is damaged.
+    """
+    target = default_root() / "bases" / f"{files.sha256(path)}.safetensors"
+    if target.exists():
+        return target
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # refuses what would run
+        state = found.get("state_dict", found)
+        tensors = {str(k): v.contiguous() for k, v in state.items() if isinstance(v, torch.Tensor)}
+    except Exception as e:  # UnpicklingError, RuntimeError, AttributeError, EOFError: whatever a file that is no checkpoint leads to
+        raise AccessError(f"--base {path}: not a checkpoint of tensors alone ({type(e).__name__}); nothing in it was run") from e
+    files.write_bytes(target, files.safetensors(tensors, {}))
+    return target
+
+
 def look(path: Path, prediction: str | None) -> Checkpoint:
     """What a file holds, from its keys.
 

@@ -105,16 +105,18 @@ def default_base(user_choice: str | None, accelerator: bool) -> tuple[str, str]:
     return "tiny", "base: tiny (no accelerator was found; --base chooses another, `ft models` lists them)"
 
 
-def resolve(base: str, variant: str | None = None, weights: bool = True, prediction: str | None = None) -> Source:
+def resolve(
+    base: str, variant: str | None = None, weights: bool = True, prediction: str | None = None, allow_pickle: bool = False
+) -> Source:
     """Finds a base; downloads from the Hub what is not in its cache (`weights=False`: only configs).
 
-    `prediction` is for single files, which may not say what they predict.
+    `prediction` is for single files, which may not say what they predict; so is `allow_pickle`: folders are safetensors only.
 
     Raises:
         AccessError: not found, gated, offline, not a diffusers pipeline, or a pipeline of an unknown family.
         ConfigError: a prediction for a base that says its own.
     """
-    if prediction and not base.endswith(".safetensors"):
+    if prediction and not Path(base).expanduser().is_file():
         raise ConfigError(f"model.prediction_type {prediction}: this base says its own", "leave it out; it is for single files")
     known = BASES.get(base)
     if known and known.hub is None:
@@ -127,7 +129,7 @@ def resolve(base: str, variant: str | None = None, weights: bool = True, predict
     if path.is_dir():
         return _read(path.resolve().name, path, None, variant, None)
     if path.is_file() or path.suffix in (".safetensors", ".ckpt", ".bin"):
-        return _single_file(base, path, weights, prediction)
+        return _single_file(base, path, weights, prediction, allow_pickle)
     hub_id, _, revision = (known.hub if known and known.hub else base).partition("@")
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
         known_names = ", ".join(BASES)
@@ -138,16 +140,21 @@ def resolve(base: str, variant: str | None = None, weights: bool = True, predict
     return _read(hub_id, folder, commit, variant, known)
 
 
-def _single_file(base: str, path: Path, weights: bool, prediction: str | None) -> Source:
+def _single_file(base: str, path: Path, weights: bool, prediction: str | None, allow_pickle: bool) -> Source:
     if not path.exists():
         raise AccessError(f"--base {base}: no such file")
-    if path.suffix != ".safetensors":
-        raise AccessError(f"--base {base}: only .safetensors files are opened; others can run code", "convert the file to safetensors")
     from finetune.families import single_file
 
+    if path.suffix != ".safetensors":
+        if not (allow_pickle and path.suffix in single_file.PICKLES):
+            hint = "convert the file to safetensors, or --allow-pickle, which takes its tensors and runs nothing"
+            raise AccessError(f"--base {base}: only .safetensors files are opened; others can run code", hint)
+        name, path = path.stem, single_file.unpickle(path)
+    else:
+        name = path.stem
     checkpoint = single_file.look(path, prediction)
     folder = single_file.unpack(checkpoint) if weights else single_file.skeleton(checkpoint.configs)
-    return _read(path.stem, folder, None, None, None)
+    return _read(name, folder, None, None, None)
 
 
 def _read(name: str, folder: Path, revision: str | None, variant: str | None, known: KnownBase | None) -> Source:

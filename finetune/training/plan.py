@@ -43,7 +43,8 @@ def forward_flops(family: Family, skeleton: nn.Module, side: int) -> int:
 
 def weightless(job: Job) -> Family:
     """The job's base from its configs alone."""
-    return load.family(source.resolve(job.model.base, job.model.variant, weights=False, prediction=job.model.prediction_type))
+    m = job.model
+    return load.family(source.resolve(m.base, m.variant, weights=False, prediction=m.prediction_type, allow_pickle=m.allow_pickle))
 
 
 def fit(job: Job) -> tuple[int, int]:

@@ -71,7 +71,8 @@ class Runner:
         job = self.job
         self.pictures = pictures(job)
         self.pictures.describe(self.tracker.say)
-        where = source.resolve(job.model.base, job.model.variant, prediction=job.model.prediction_type)
+        m = job.model
+        where = source.resolve(m.base, m.variant, prediction=m.prediction_type, allow_pickle=m.allow_pickle)
         dtype = device.DTYPES[device.precision(job, self.accelerator.device)]
         self.family = load.family(where, self.accelerator.device, dtype)
         self.side = side(job, self.family)
