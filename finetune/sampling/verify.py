@@ -47,7 +47,7 @@ def verify(path: Path, base: str) -> Verdict:
     modules = adapter.on(where.spec.denoiser)
     if what := apply.misfit(family, modules):
         raise DataError(f"{path}: {where.id} {what}", "is it made for this base?")
-    plain_text, plain = _text(family, []), _answers(family, _denoiser(family, []))
+    plain_text, plain = _text(family, []), _answers(family, _denoiser(fresh(), []))  # one denoiser at a time in memory
     text, ours = _text(fresh(), [adapter]), _answers(family, _denoiser(fresh(), [adapter]))
     effect, text_effect = _relative(ours, plain), _relative(text, plain_text)
     touches_text = any(part.startswith("text_encoder") for part, _ in modules)

@@ -42,3 +42,8 @@ def accelerator_for(job: Job) -> Accelerator:
         raise ConfigError("--precision fp16: a CPU cannot train in it", "use --precision no or bf16")
     AcceleratorState._reset_state()  # or a second run in one process keeps the precision of the first
     return Accelerator(mixed_precision=mixed, cpu=state.device.type == "cpu")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that the accelerator held at once in this process; 0 on a CPU."""
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else 0

@@ -258,6 +258,7 @@ class Runner:
             "pictures": len(self.pictures.train),
             "held_out": len(self.pictures.held),
             "best_held_out_loss": self.observer.best if best.exists() else None,
+            "peak_memory_bytes": device.peak_memory(self.accelerator.device),
             "written_as": record.written_as(job),
             "versions": record.versions(),
         }
