@@ -1,5 +1,6 @@
 """Files that are there whole or not at all: written under a temporary name, flushed, then renamed."""
 
+import errno
 import hashlib
 import json
 import os
@@ -41,6 +42,8 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
             for file in [temporary] if temporary.is_file() else [f for f in temporary.rglob("*") if f.is_file()]:
                 with file.open("rb+") as f:
                     os.fsync(f.fileno())
+            if path.is_dir() and temporary.is_file():
+                raise IsADirectoryError(errno.EISDIR, "a folder is in the place of the file")
             aside = path.parent / f".old-{path.name}-{os.getpid()}"
             if path.is_dir():
                 path.rename(aside)
@@ -52,6 +55,23 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
                 shutil.rmtree(temporary, ignore_errors=True)
             else:
                 temporary.unlink(missing_ok=True)
+
+
+def publish(folder: Path, fill: Callable[[Path], object]) -> None:
+    """`write` for a folder whose name says its content: what is there already, or is put there meanwhile, is as good and stays."""
+    if folder.exists():
+        return
+    temporary = folder.parent / f".tmp-{folder.name}-{os.getpid()}"
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fill(temporary)
+            temporary.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,7 +2,8 @@
 
     python scripts/full_size.py sd15 --out /tmp/full --steps 50 --batch 4
 
-Random weights learn nothing worth having; sizes, speed, memory and files are the real ones. Prints one JSON object.
+Words that are not known here, such as --precision bf16, go to `ft lora`. Random weights learn nothing worth having; sizes, speed,
+memory and files are the real ones. Prints one JSON object.
 """
 
 import argparse
@@ -57,8 +58,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--resolution", type=int)
-    parser.add_argument("more", nargs="*", help="further words for `ft lora`, after --")
-    args = parser.parse_args()
+    args, more = parser.parse_known_args()  # what is not known here goes to `ft lora`
     base, data, run = args.out / args.name, args.out / "pictures", args.out / f"run-{args.name}"
     began = time.monotonic()
     write_base(args.name, base, torch.bfloat16)
@@ -67,7 +67,7 @@ def main() -> None:
     write_pictures(data, side)
     made = time.monotonic() - began
     words = ["lora", "--base", base, "--data", data, "--out", run, "--fresh", "--rank", 16, "--steps", args.steps, "--batch", args.batch]
-    words += ["--resolution", side, "--set", "run.log_every=1", "--set", "run.sample_every=1000000", "--json", *args.more]
+    words += ["--resolution", side, "--set", "run.log_every=1", "--set", "run.sample_every=1000000", "--json", *more]
     command = [sys.executable, "-m", "finetune", *map(str, words)]
     began = time.monotonic()
     summary = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
@@ -79,7 +79,7 @@ def main() -> None:
     elapsed = [r["step"] / r["steps_per_second"] for r in rows if "steps_per_second" in r]
     steps = [b - a for a, b in zip(elapsed[len(elapsed) // 5 :], elapsed[len(elapsed) // 5 + 1 :], strict=False)]
     print(json.dumps({
-        "base": args.name, "resolution": side, "batch": args.batch, "steps": args.steps, "more": args.more,
+        "base": args.name, "resolution": side, "batch": args.batch, "steps": args.steps, "more": more,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "torch": torch.__version__,
         "seconds": {
             "make the base": round(made, 1), "ft lora": round(trained, 1),

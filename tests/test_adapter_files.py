@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from finetune import cli
+from finetune import cli, files
 from finetune.adapters.contract import KEY
 from finetune.adapters.convert import convert
 from finetune.adapters.inspect import inspect
@@ -19,8 +19,9 @@ from finetune.adapters.layouts import LAYOUTS
 from finetune.adapters.read import read
 from finetune.adapters.weights import Weights
 from finetune.adapters.write import export
-from finetune.errors import DataError
+from finetune.errors import ConfigError, DataError, ResourceError
 from finetune.families import load, source
+from finetune.sampling.verify import verify as prove
 
 Bases = Callable[[str], Path]
 FAMILY = {"sd": "stable-diffusion", "sdxl": "stable-diffusion-xl", "flux": "flux"}
@@ -135,6 +136,9 @@ def test_inspect_reads_what_a_trained_file_says(train: Callable[..., dict[str, A
         (3072, "lora_unet_double_blocks_3_img_attn_qkv", "flux"),
         (3072, "transformer.single_transformer_blocks.0.attn.to_q", "flux"),
         (40, STEM, None),
+        (1536, "transformer.transformer_blocks.0.attn.to_q", None),  # another transformer, not FLUX.1
+        (768, "lora_te1_text_model_encoder_layers_0_self_attn_q_proj", None),  # XL, 3 and FLUX.1 all write it so
+        (768, "lora_te_text_model_encoder_layers_0_self_attn_q_proj", "stable-diffusion"),
     ],
 )
 def test_the_family_comes_from_the_keys(width: int, stem: str, family: str | None, tmp_path: Path) -> None:
@@ -150,7 +154,7 @@ def test_inspect_lists_problems(tmp_path: Path) -> None:
     assert "no alpha" in problems(pair())
     assert "1 keys belong to no known layer, such as huh" in problems(pair() | alpha | {"huh": torch.ones(1)})
     assert "has shapes [4, 768] and [320, 2]" in problems(pair() | alpha | {f"{STEM}.lora_up.weight": torch.ones(320, 2)})
-    assert "has only down" in problems({f"{STEM}.lora_down.weight": torch.ones(4, 8)})
+    assert "only down" in problems({f"{STEM}.lora_down.weight": torch.ones(4, 8)})
     assert "mixed layouts: diffusers+kohya" in problems(pair() | alpha | pair(stem="unet.mid_block.attentions.0.proj_in"))
     assert "not finite" in problems(pair() | alpha | {f"{STEM}.lora_up.weight": torch.full((320, 4), torch.nan)}, norms=True)
 
@@ -191,7 +195,7 @@ def test_verify_refuses_what_does_not_fit_or_does_nothing(bases: Bases, train: C
     path = Path(train(model={"base": str(bases("sd"))})["adapter"])
     capsys.readouterr()
     assert cli.run(["adapter", "verify", str(path), "--base", str(bases("flux"))]) == 3
-    assert "flux has no layer for transformer.down_blocks" in capsys.readouterr().err
+    assert "trained for stable-diffusion, and flux is flux" in capsys.readouterr().err
     dead = {k: torch.zeros_like(v) if "lora_up" in k else v for k, v in load_file(path).items()}
     assert cli.run(["adapter", "verify", str(write(tmp_path / "dead.safetensors", dead)), "--base", str(bases("sd"))]) == 3
     assert "changes nothing" in capsys.readouterr().err
@@ -265,3 +269,113 @@ def test_a_hub_bases_licence_is_said(bases: Bases) -> None:
     assert "base_model: owner/name" in text and "license: apache-2.0" in text and "&lt;b&gt;" in text and "<Gallery />" not in text
     assert header(contract, "x", "flux-1-dev", "flux1", "apache-2.0")["modelspec.license"] == "apache-2.0"
     assert escape("a\nb [x](y)") == r"a b \[x\]\(y\)"
+
+
+# What a review found
+
+
+def test_nothing_is_replaced(train: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    path = Path(train()["adapter"])
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "loras" / "precious.txt").write_text("mine")
+    assert convert(path, "diffusers", tmp_path / "loras") == tmp_path / "loras" / "lora-diffusers.safetensors"
+    assert (tmp_path / "loras" / "precious.txt").read_text() == "mine"
+    with pytest.raises(ConfigError, match="is there already"):
+        convert(path, "diffusers", tmp_path / "loras")
+    with pytest.raises(ConfigError, match="is there already"):
+        convert(path, "peft", tmp_path / "loras")
+    with pytest.raises(ResourceError, match="a folder is in the place"):
+        files.write_bytes(tmp_path / "loras", b"x")
+
+
+def test_somebodys_readme_stays(train: Callable[..., dict[str, Any]], settings: Any, tmp_path: Path) -> None:
+    from finetune import config
+    from finetune.training.run import train as run
+
+    readme = tmp_path / "out" / "README.md"
+    readme.parent.mkdir()
+    readme.write_text("mine")
+    train()
+    assert readme.read_text() == "mine" and "base_model_relation" in (tmp_path / "out" / "lora-card.md").read_text()
+    run(config.parse(settings()), fresh=True)
+    assert readme.read_text() == "mine"
+
+
+def test_small_strengths_survive_half_precision(tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    w = Weights("lora", {"down": torch.randn(128, 64, generator=g).half(), "up": (torch.randn(64, 128, generator=g) * 2e-4).half()}, 1.0)
+    export({("unet", "mid_block.attentions.0.proj_in"): w}, tmp_path / "x.safetensors", "kohya", "stable-diffusion", None, {}, "base")
+    (back,) = read(tmp_path / "x.safetensors").modules.values()
+    assert (change(back) - change(w)).norm() < 1e-3 * change(w).norm()
+
+
+def test_dora_on_a_fused_projection_of_another_kind_is_refused(tmp_path: Path) -> None:
+    stem = "lora_unet_double_blocks_0_img_attn_qkv"
+    state = {f"{stem}.{k}": torch.ones(s) for k, s in (("hada_w1_a", (48, 2)), ("hada_w1_b", (2, 16)), ("hada_w2_a", (48, 2)))}
+    state |= {f"{stem}.hada_w2_b": torch.ones(2, 16), f"{stem}.dora_scale": torch.ones(48, 1)}
+    with pytest.raises(DataError, match="loha with DoRA on a fused projection"):
+        read(write(tmp_path / "x.safetensors", state))
+
+
+def test_a_fused_projection_and_one_of_its_members_are_refused(tmp_path: Path) -> None:
+    state = pair(16, stem="lora_unet_single_blocks_0_linear1") | pair(16, stem="transformer.single_transformer_blocks.0.attn.to_q")
+    with pytest.raises(DataError, match="stands for a layer that another key stands for too"):
+        read(write(tmp_path / "x.safetensors", state))
+
+
+def test_verify_sees_cross_attention_of_xl(bases: Bases, tmp_path: Path) -> None:
+    modules = {p: w for p, w in random_adapter(bases, "sdxl", 2, text=False).items() if p[1].endswith(("attn2.to_k", "attn2.to_v"))}
+    export(modules, tmp_path / "x.safetensors", "kohya", "stable-diffusion-xl", "fp32", {}, "base")
+    verdict = prove(tmp_path / "x.safetensors", str(bases("sdxl")))
+    assert verdict.effect > 1e-4 and verdict.landed == verdict.modules == len(modules)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_verify_compares_text_encoder_files_with_diffusers(name: str, bases: Bases, tmp_path: Path) -> None:
+    modules = random_adapter(bases, name, 4)
+    export(modules, tmp_path / "x.safetensors", "diffusers", FAMILY[name], "fp32", {}, "base")
+    verdict = prove(tmp_path / "x.safetensors", str(bases(name)))
+    assert verdict.landed == len(modules) and verdict.text_effect and verdict.diffusers is not None and verdict.diffusers < 1e-5
+
+
+def test_what_no_layout_can_name_is_refused_before_training(bases: Bases, train: Callable[..., Any]) -> None:
+    flux = {"model": {"base": str(bases("flux"))}, "data": {"resolution": 16}}
+    with pytest.raises(ConfigError, match=r"--format kohya: has no name for norm_out\.linear"):
+        train(**flux, method={"targets": "norm_out.linear"}, run={"format": "kohya"})
+    summary = train(**flux, method={"targets": "x_embedder"}, optim={"steps": 1, "lr": 1e-2})
+    assert read(Path(summary["adapter"])).modules.keys() == {("transformer", "x_embedder")}
+
+
+def test_a_full_cache_needs_no_text_encoder(train: Callable[..., Any], bases: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune.families.components import Components
+
+    train(optim={"steps": 1, "lr": 1e-2})
+    loaded: list[str] = []
+    real = Components.load
+    monkeypatch.setattr(Components, "load", lambda self, name: loaded.append(name) or real(self, name))
+    train(optim={"steps": 2, "lr": 1e-2})
+    assert loaded == ["unet"]
+
+
+def test_a_base_is_opened_for_drawing_as_it_was_for_training(train: Callable[..., Any], bases: Bases, tmp_path: Path, capsys: Any) -> None:
+    """A base whose weights exist in one variant alone, and which the run was told."""
+    import shutil
+
+    folder = tmp_path / "variant"
+    shutil.copytree(bases("sd"), folder)
+    for part in ("unet", "vae", "text_encoder"):
+        (file,) = (folder / part).glob("*.safetensors")
+        file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    path = train(model={"base": str(folder), "variant": "fp16"}, optim={"lr": 1e-2})["adapter"]
+    assert cli.run(["generate", "--adapter", path, "--prompt", "x", "--steps", "1", "--out", str(tmp_path / "p")]) == 0
+    assert cli.run(["adapter", "verify", path]) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("value", ['{"base": 1}', '{"base": "x"}', "[]", "null", "{"])
+def test_a_damaged_contract_is_none(value: str, train: Callable[..., Any], tmp_path: Path) -> None:
+    path = Path(train()["adapter"])
+    whole = json.loads(read(path).metadata[KEY])
+    damaged = json.dumps(whole | json.loads(value)) if value == '{"base": 1}' else value
+    save_file(load_file(path), tmp_path / "x.safetensors", {KEY: damaged})
+    assert read(tmp_path / "x.safetensors").contract is None

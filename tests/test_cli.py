@@ -258,7 +258,7 @@ def test_half_precision_trains_and_draws(ft: Run, imgs: Path, base: Path, tmp_pa
 
     for dtype in (torch.bfloat16, torch.float16):  # what an accelerator draws with
         family = load.family(source.resolve(str(base)), dtype=dtype)
-        pair = (family.text(["a"])[0], family.unconditional())
+        pair = (family.text(["a"])[0], family.unconditional(family.text([""])[0]))
         assert draw.draw(family, family.pipeline(), [pair], [0], 2, 3.0, 16)[0].size == (16, 16)
 
 

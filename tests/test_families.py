@@ -125,14 +125,14 @@ def test_training_feeds_the_denoiser_what_inference_feeds_it(name: str, precisio
     guided = not name.startswith("flux")
     scale = 4.0 if guided else flux.TRAINING_GUIDANCE
     own = {} if guided else {"max_sequence_length": tiny.WINDOW}
-    encoded = ours.prompt(ours.text([PROMPT])[0], ours.unconditional(), scale)
+    encoded = ours.prompt(ours.text([PROMPT])[0], ours.unconditional(ours.text([""])[0]), scale)
     pipe(
         **encoded if half else {"prompt": PROMPT, "guidance_scale": scale} | own, num_inference_steps=3, height=SIDE, width=SIDE,
         output_type="latent", generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     inference = list(seen.calls)
     assert len(inference) == 3
-    texts = [ours.unconditional(), ours.text([PROMPT])[0]] if guided else [ours.text([PROMPT])[0]]
+    texts = [ours.unconditional(ours.text([""])[0]), ours.text([PROMPT])[0]] if guided else [ours.text([PROMPT])[0]]
     crops = torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]] * len(texts))
     for arguments, output in inference:
         x_t = arguments.get("sample")

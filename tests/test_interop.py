@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from finetune import config
 from finetune.adapters import names
+from finetune.adapters.inspect import block_norms
 from finetune.adapters.layouts import LAYOUTS, Modules, lora
 from finetune.adapters.read import read
+from finetune.adapters.weights import Weights
 from finetune.adapters.write import export
 from finetune.errors import DataError, FinetuneError
 from finetune.families import load, source
@@ -336,16 +338,18 @@ def merged(of: Family, state: dict[str, Tensor]) -> Tensor:
     return output(net, of)
 
 
-@pytest.mark.parametrize("algo", ["loha", "lokr", "diag-oft", "full", "dora"])
-def test_lycoris_files_act_as_in_lycoris(algo: str, bases: Bases, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["Transformer2DModel", "ResnetBlock2D"])
+@pytest.mark.parametrize("algo", ["loha", "lokr", "diag-oft", "bounded oft", "full", "dora"])
+def test_lycoris_files_act_as_in_lycoris(algo: str, target: str, bases: Bases, tmp_path: Path) -> None:
     import lycoris
     from lycoris.wrapper import LycorisNetwork
 
     of, g = family(bases("sd")), torch.Generator().manual_seed(0)
     LycorisNetwork.LORA_PREFIX = "lora_unet"
-    LycorisNetwork.apply_preset({"target_module": ["Transformer2DModel"]})
+    LycorisNetwork.apply_preset({"target_module": [target]})
     model = fresh(bases("sd")).unet
-    kind = {"algo": "lora", "dora_wd": True} if algo == "dora" else {"algo": algo}
+    kinds = {"dora": {"algo": "lora", "dora_wd": True}, "bounded oft": {"algo": "diag-oft", "constraint": 0.05}}
+    kind = kinds.get(algo, {"algo": algo})
     network = lycoris.create_lycoris(model, 1.0, linear_dim=2, linear_alpha=1, conv_dim=2, conv_alpha=1, factor=4, **kind)
     network.apply_to()
     for n, p in network.named_parameters():
@@ -357,7 +361,8 @@ def test_lycoris_files_act_as_in_lycoris(algo: str, bases: Bases, tmp_path: Path
     plain = output(model, of)
     assert (expected - plain).abs().max() > 0.01
     assert (through_ours(of, path) - expected).abs().max() < 1e-4
-    assert {w.kind for w in read(path).modules.values()} == {{"diag-oft": "oft"}.get(algo, algo)}
+    assert {w.kind for w in read(path).modules.values()} == {{"diag-oft": "oft", "bounded oft": "oft"}.get(algo, algo)}
+    assert apply.misfit(of, read(path).modules) is None and (block_norms(path) or "oft" in algo)
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "peft"])
@@ -390,12 +395,31 @@ def test_a_peft_folder_of_another_tool_has_its_own_strength(trained: Any, bases:
     written = json.loads((path / "adapter_config.json").read_text())
     of = family(bases("sd"))
     odd = written["target_modules"][0]
-    for more in ({"lora_alpha": 16}, {"lora_alpha": 16, "use_rslora": True}, {"alpha_pattern": {odd: 1}}):
+    patterns = {"to_q": 32, "attn2.to_k": 16, odd: 1}  # PEFT matches the ends of names
+    for more in ({"lora_alpha": 16}, {"lora_alpha": 16, "use_rslora": True}, {"alpha_pattern": {odd: 1}}, {"alpha_pattern": patterns}):
         (path / "adapter_config.json").write_text(json.dumps(written | more))
         assert (through_ours(family(bases("sd")), path) - through_peft(of, path)).abs().max() < 1e-5, more
     (path / "adapter_config.json").write_text(json.dumps(written | {"peft_type": "LOHA"}))
     with pytest.raises(DataError, match="of the type LOHA is not understood"):
         read(path)
+    for broken in ({"alpha_pattern": [1]}, {"lora_alpha": "much"}):
+        (path / "adapter_config.json").write_text(json.dumps(written | broken))
+        with pytest.raises(DataError, match="no readable r and lora_alpha"):
+            read(path)
+
+
+def test_lora_and_dora_in_one_file(bases: Bases, tmp_path: Path) -> None:
+    of = family(bases("sd"))
+    modules = random_modules(of, ("unet",))
+    odd = next(p for p in modules if p[1].endswith("to_q"))
+    rows = {"rows": torch.rand(modules[odd].tensors["up"].shape[0]) + 0.5}
+    modules[odd] = Weights("dora", modules[odd].tensors | rows, modules[odd].alpha)
+    path = tmp_path / "x.safetensors"
+    export(modules, path, "kohya", "stable-diffusion", "fp32", {}, "base")
+    net = fresh(bases("sd")).unet
+    for (_, m), w in modules.items():
+        apply.merge(net.get_submodule(m), w, 1.0)
+    assert (through_ours(of, path) - output(net, of)).abs().max() < 1e-5
 
 
 # Refusals
@@ -414,6 +438,7 @@ def header(value: Any, data: bytes = b"") -> bytes:
 
 
 ONE = {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}
+AFTER, EMPTY = {"data_offsets": [4, 8]}, {"dtype": "F32", "shape": [0], "data_offsets": [8, 8]}
 STEM = "lora_unet_mid_block_attentions_0_proj_in"
 
 
@@ -431,6 +456,22 @@ STEM = "lora_unet_mid_block_attentions_0_proj_in"
         (header({"model.weight": ONE}, b"\0" * 4), "not an adapter in a known layout"),
         (header({f"{STEM}.lora_down.weight": ONE}, b"\0" * 4), "no matching half, only down"),
         (header({f"{STEM}.lora_down.weight": ONE, "huh": ONE | {"data_offsets": [4, 8]}}, b"\0" * 8), "belong to no known layer: huh"),
+        (header({f"{STEM}.lokr_w1": ONE}, b"\0" * 4), "no matching half"),
+        (header({f"{STEM}.lora_down.weight": ONE | {"shape": [1]}, f"{STEM}.lora_up.weight": ONE | AFTER}, b"\0" * 8), "has the shape [1]"),
+        (
+            header({f"{STEM}.lora_down.weight": ONE, f"{STEM}.lora_up.weight": ONE | AFTER, f"{STEM}.alpha": EMPTY}, b"\0" * 8),
+            "has the shape [0]",
+        ),
+        (
+            header({f"{STEM}.lora_down.weight": ONE, "unet.mid_block.attentions.0.proj_in.lora_A.weight": ONE | AFTER}, b"\0" * 8),
+            "stands for a layer that another key stands for too",
+        ),
+        (
+            header({f"{STEM}.lora_down.weight": ONE | {"dtype": "F8_E4M3", "data_offsets": [0, 1]},
+                    f"{STEM}.lora_up.weight": ONE | {"data_offsets": [1, 5]}}, b"\0" * 5),
+            "numbers of the kind",
+        ),
+        (header({"a": ONE | {"shape": [float("inf")]}}, b"\0" * 4), "not a readable safetensors"),
         (
             header({f"{STEM}.lora_down.weight": ONE, f"{STEM}.lora_up.weight": ONE | {"data_offsets": [4, 8]}}, b"\0\0\xc0\x7f" * 2),
             "not finite",

@@ -106,6 +106,11 @@ def test_the_recipe_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert cli.run(["recipe", "check", "bad.yaml", "worse.yaml"]) == 2
     err = capsys.readouterr().err
     assert "min_snr_gamma: this base learns by flow matching" in err and "did you mean optim.steps" in err and "optim.lr" in err
+    (tmp_path / "latin.yaml").write_bytes("caption: café".encode("latin-1"))
+    for words in (["show", "."], ["show", "latin.yaml"], ["cp", "latin.yaml", "copy.yaml"], ["cp", "."]):
+        assert cli.run(["recipe", *words]) == 2 and "not a readable YAML file" in capsys.readouterr().err, words
+    assert cli.run(["recipe", "cp", "tiny-style", "new/folder/x.yaml"]) == 0 and (tmp_path / "new" / "folder" / "x.yaml").exists()
+    capsys.readouterr()
     assert cli.run(["lora", "--recipe", "sdxl-stile", "--data", "x"]) == 2 and "did you mean sdxl-style?" in capsys.readouterr().err
 
 

@@ -3,9 +3,12 @@
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import original_layout
 import pytest
@@ -13,6 +16,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from finetune import files
 from finetune.errors import AccessError, ConfigError, FinetuneError
 from finetune.families import load, single_file, source
 
@@ -144,3 +148,35 @@ def test_a_pickle_needs_a_flag_and_gives_its_tensors_alone(base: Path, tmp_path:
     with pytest.raises(AccessError, match=r"not a checkpoint of tensors alone .*nothing in it was run"):
         source.resolve("evil.ckpt", allow_pickle=True)
     assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.usefixtures("tiny_configs")
+@pytest.mark.filterwarnings("ignore")
+def test_a_single_file_is_drawn_with_as_it_was_trained(base: Path, tmp_path: Path, train: Callable[..., Any]) -> None:
+    from finetune import cli
+
+    path = original_layout.write(base, tmp_path / "model.safetensors")
+    adapter = train(model={"base": str(path), "prediction_type": "v_prediction"}, optim={"lr": 1e-2})["adapter"]
+    assert cli.run(["generate", "--adapter", adapter, "--prompt", "x", "--steps", "1", "--out", str(tmp_path / "p")]) == 0
+    assert cli.run(["adapter", "verify", adapter]) == 0
+    assert cli.run(["adapter", "verify", adapter, "--base", str(path)]) == 0
+    assert cli.run(["adapter", "verify", adapter, "--base", str(base)]) == 3  # which predicts epsilon
+
+
+def test_several_processes_may_publish_one_folder(tmp_path: Path) -> None:
+    """Forty at once, each under its own temporary name, as processes have."""
+    gate = threading.Barrier(8)
+
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "a").write_text("whole")
+
+    def one(i: int) -> str:
+        gate.wait()
+        with mock.patch("os.getpid", lambda: threading.get_ident()):
+            files.publish(tmp_path / f"round-{i // 8}", fill)
+        return (tmp_path / f"round-{i // 8}" / "a").read_text()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(one, range(40))) == {"whole"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"round-{i}" for i in range(5)]

@@ -4,7 +4,7 @@ import html
 import io
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from ruamel.yaml import YAML
 
@@ -16,6 +16,16 @@ TAGS = {
     "flux": ("flux", "flux-diffusers"),
 }
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+.!|~-])")
+
+
+MARK = "trained with [finetune](https://pypi.org/project/finetune)"
+
+
+def place(folder: Path, name: str) -> Path:
+    """`README.md`, or another name where somebody's own README is."""
+    path = folder / "README.md"
+    own = not path.exists() or MARK in path.read_text(encoding="utf-8", errors="replace")
+    return path if own else folder / f"{name}-card.md"
 
 
 def escape(text: str) -> str:
@@ -52,7 +62,7 @@ def card(
     return f"""{front_matter(contract, licence, samples)}
 # {escape(title)}
 
-{gallery}A LoRA for {escape(base)}, trained with [finetune](https://pypi.org/project/finetune) for {contract.trained_steps} steps.
+{gallery}A LoRA for {escape(base)}, {MARK} for {contract.trained_steps} steps.
 
 ## Trigger words
 

@@ -30,9 +30,13 @@ class Contract:
     def of(cls, metadata: Mapping[str, str]) -> "Contract | None":
         """The one in a file's header, or None for a file of another tool."""
         try:
-            return cls(**json.loads(metadata[KEY]))
+            made = cls(**json.loads(metadata[KEY]))
         except (KeyError, ValueError, TypeError):
             return None
+        texts = (made.base, made.base_sha256, made.family, made.prediction_type, made.sampler)
+        numbers = (made.resolution, made.guidance, made.steps, made.rank, made.training_alpha, made.trained_steps)
+        right = all(isinstance(x, str) for x in texts) and all(isinstance(x, int | float) for x in numbers)
+        return made if right and all(isinstance(x, str | None) for x in (made.base_revision, made.trigger)) else None
 
 
 def header(contract: Contract, title: str, architecture: str, kohya_version: str, licence: str | None = None) -> dict[str, str]:

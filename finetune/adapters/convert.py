@@ -20,8 +20,11 @@ def convert(path: Path, to: str, out: Path | None = None, family: str | None = N
         raise DataError(f"{path}: its keys do not tell its family", "say --family")
     stem = path.name if path.is_dir() else path.stem
     target = out or path.with_name(f"{stem}-{to}" + ("" if to == "peft" else ".safetensors"))
-    if target.resolve() == path.resolve():
-        raise ConfigError(f"--out {target}: is the file itself", "choose another name")
+    if target.is_dir() and to != "peft":
+        target = target / f"{stem}-{to}.safetensors"
+    if target.exists():
+        what = "is the file itself" if target.resolve() == path.resolve() else "is there already"
+        raise ConfigError(f"--out {target}: {what}", "choose another name")
     denoiser = "transformer" if adapter.family == "flux" else "unet"
     modules = adapter.on(denoiser)
     facts = {k: v for k, v in adapter.metadata.items() if k != "lora_adapter_metadata"}

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.adapters import keys
 from finetune.adapters.contract import Contract
-from finetune.adapters.read import Header, alphas_of, header_of, read, tensors_file
+from finetune.adapters.read import Header, alphas_of, header_of, read, shape_problems, tensors_file
 from finetune.errors import DataError
 
 BAR = 24  # characters of the longest bar
@@ -86,7 +86,7 @@ def inspect(path: Path, norms: bool = False) -> Report:
         title=top.metadata.get("modelspec.title"),
         problems=_problems(found, top),
     )
-    if norms:
+    if norms and not report.problems:
         try:
             report.norms = block_norms(path)
         except DataError as e:
@@ -121,14 +121,7 @@ def _problems(found: keys.Found, top: Header) -> list[str]:
     out = [f"key {k} stands in the header more than once" for k in top.twice]
     out += [f"{len(found.unknown)} keys belong to no known layer, such as {found.unknown[0]}"] if found.unknown else []
     out += ["mixed layouts: " + found.layout] if "+" in found.layout else []
-    for e in found.entries:
-        where = f"{e.part}.{e.modules[0]}"
-        if e.kind is None:
-            out.append(f"{where} has only {', '.join(sorted(e.leaves))}")
-        elif {"down", "up"} <= e.leaves.keys():
-            down, up = top.shapes[e.leaves["down"]], top.shapes[e.leaves["up"]]
-            if len(down) < 2 or len(up) < 2 or ("mid" not in e.leaves and down[0] != up[1]):
-                out.append(f"{where} has shapes {list(down)} and {list(up)}, no matching pair")
+    out += shape_problems(found, top.shapes)
     if found.entries and not any("alpha" in e.leaves for e in found.entries) and "lora_adapter_metadata" not in top.metadata:
         out += ["no alpha: it was folded in, or its strength is lost"] if found.layout == "kohya" else []
     return out
@@ -140,18 +133,15 @@ def block_norms(path: Path) -> dict[str, float]:
     Raises:
         DataError: the file cannot be read, or holds numbers that are not finite.
     """
-    import torch
-
     squares: dict[str, float] = {}
     for (part, module), w in read(path).modules.items():
         block = ".".join(module.removeprefix("text_model.").split(".")[:2])
         if w.kind == "oft":
             continue
-        if "down" in w.tensors and "mid" not in w.tensors:  # |UD|^2 = tr(U'U DD'), without the product
+        if w.kind in ("lora", "dora") and "mid" not in w.tensors:  # |UD|^2 = tr(U'U DD'), without the product
             down, up = (x.float().flatten(1) for x in w.pair())
             square = float(((up.T @ up) * (down @ down.T)).sum())
         else:
-            size = w.size
-            square = float(w.change(torch.zeros(size[0], max(size[1], 1))).square().sum()) if all(size) else 0.0
+            square = float(w.raw().square().sum())
         squares[f"{part}.{block}"] = squares.get(f"{part}.{block}", 0.0) + square
     return {block: max(square, 0.0) ** 0.5 for block, square in squares.items()}

@@ -1,7 +1,7 @@
 """From the keys of an adapter file, of whatever tool, to the modules they belong to. Reads names and shapes, no numbers."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from finetune.adapters import names
@@ -46,13 +46,14 @@ class Found:
     layout: str
     entries: list[Entry]
     unknown: list[str]  # keys that belong to nothing known
+    twice: list[str]  # keys whose place another key has taken
     family: str | None
 
 
-def find(shapes: Mapping[str, Sequence[int]]) -> Found:
-    """Sorts keys into modules. `shapes` tells Stable Diffusion from XL by the width of what their attention reads."""
+def find(shapes: Mapping[str, Sequence[int]], family: str | None = None) -> Found:
+    """Sorts keys into modules. `shapes` tells one family from another by the width of what their attention reads, unless it is known."""
     entries: dict[tuple[str, tuple[str, ...]], Entry] = {}
-    unknown, seen = [], set()
+    unknown, twice, seen = [], [], set()
     for key in sorted(shapes):
         stem, leaf = _split(_from_xlabs(key))
         place = _place(stem) if leaf else None
@@ -61,12 +62,18 @@ def find(shapes: Mapping[str, Sequence[int]]) -> Found:
             continue
         layout, part, modules = place
         seen.add(layout)
-        entries.setdefault((part, modules), Entry(part, modules)).leaves[leaf] = key
-    family = _family([m for e in entries.values() for m in e.modules if e.part == "denoiser"], entries.values(), shapes)
+        leaves = entries.setdefault((part, modules), Entry(part, modules)).leaves
+        twice += [key] if leaf in leaves else []
+        leaves.setdefault(leaf, key)
+    single = {(e.part, e.modules[0]) for e in entries.values() if len(e.modules) == 1}
+    for e in entries.values():
+        if len(e.modules) > 1 and any((e.part, m) in single for m in e.modules):
+            twice.append(next(iter(e.leaves.values())))
+    family = family or _family([m for e in entries.values() for m in e.modules if e.part == "denoiser"], entries.values(), shapes)
     denoiser = "transformer" if family == "flux" else "unet"
     for e in entries.values():
         e.part = denoiser if e.part == "denoiser" else e.part
-    return Found("+".join(sorted(seen)) or "none", list(entries.values()), unknown, family)
+    return Found("+".join(sorted(seen)) or "none", list(entries.values()), unknown, twice, family)
 
 
 def _from_xlabs(key: str) -> str:
@@ -122,15 +129,20 @@ def _modules(layout: str, part: str, module: str) -> tuple[str, str, tuple[str, 
     )
 
 
-def _family(denoiser: Sequence[str], entries: Iterable[Entry], shapes: Mapping[str, Sequence[int]]) -> str | None:
-    if any(m.startswith(("single_transformer_blocks.", "transformer_blocks.")) for m in denoiser):
+def _family(denoiser: Sequence[str], entries: Collection[Entry], shapes: Mapping[str, Sequence[int]]) -> str | None:
+    inner = [e for e in entries if e.part == "denoiser" and e.modules[0].startswith("transformer_blocks.") and "down" in e.leaves]
+    widths = {shapes[e.leaves["down"]][1] for e in inner if len(shapes[e.leaves["down"]]) > 1}
+    if any(m.startswith("single_transformer_blocks.") for m in denoiser) or 3072 in widths or any(len(e.modules) > 1 for e in inner):
         return "flux"
+    if inner:
+        return None  # one of the many other transformers
     if any(e.part == "text_encoder_2" for e in entries):
         return "stable-diffusion-xl"
     if not denoiser:
-        return "stable-diffusion" if any(e.part == "text_encoder" for e in entries) else None
+        old = any(key.startswith("lora_te_") for e in entries for key in e.leaves.values())
+        return "stable-diffusion" if old else None
     for e in entries:
-        if e.modules[0].endswith(("attn2.to_k", "attn2.to_v")) and "down" in e.leaves:
+        if e.modules[0].endswith(("attn2.to_k", "attn2.to_v")) and "down" in e.leaves and len(shapes[e.leaves["down"]]) > 1:
             return {768: "stable-diffusion", 1024: "stable-diffusion", 2048: "stable-diffusion-xl"}.get(shapes[e.leaves["down"]][1])
     deep = re.compile(r"\.transformer_blocks\.[2-9]\.")
     return "stable-diffusion-xl" if any(deep.search(m) for m in denoiser) else None

@@ -6,7 +6,7 @@ kohya in `.alpha` tensors, diffusers in the header's `lora_adapter_metadata`, PE
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -33,6 +33,12 @@ _KOHYA = {name: leaf for leaf, name in reversed(LEAVES.items()) if leaf not in (
 def lora(down: Tensor, up: Tensor) -> Weights:
     """A LoRA whose strength is folded in."""
     return Weights("lora", {"down": down, "up": up}, float(down.shape[0]))
+
+
+def unnamed(modules: Iterable[str], family: str) -> str | None:
+    """The first of the denoiser's modules that the kohya layout has no name for."""
+    translate = {"stable-diffusion-xl": names.to_xl, "flux": names.to_flux}.get(family, lambda m: m)
+    return next((m for m in modules if translate(m) is None), None)
 
 
 def kohya(modules: Modules, family: str) -> State:

@@ -1,6 +1,7 @@
 """Reading adapter files of any tool: checked header first, then every tensor, as modules under diffusers' names."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,30 +54,52 @@ def read(path: Path, family: str | None = None) -> Adapter:
         state = load_file(file)
     except (SafetensorError, OSError, ValueError) as e:
         raise DataError(f"{path}: not a readable safetensors file ({e})") from e
-    found = keys.find({k: t.shape for k, t in state.items()})
+    known = Contract.of(top.metadata)
+    found = keys.find(top.shapes, family or (known.family if known else None))
     if not found.entries:
         raise DataError(f"{path}: not an adapter in a known layout", f"its first key is {next(iter(sorted(state)), 'missing')}")
     if found.unknown:
         raise DataError(
             f"{path}: {len(found.unknown)} keys belong to no known layer: {found.unknown[0]}", "`ft adapter inspect` lists them"
         )
+    if wrong := shape_problems(found, top.shapes):
+        raise DataError(f"{path}: {wrong[0]}")
+    if odd := [k for k, t in state.items() if not t.is_floating_point() or t.element_size() < 2]:
+        raise DataError(f"{path}: {odd[0]} holds numbers of the kind {state[odd[0]].dtype}, which are not understood here")
     if bad := [k for k, t in state.items() if not torch.isfinite(t).all()]:
         raise DataError(f"{path}: {bad[0]} holds numbers that are not finite")
     alphas = alphas_of(path, top.metadata)
     modules: dict[layouts.Place, Weights] = {}
     for entry in found.entries:
         modules |= _weights(path, entry, state, alphas)
-    contract = Contract.of(top.metadata)
-    return Adapter(path, found.layout, family or (contract.family if contract else found.family), modules, top.metadata)
+    return Adapter(path, found.layout, found.family, modules, top.metadata)
+
+
+def shape_problems(found: keys.Found, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What cannot be right whatever the base: halves that are missing or do not match, tensors of no or too few axes, keys too many."""
+    out = [f"{key} stands for a layer that another key stands for too" for key in found.twice]
+    for e in found.entries:
+        where = f"{e.part}.{e.modules[0]}"
+        if e.kind is None:
+            out.append(f"{where} has no matching half, only {', '.join(sorted(e.leaves))}")
+            continue
+        for leaf, key in e.leaves.items():
+            least = {"alpha": 0, "rows": 1, "dora": 2, "diff": 1, "diff_b": 1, "blocks": 3}.get(leaf, 2)
+            most = {"alpha": 1, "blocks": 3}.get(leaf, 5)
+            if not least <= len(shapes[key]) <= most or 0 in shapes[key]:
+                out.append(f"{key} has the shape {list(shapes[key])}")
+                break
+        else:
+            if "down" in e.leaves and "mid" not in e.leaves and shapes[e.leaves["down"]][0] != shapes[e.leaves["up"]][1]:
+                down, up = (list(shapes[e.leaves[x]]) for x in ("down", "up"))
+                out.append(f"{where} has shapes {down} and {up}, no matching pair")
+    return out
 
 
 def _weights(path: Path, e: keys.Entry, state: layouts.State, alphas: "Alphas") -> dict[layouts.Place, Weights]:
     tensors = {name: state[key] for name, key in e.leaves.items() if name != "alpha"}
     where = f"{path}: {e.part}.{e.modules[0]}"
-    if e.kind is None:
-        raise DataError(f"{where} has no matching half, only {', '.join(sorted(e.leaves))}")
-    if "down" in tensors and tensors["down"].shape[0] != tensors["up"].shape[1]:
-        raise DataError(f"{where} has ranks {tensors['down'].shape[0]} and {tensors['up'].shape[1]}, no matching pair")
+    assert e.kind  # noqa: S101  see shape_problems
     alpha = float(state[e.leaves["alpha"]].flatten()[0]) if "alpha" in e.leaves else None
     w = Weights(e.kind, tensors, alpha)
     if alpha is None and w.rank and (strength := alphas.strength(e.part, e.modules[0], w.rank)) is not None:
@@ -88,13 +111,13 @@ def _weights(path: Path, e: keys.Entry, state: layouts.State, alphas: "Alphas") 
 
 def _split(where: str, w: Weights, count: int) -> list[Weights | None]:
     """A fused projection's adapter as one for each of `count` projections; None where it changes nothing."""
-    if w.kind == "oft" or "diff_b" in w.tensors:
-        raise DataError(f"{where}: {w.kind} on a fused projection is not understood here")
+    if w.kind == "oft" or "diff_b" in w.tensors or (w.decomposed and w.kind != "dora"):
+        raise DataError(f"{where}: {w.kind}{' with DoRA' if w.decomposed else ''} on a fused projection is not understood here")
     height = w.tensors["up"].shape[0] if "up" in w.tensors else 0
     if w.kind in ("lora", "dora"):
         width = w.tensors["down"].shape[1]
     else:  # no base weight is needed for these kinds' change
-        whole = w.change(torch.zeros(w.size))
+        whole = w.raw().flatten(1)
         height, width = whole.shape
     sizes = [height // count] * count if count == 3 else [width] * 3 + [height - 3 * width]
     if sum(sizes) != height or min(sizes) <= 0:
@@ -129,9 +152,11 @@ class Alphas:
         config = self.configs.get(part) or self.configs.get("denoiser" if not part.startswith("text_encoder") else part)
         if not config:
             return None
+        # As PEFT looks them up: the first pattern that the end of the name matches, as a regular expression.
         patterns = config.get("alpha_pattern") or {}
-        alpha = patterns.get(module, patterns.get(module.removeprefix("text_model."), config.get("lora_alpha", config.get("r"))))
-        return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+        key = next((p for p in patterns if re.match(rf"(.*\.)?({p})$", module)), None)
+        alpha = patterns[key] if key else config.get("lora_alpha", config.get("r"))
+        return None if alpha is None else float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
 
 
 def alphas_of(path: Path, metadata: Mapping[str, str]) -> Alphas:
@@ -141,7 +166,7 @@ def alphas_of(path: Path, metadata: Mapping[str, str]) -> Alphas:
     try:
         if path.is_dir():
             config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-            float(config["lora_alpha"]), int(config["r"])
+            float(config["lora_alpha"]), int(config["r"]), dict(config.get("alpha_pattern") or {})
             if config.get("peft_type", "LORA") != "LORA":
                 raise DataError(
                     f"{path}: a PEFT adapter of the type {config['peft_type']} is not understood here", "load it with PEFT itself"
@@ -151,6 +176,8 @@ def alphas_of(path: Path, metadata: Mapping[str, str]) -> Alphas:
         for name, value in json.loads(metadata.get("lora_adapter_metadata", "{}")).items():
             part, _, setting = name.partition(".")
             configs.setdefault(part if part.startswith("text_encoder") else "denoiser", {})[setting] = value
+        for config in configs.values():
+            float(config.get("lora_alpha") or 0), dict(config.get("alpha_pattern") or {})
         return Alphas(configs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise DataError(f"{path}: no readable r and lora_alpha ({e})") from e
@@ -191,7 +218,7 @@ def header_of(file: Path) -> Header:
         shapes = {k: tuple(int(n) for n in v["shape"]) for k, v in top.items()}
         dtypes = {k: str(v["dtype"]) for k, v in top.items()}
         end = max((int(v["data_offsets"][1]) for v in top.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e:
         raise DataError(f"{file}: not a readable safetensors file ({type(e).__name__} in its header)", _disguised(file)) from e
     if end != size - 8 - length:
         raise DataError(f"{file}: not a readable safetensors file (its header promises {end} bytes, {size - 8 - length} are there)")

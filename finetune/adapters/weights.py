@@ -24,7 +24,7 @@ LEAVES = {
 }  # fmt: skip
 KINDS = {"down": "lora", "w1_a": "loha", "k1": "lokr", "k1_a": "lokr", "blocks": "oft", "diff": "full", "diff_b": "full"}
 NEEDS = {
-    "lora": {"down", "up"}, "loha": {"w1_a", "w1_b", "w2_a", "w2_b"}, "lokr": set(), "oft": {"blocks"}, "full": set(),
+    "lora": {"down", "up"}, "loha": {"w1_a", "w1_b", "w2_a", "w2_b"}, "lokr": set(), "oft": {"blocks"}, "full": {"diff"},
 }  # fmt: skip
 
 
@@ -32,6 +32,9 @@ def kind(leaves: Mapping[str, object]) -> str | None:
     """lora, dora, loha, lokr, oft or full; None for tensors that make no whole adapter."""
     found = next((KINDS[name] for name in KINDS if name in leaves), None)
     if found is None or not NEEDS[found] <= leaves.keys():
+        return None
+    halves = (({"k1"}, {"k1_a", "k1_b"}), ({"k2"}, {"k2_a", "k2_b"}))
+    if found == "lokr" and not all(any(way <= leaves.keys() for way in ways) for ways in halves):
         return None
     return "dora" if found == "lora" and leaves.keys() & {"dora", "rows"} else found
 
@@ -92,16 +95,30 @@ class Weights:
         return self.kind in ("lora", "dora") and "mid" not in self.tensors and (self.kind == "lora" or self.rows() is not None)
 
     def pair(self) -> tuple[Tensor, Tensor]:
-        """(down, up) of a LoRA, in the files' own precision, with the strength folded into `up`."""
-        up = self.tensors["up"]
-        return self.tensors["down"], up if self.strength == 1 else (up.float() * self.strength).to(up.dtype)
+        """(down, up) of a LoRA in the file's own precision, with the strength folded into the larger one: it does not underflow."""
+        down, up, s = self.tensors["down"], self.tensors["up"], self.strength
+        if s == 1:
+            return down, up
+        if down.abs().max() >= up.abs().max():
+            return (down.float() * s).to(down.dtype), up
+        return down, (up.float() * s).to(up.dtype)
 
     def change(self, weight: Tensor) -> Tensor:
-        """The change of the layer's weight in fp32, shaped as `weight` [out, in, ...]."""
-        t = {k: v.float() for k, v in self.tensors.items()}
+        """The change of the layer's weight in fp32 and on its device, shaped as `weight` [out, in, ...]."""
+        t = {k: v.to(weight.device, torch.float32) for k, v in self.tensors.items()}
         weight = weight.float()
         change = CHANGES[self.kind](t, self, weight).reshape(weight.shape)
-        return _decomposed(weight, change, t) - weight if t.keys() & {"dora", "rows"} else change
+        return _decomposed(weight, change, t) - weight if self.decomposed else change
+
+    @property
+    def decomposed(self) -> bool:
+        """Whether it is DoRA, of whatever kind beneath: its change depends on the layer's own weight."""
+        return bool(self.tensors.keys() & {"dora", "rows"})
+
+    def raw(self) -> Tensor:
+        """The change before DoRA, in fp32, in whatever shape its matrices give. Not for OFT, which turns the layer's own weight."""
+        t = {k: v.float() for k, v in self.tensors.items()}
+        return CHANGES[self.kind](t, self, torch.zeros(()))
 
 
 def _lora(t: dict[str, Tensor], w: Weights, weight: Tensor) -> Tensor:
@@ -132,8 +149,9 @@ def _lokr(t: dict[str, Tensor], w: Weights, weight: Tensor) -> Tensor:
 
 def _oft(t: dict[str, Tensor], w: Weights, weight: Tensor) -> Tensor:
     q = t["blocks"] - t["blocks"].transpose(-1, -2)
-    if w.alpha and (norm := q.norm()) > w.alpha:  # kohya's alpha bounds the rotation
-        q = q * w.alpha / norm
+    bound = (w.alpha or 0) * q.shape[0] * q.shape[1]  # the file's alpha is the constraint for each output
+    if bound and (norm := q.norm()) > bound:
+        q = q * bound / norm
     eye = torch.eye(q.shape[-1], device=q.device)
     rotation = (eye + q) @ torch.linalg.inv(eye - q)
     rows = weight.view(q.shape[0], q.shape[1], -1)

@@ -60,12 +60,9 @@ def verify(
 ) -> None:
     """Load it into the real pipeline; say how many modules landed and how large the effect is."""
     from finetune import cli
-    from finetune.adapters.read import read
-    from finetune.sampling.generate import Request, choose_base
     from finetune.sampling.verify import verify as prove
 
-    path = file.expanduser()
-    verdict = prove(path, choose_base(Request([], base=base), [] if base else [read(path)]))
+    verdict = prove(file.expanduser(), base)
     if json_:
         cli.emit(verdict.facts())
         return

@@ -1,6 +1,5 @@
 """`ft recipe`: the recipes that ship with the package, and whether one of your own is right."""
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +29,11 @@ def ls(json_: Annotated[bool, typer.Option("--json", help="print JSON")] = False
 @app.command("show")
 def show(recipe: Name) -> None:
     """Print a recipe."""
-    print(plain(recipes.find(recipe).read_text(encoding="utf-8")), end="")
+    from finetune.config import read_yaml
+
+    path = recipes.find(recipe)
+    read_yaml(path)  # refuses what is no recipe
+    print(plain(path.read_text(encoding="utf-8")), end="")
 
 
 @app.command("cp")
@@ -39,11 +42,15 @@ def cp(
     to: Annotated[Path, typer.Argument(metavar="FILE", help="where to (the current folder)", show_default=False)] = Path("."),
 ) -> None:
     """Copy a recipe, to change it."""
+    from finetune import files
+    from finetune.config import read_yaml
+
     source = recipes.find(recipe)
+    read_yaml(source)  # refuses what is no recipe
     target = to / source.name if to.is_dir() else to
     if target.exists():
         raise ConfigError(f"{target}: is there already", "give another name")
-    shutil.copyfile(source, target)
+    files.write_bytes(target, source.read_bytes())
     print(target)
 
 

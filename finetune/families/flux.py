@@ -89,9 +89,9 @@ class Flux:
         hidden = self.parts.load("text_encoder_2")(words["input_ids"].to(self.device))[0].cpu()
         return [{"hidden": h, "pooled": p} for h, p in zip(hidden, pooled, strict=True)]
 
-    def unconditional(self) -> Text:
-        """The empty caption. These bases are drawn without a second, unconditional call."""
-        return self.text([""])[0]
+    def unconditional(self, empty: Text) -> Text:
+        """The empty caption's. These bases are drawn without a second, unconditional call."""
+        return empty
 
     def cond(self, texts: Sequence[Text], crops: Tensor) -> Cond:
         cond = {k: to_device(torch.stack([t[k] for t in texts]), self.device).to(self.dtype) for k in ("hidden", "pooled")}

@@ -132,8 +132,7 @@ def skeleton(configs: dict[str, Any]) -> Path:
     """`write_configs` into the cache, once."""
     digest = hashlib.sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()
     folder = default_root() / "bases" / f"configs-{digest}"
-    if not folder.exists():
-        files.write(folder, lambda p: write_configs(configs, p))
+    files.publish(folder, lambda p: write_configs(configs, p))
     return folder
 
 
@@ -163,7 +162,7 @@ def unpack(checkpoint: Checkpoint) -> Path:
         )
     except (ValueError, KeyError, RuntimeError) as e:
         raise AccessError(f"--base {checkpoint.path}: does not fit {checkpoint.name} ({str(e).splitlines()[0]})", HINT) from e
-    files.write(folder, lambda p: _save(pipeline, checkpoint.configs, p))
+    files.publish(folder, lambda p: _save(pipeline, checkpoint.configs, p))
     return folder
 
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from finetune.data.encoded import to_device
-from finetune.families import autoencoder, clip
+from finetune.families import autoencoder, clip, noise
 from finetune.families.components import Components
 from finetune.families.source import Source
 from finetune.objectives.diffusion import Schedule
@@ -30,9 +30,7 @@ class StableDiffusion:
         self.tokenizer, self.window = clip.tokenizer(source), clip.window(source)
 
     def schedule(self) -> Schedule:
-        """The training noise of the model's own config, built as DDPM (an Euler scheduler's noise is another parametrisation)."""
-        ddpm = DDPMScheduler.from_config(self.source.config("scheduler"))
-        return Schedule(ddpm.alphas_cumprod, ddpm.config.prediction_type)
+        return noise.ddpm(self.source)
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, H, W] in [-1, 1] -> posterior mean and deviation [B, C, H/f, W/f], in the denoiser's units."""
@@ -53,9 +51,9 @@ class StableDiffusion:
         ids = clip.ids(self.tokenizer, captions, self.window)
         return [{"hidden": h} for h in encoder(input_ids=ids.to(self.device)).last_hidden_state.cpu()]
 
-    def unconditional(self) -> Text:
-        """What inference puts in the place of a caption: the empty one."""
-        return self.text([""])[0]
+    def unconditional(self, empty: Text) -> Text:
+        """What inference puts in the place of a caption, from what `text` makes of the empty one: just that."""
+        return empty
 
     def cond(self, texts: Sequence[Text], crops: Tensor) -> Cond:
         return {"hidden": to_device(torch.stack([t["hidden"] for t in texts]), self.device).to(self.dtype)}

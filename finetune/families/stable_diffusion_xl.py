@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from finetune.data.encoded import to_device
-from finetune.families import autoencoder, clip
+from finetune.families import autoencoder, clip, noise
 from finetune.families.components import Components
 from finetune.families.source import Source
 from finetune.objectives.diffusion import Schedule
@@ -33,9 +33,7 @@ class StableDiffusionXL:
         self.window = clip.window(source)
 
     def schedule(self) -> Schedule:
-        """The training noise of the model's own config, built as DDPM (its Euler scheduler's noise is another parametrisation)."""
-        ddpm = DDPMScheduler.from_config(self.source.config("scheduler"))
-        return Schedule(ddpm.alphas_cumprod, ddpm.config.prediction_type)
+        return noise.ddpm(self.source)
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, H, W] in [-1, 1] -> posterior mean and deviation [B, C, H/f, W/f], in the denoiser's units."""
@@ -60,9 +58,8 @@ class StableDiffusionXL:
         both, pooled = torch.cat(hidden, -1).cpu(), out.text_embeds.cpu()
         return [{"hidden": h, "pooled": p} for h, p in zip(both, pooled, strict=True)]
 
-    def unconditional(self) -> Text:
-        """What inference puts in the place of a caption: zeros, or the empty caption where the pipeline's config says so."""
-        empty = self.text([""])[0]
+    def unconditional(self, empty: Text) -> Text:
+        """What inference puts in the place of a caption: zeros, or the empty caption's where the pipeline's config says so."""
         zeros = self.source.index().get("force_zeros_for_empty_prompt", True)
         return {k: torch.zeros_like(v) for k, v in empty.items()} if zeros else empty
 

@@ -1,8 +1,10 @@
 """Adapter files on the networks of a base: low-rank ones beside the weights, all others added to them."""
 
 import logging
+import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,17 +17,25 @@ from finetune.errors import DataError
 from finetune.families.load import Family
 
 
-def to_text_encoders(family: Family, adapters: Sequence[tuple[Adapter, float]]) -> None:
-    """Adds what the files hold for the text encoders to their weights, which are fp32."""
+def needs_fp32(adapters: Sequence[Adapter]) -> bool:
+    """Whether a file changes weights themselves: half-precision ones would round most of a small change away."""
+    return any(part.startswith("text_encoder") or not w.peft for a in adapters for (part, _), w in a.modules.items())
+
+
+def to_text_encoders(family: Family, adapters: Sequence[tuple[Adapter, float]]) -> int:
+    """Adds what the files hold for the text encoders to their weights; returns how many layers changed."""
+    count = 0
     for adapter, weight in adapters:
         for (part, module), w in adapter.modules.items():
             if part.startswith("text_encoder"):
                 merge(layer(family.parts.load(part), module), w, weight)
+                count += 1
+    return count
 
 
-def to_denoiser(family: Family, pipeline: Any, adapters: Sequence[tuple[Adapter, float]]) -> None:
-    """Loads the files' denoiser parts into a pipeline, each with its weight."""
-    denoiser, loaded = family.spec.denoiser, {}
+def to_denoiser(family: Family, pipeline: Any, adapters: Sequence[tuple[Adapter, float]]) -> int:
+    """Loads the files' denoiser parts into a pipeline, each with its weight; returns how many layers changed."""
+    denoiser, loaded, count = family.spec.denoiser, {}, 0
     logging.getLogger("diffusers.loaders").setLevel(logging.ERROR)
     for i, (adapter, weight) in enumerate(adapters):
         own = {m: w for (part, m), w in adapter.on(denoiser).items() if part == denoiser}
@@ -33,23 +43,31 @@ def to_denoiser(family: Family, pipeline: Any, adapters: Sequence[tuple[Adapter,
         for module, w in own.items():
             if module not in beside:
                 merge(layer(getattr(pipeline, denoiser), module), w, weight)
-        if beside:
+                count += 1
+        for kind in ("lora", "dora"):  # PEFT takes a file of the two for one of the second
+            some = {m: w for m, w in beside.items() if w.kind == kind}
+            if not some:
+                continue
+            name = f"adapter-{i}-{kind}"
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several adapters are meant
-                pipeline.load_lora_weights(state(beside, denoiser), adapter_name=f"adapter-{i}")
-            loaded[f"adapter-{i}"] = weight
+                pipeline.load_lora_weights(state(some, denoiser), adapter_name=name)
+            loaded[name] = weight
+            count += sum(name in getattr(m, "lora_A", {}) for m in getattr(pipeline, denoiser).modules())
     if loaded:
         pipeline.set_adapters(list(loaded), list(loaded.values()))
+    return count
 
 
 def state(modules: Mapping[str, Weights], part: str) -> dict[str, torch.Tensor]:
     """LoRA modules under the keys that diffusers takes from a dictionary, with the strength folded in."""
     out: dict[str, torch.Tensor] = {}
     for module, w in modules.items():
-        down, up = w.pair()
+        fp32 = replace(w, tensors={k: t.float() for k, t in w.tensors.items()})  # nothing is rounded before the network's own dtype
+        down, up = fp32.pair()
         out |= {f"{part}.{module}.lora_A.weight": down, f"{part}.{module}.lora_B.weight": up}
         if (rows := w.rows()) is not None:
-            out[f"{part}.{module}.lora_magnitude_vector"] = magnitude(rows, up)
+            out[f"{part}.{module}.lora_magnitude_vector"] = magnitude(rows.float(), up)
     return out
 
 
@@ -72,6 +90,17 @@ def merge(target: nn.Module, w: Weights, weight: float) -> None:
         own.bias.add_(weight * w.tensors["diff_b"].to(own.bias))
 
 
+def _fits(w: Weights, shape: tuple[int, ...]) -> bool:
+    rows, columns = w.size
+    if rows and rows != shape[0]:
+        return False
+    if w.peft:  # PEFT's layers take the shape of the layer's own weight, kernel and all
+        up = w.tensors["up"].shape
+        return tuple(w.tensors["down"].shape[1:]) == shape[1:] and len(up) == len(shape) and set(up[2:]) <= {1}
+    inputs = math.prod(shape[1:])
+    return not columns or len(shape) == 1 or columns in (shape[1], inputs)
+
+
 def misfit(family: Family, modules: Mapping[Place, Weights]) -> str | None:
     """The first module that the base has no layer for, or one of another size; None if all fit."""
     nets: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -85,7 +114,7 @@ def misfit(family: Family, modules: Mapping[Place, Weights]) -> str | None:
         shape = nets[part].get(module.removeprefix("text_model."))
         if shape is None:
             return f"has no layer for {part}.{module}"
-        size = w.size
-        if (size[0] and size[0] != shape[0]) or (size[1] and len(shape) > 1 and size[1] != shape[1]):
-            return f"has another width at {part}.{module} ({shape[0]}x{shape[1] if len(shape) > 1 else 1}, not {size[0]}x{size[1]})"
+        if not _fits(w, shape):
+            theirs = list(w.tensors["down"].shape[1:]) if "down" in w.tensors else w.size[1]
+            return f"has another width at {part}.{module} ({list(shape)}, not {w.size[0]} of {theirs})"
     return None

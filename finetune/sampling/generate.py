@@ -13,6 +13,7 @@ from finetune.config import read_yaml
 from finetune.errors import ConfigError, DataError
 from finetune.families import load, source
 from finetune.families.load import Family
+from finetune.families.source import Source
 from finetune.families.spec import BASES
 from finetune.sampling import apply, draw
 
@@ -50,32 +51,37 @@ def parse_adapter(text: str) -> tuple[Path, float]:
         raise ConfigError(f"--adapter {text}: the weight {weight!r} is not a number", "for example --adapter x.safetensors:0.8") from e
 
 
-def choose_base(request: Request, adapters: Sequence[Adapter]) -> str:
-    """The base that was asked for, else the one that the adapters name.
+def choose_base(asked: str | None, adapters: Sequence[Adapter]) -> Source:
+    """The base that was asked for, else the one that the adapters name; opened as in their training.
 
     Raises:
         ConfigError: they name different ones, or none does.
     """
-    if request.base:
-        return request.base
-    named = {_named(a) for a in adapters if a.contract}
-    if len(named) == 1:
-        return named.pop()
-    if named:
-        raise ConfigError(f"the adapters were trained on different bases: {', '.join(sorted(named))}", "choose one with --base")
-    if adapters:
+    named = [_named(a) for a in adapters if a.contract]
+    bases = {str(n["base"]) for n in named}
+    if not asked and len(bases) > 1:
+        raise ConfigError(f"the adapters were trained on different bases: {', '.join(sorted(bases))}", "choose one with --base")
+    if not asked and adapters and not bases:
         raise ConfigError(f"{adapters[0].path}: does not say its base", "give --base")
-    return "tiny"
+    how = next((n for n in named if not asked or n["base"] == asked), {})
+    base = asked or str(how.get("base", "tiny"))
+    prediction = how.get("prediction_type") or next((a.contract.prediction_type for a in adapters if a.contract), None)
+    single = Path(base).expanduser().is_file() and prediction in ("epsilon", "v_prediction")
+    return source.resolve(
+        base, how.get("variant"), prediction=prediction if single else None, allow_pickle=bool(how.get("allow_pickle", False))
+    )
 
 
-def _named(adapter: Adapter) -> str:
-    """The base in the header; for a local folder, whose path no header holds, the one in the `run.yaml` beside the file."""
+def _named(adapter: Adapter) -> dict[str, Any]:
+    """The base in the header; for a local one, whose path no header holds, what the `run.yaml` beside the file says of it."""
     contract = adapter.contract
     assert contract  # noqa: S101  asked only of adapters that have one
     run = adapter.path.parent / "run.yaml"
-    if "/" not in contract.base and contract.base not in BASES and run.exists():
-        return str(read_yaml(run).get("model", {}).get("base", contract.base))
-    return contract.base + (f"@{contract.base_revision}" if contract.base_revision and "/" in contract.base else "")
+    said = read_yaml(run).get("model", {}) if run.exists() else {}
+    local = "/" not in contract.base and contract.base not in BASES
+    if said and (local or said.get("base") == contract.base):
+        return dict(said)
+    return {"base": contract.base + (f"@{contract.base_revision}" if contract.base_revision and "/" in contract.base else "")}
 
 
 def check(family: Family, request: Request, adapters: Sequence[Adapter]) -> str:
@@ -112,13 +118,15 @@ def generate(request: Request, say: Callable[[str], None]) -> list[dict[str, Any
     chosen = [parse_adapter(a) for a in request.adapters]
     adapters = [read(path) for path, _ in chosen]
     weighted = [(a, weight) for a, (_, weight) in zip(adapters, chosen, strict=True)]
-    where = source.resolve(choose_base(request, adapters))
+    where = choose_base(request.base, adapters)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    family = load.family(where, device or "cpu", torch.float16 if device else torch.float32)
+    half = device is not None and not apply.needs_fp32(adapters)
+    family = load.family(where, device or "cpu", torch.float16 if half else torch.float32)
     sampler = check(family, request, adapters)
     apply.to_text_encoders(family, weighted)
     texts = {p: family.text([p])[0] for p in request.prompts}
-    negative = family.text([request.negative])[0] if request.negative else family.unconditional()
+    negative = family.text([request.negative])[0]
+    negative = negative if request.negative else family.unconditional(negative)
     family.parts.free(*where.spec.text)
     pipeline = family.pipeline(sampler=sampler)
     apply.to_denoiser(family, pipeline, weighted)

@@ -12,17 +12,19 @@ from torch import Tensor, nn
 from finetune.adapters.read import Adapter, read
 from finetune.data import keys
 from finetune.errors import DataError
-from finetune.families import load, source
+from finetune.families import load
 from finetune.families.load import Family
 from finetune.sampling import apply
+from finetune.sampling.generate import Request, check, choose_base
 
 LEVELS = (0.1, 0.5, 0.9)  # of the noise: where the effect is measured
+PROMPT = "a picture"
 
 
 @dataclass(frozen=True)
 class Verdict:
     modules: int  # in the file
-    landed: int  # found in the base, with the right widths
+    landed: int  # layers of the base that it changed, counted there
     effect: float  # |with - without| / |without| of the denoiser's answer
     text_effect: float | None  # the same of the encoded prompt; None where the file leaves the text encoders alone
     diffusers: float | None  # largest difference to diffusers' own reader, relative; None where it cannot read this file
@@ -32,53 +34,52 @@ class Verdict:
         return asdict(self)
 
 
-def verify(path: Path, base: str) -> Verdict:
+def verify(path: Path, base: str | None) -> Verdict:
     """Raises:
     DataError: the file is damaged, a module has no place in the base, or the adapter changes nothing.
     """
     adapter = read(path)
-    where = source.resolve(base)
+    where = choose_base(base, [adapter])
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 
     def fresh() -> Family:
         return load.family(where, device or "cpu")
 
     family = fresh()
+    check(family, Request([], base=base), [adapter])
     modules = adapter.on(where.spec.denoiser)
-    if what := apply.misfit(family, modules):
-        raise DataError(f"{path}: {where.id} {what}", "is it made for this base?")
-    plain_text, plain = _text(family, []), _answers(family, _denoiser(fresh(), []))  # one denoiser at a time in memory
-    text, ours = _text(fresh(), [adapter]), _answers(family, _denoiser(fresh(), [adapter]))
-    effect, text_effect = _relative(ours, plain), _relative(text, plain_text)
-    touches_text = any(part.startswith("text_encoder") for part, _ in modules)
-    if effect == 0 and text_effect == 0:
+    prompt = family.text([PROMPT])[0]
+    family.parts.free(*where.spec.text)
+    other = fresh()
+    landed = apply.to_text_encoders(other, [(adapter, 1.0)])
+    text_effect = _relative(_flat(other.text([PROMPT])[0]), _flat(prompt)) if landed else None
+    del other  # one large network at a time in memory
+
+    plain = _answers(family, fresh().parts.load(where.spec.denoiser), prompt)
+    pipeline = fresh().pipeline()
+    landed += apply.to_denoiser(family, pipeline, [(adapter, 1.0)])
+    ours = _answers(family, getattr(pipeline, where.spec.denoiser), prompt)
+    del pipeline
+    effect = _relative(ours, plain)
+    if effect == 0 and not text_effect:
         raise DataError(f"{path}: changes nothing on {where.id}", "its weights are zero, or it was never trained")
     theirs, note = _through_diffusers(fresh(), path, adapter)
-    difference = None if theirs is None else _relative(_answers(family, theirs), ours)
-    return Verdict(len(adapter.modules), len(modules), effect, text_effect if touches_text else None, difference, note)
+    difference = None if theirs is None else _relative(_answers(family, theirs, prompt), ours)
+    return Verdict(len(modules), landed, effect, text_effect, difference, note)
 
 
-def _denoiser(family: Family, adapters: list[Adapter]) -> nn.Module:
-    pipeline = family.pipeline()
-    apply.to_denoiser(family, pipeline, [(a, 1.0) for a in adapters])
-    net: nn.Module = getattr(pipeline, family.spec.denoiser)
-    return net
+def _flat(text: dict[str, Tensor]) -> Tensor:
+    return torch.cat([v.float().flatten() for v in text.values()])
 
 
 @torch.no_grad()
-def _text(family: Family, adapters: list[Adapter]) -> Tensor:
-    apply.to_text_encoders(family, [(a, 1.0) for a in adapters])
-    return torch.cat([v.float().flatten() for v in family.text(["a picture"])[0].values()])
-
-
-@torch.no_grad()
-def _answers(family: Family, net: nn.Module) -> Tensor:
-    """What the denoiser answers to fixed noise at fixed levels, without a caption."""
+def _answers(family: Family, net: nn.Module, prompt: dict[str, Tensor]) -> Tensor:
+    """What the denoiser answers to fixed noise at fixed levels and a prompt."""
     side = min(family.resolution, 32 * family.factor)
     vae = family.source.config("vae")
     latent = side // 2 ** (len(vae["block_out_channels"]) - 1)
     x_t = torch.randn(1, vae["latent_channels"], latent, latent, generator=keys.generator("verify")).to(family.device)
-    cond = family.cond([family.unconditional()], torch.tensor([[side, side, 0, 0, side, side]]))
+    cond = family.cond([prompt], torch.tensor([[side, side, 0, 0, side, side]]))
     discrete = family.schedule().prediction_type != "flow"
     out = []
     for level in LEVELS:
@@ -94,6 +95,8 @@ def _through_diffusers(family: Family, path: Path, adapter: Adapter) -> tuple[nn
     if any(not w.peft for w in adapter.modules.values()):
         return None, "diffusers reads LoRA and DoRA alone"
     pipeline = family.pipeline()
+    if any(part.startswith("text_encoder") for part, _ in adapter.modules):
+        pipeline.register_modules(**{part: family.parts.load(part) for part in family.spec.text})
     logging.getLogger("diffusers.loaders").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():

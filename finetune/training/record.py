@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune import __version__
+from finetune.adapters.card import place
 from finetune.config.job import FREE_SETTINGS, Job
 from finetune.errors import ConfigError
 
@@ -64,7 +65,8 @@ def clear(out: Path) -> None:
     for folder in (out / "checkpoints").glob("step-*"):
         shutil.rmtree(folder, ignore_errors=True)
     written = [*(out / "samples").glob("step-*.png"), out / "checkpoints" / "best.safetensors"]
-    written += [out / name for name in ("metrics.jsonl", "summary.json", "README.md", "run.yaml")]
+    written += [out / name for name in ("metrics.jsonl", "summary.json", "run.yaml")]
+    written += [out / "README.md"] if place(out, "").name == "README.md" else []
     for path in written:
         path.unlink(missing_ok=True)
 

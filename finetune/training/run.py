@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from finetune import config, files
-from finetune.adapters.card import card
+from finetune.adapters.card import card, place
 from finetune.adapters.contract import Contract, header
-from finetune.adapters.layouts import lora
+from finetune.adapters.layouts import lora, unnamed
 from finetune.adapters.read import read
 from finetune.adapters.write import export
 from finetune.config.job import Job
@@ -72,12 +72,15 @@ class Runner:
         self.pictures = pictures(job)
         self.pictures.describe(self.tracker.say)
         m = job.model
-        where = source.resolve(m.base, m.variant, prediction=m.prediction_type, allow_pickle=m.allow_pickle)
+        with self.accelerator.main_process_first():  # which may download or unpack it for all
+            where = source.resolve(m.base, m.variant, prediction=m.prediction_type, allow_pickle=m.allow_pickle)
         dtype = device.DTYPES[device.precision(job, self.accelerator.device)]
         self.family = load.family(where, self.accelerator.device, dtype)
         self.side = side(job, self.family)
         self.objective = objective(self.family.schedule().to(self.accelerator.device), job.objective)
-        adapter.matching(self.family.parts.skeleton(where.spec.denoiser), job.method, where.spec)
+        names = adapter.matching(self.family.parts.skeleton(where.spec.denoiser), job.method, where.spec)
+        if lost := unnamed(names, where.spec.name) if self.layout == "kohya" else None:
+            raise ConfigError(f"--format kohya: has no name for {lost}", "--format diffusers has one")
         for note in self.family.notes():
             self.tracker.say(note)
         if self.main:
@@ -132,7 +135,7 @@ class Runner:
         family.parts.free("vae")
         with self.tracker.phase("encoding captions", len(captions) + 1) as tick:
             texts = data.encode_captions(family, captions, cache, self.polled(tick))
-        self.encoded = Encoded(self.pictures.all, latents, texts, family.unconditional())
+        self.encoded = Encoded(self.pictures.all, latents, texts, family.unconditional(texts[""]))
         family.parts.free(*family.spec.text)
 
     def polled(self, tick: Callable[[], None]) -> Callable[[], None]:
@@ -251,7 +254,7 @@ class Runner:
             samples = self.observer.draw(pipeline, job.optim.steps)
         assert file.contract  # noqa: S101  it was just written
         made = card(file.contract, job.run.name, path.name, self.settings(), self.family.source.licence, samples)
-        files.write_text(self.out / "README.md", made)
+        files.write_text(place(self.out, job.run.name), made)
         summary = written | {
             "out": str(self.out),
             "steps": job.optim.steps,
@@ -266,6 +269,10 @@ class Runner:
         self.tracker.say(f"wrote {path}")
         self.tracker.close()
         return summary
+
+    @property
+    def layout(self) -> str:
+        return self.family.spec.layout if self.job.run.format == "auto" else self.job.run.format
 
     def settings(self) -> dict[str, object]:
         """What the model card's table shows."""
@@ -284,7 +291,7 @@ class Runner:
 
     def write(self, loras: dict[str, adapter.Lora], name: str) -> Path:
         job, spec, where = self.job, self.family.spec, self.family.source
-        layout = spec.layout if job.run.format == "auto" else job.run.format
+        layout = self.layout
         path = self.out / (name if layout == "peft" else f"{name}.safetensors")
         steps, guidance = self.family.inference()
         contract = Contract(
