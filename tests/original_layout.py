@@ -48,15 +48,17 @@ def vae_key(key: str, blocks: int = 2) -> str:
     return f"first_stage_model.{key}"
 
 
-def write(base: Path, path: Path) -> Path:
+def write(base: Path, path: Path, second: bool = False) -> Path:
+    """Stable Diffusion 1's layout, or the `second` version's, whose text encoder is OpenCLIP's."""
     pipe = StableDiffusionPipeline.from_pretrained(base)
     state: dict[str, Tensor] = {unet_key(k): v for k, v in pipe.unet.state_dict().items()}
     for key, value in pipe.vae.state_dict().items():
         square = "mid_block.attentions" in key and value.ndim == 2
         state[vae_key(key)] = value[:, :, None, None] if square else value
-    for key, value in pipe.text_encoder.state_dict().items():
-        name = key if key.startswith("text_model.") else f"text_model.{key}"
-        state[f"cond_stage_model.transformer.{name}"] = value
+    text = {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in pipe.text_encoder.state_dict().items()}
+    if second:
+        text = open_clip(text) | {"text_projection": torch.eye(pipe.text_encoder.config.hidden_size)}
+    state |= {f"cond_stage_model.{'model' if second else 'transformer'}.{k}": v for k, v in text.items()}
     save_file({k: v.contiguous() for k, v in state.items()}, path)
     return path
 

@@ -28,7 +28,7 @@ XL = ("conditioner.embedders.0.x", "conditioner.embedders.1.x")
 def tiny_configs(bases: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny bases' configs in the place of the real ones."""
     root = tmp_path / "configs"
-    for name, base in (("sd15", bases("sd")), ("sdxl", bases("sdxl"))):
+    for name, base in (("sd15", bases("sd")), ("sdxl", bases("sdxl")), ("sd21", bases("sd-v"))):
         files = [base / "model_index.json", *base.glob("*/config.json"), *base.glob("*/scheduler_config.json")]
         files += base.glob("*/tokenizer_config.json")
         root.mkdir(exist_ok=True)
@@ -66,6 +66,19 @@ def test_a_single_file_is_the_base_it_was_made_of(base: Path, tmp_path: Path) ->
     assert (source.resolve(str(path)).folder / "model_index.json").stat().st_mtime_ns == stamp, "unpacked once"
     v = load.family(source.resolve(str(path), prediction="v_prediction"))
     assert v.schedule().prediction_type == "v_prediction" and v.source.folder != found.folder
+
+
+@pytest.mark.usefixtures("tiny_configs")
+@pytest.mark.filterwarnings("ignore")
+def test_a_single_file_of_the_second_version(bases: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single_file, "WIDTHS", {16: "sd21"})
+    path = original_layout.write(bases("sd-v"), tmp_path / "model.safetensors", second=True)
+    ours = load.family(source.resolve(str(path), prediction="v_prediction"))
+    whole = load.family(source.resolve(str(bases("sd-v"))))
+    assert ours.schedule().prediction_type == "v_prediction"
+    for part in ours.spec.parts:
+        here, there = ours.parts.load(part).state_dict(), whole.parts.load(part).state_dict()
+        assert here.keys() == there.keys() and all(torch.equal(here[k], there[k]) for k in here), part
 
 
 def tensors(*names: str) -> dict[str, torch.Tensor]:

@@ -99,7 +99,8 @@ class Observer:
         elif self.baseline is not None:
             change = heldout.paired(self.baseline.mean(1), table.mean(1))
             values |= {"held_out_change": change.mean, "held_out_change_low": change.low, "held_out_change_high": change.high}
-            text += f", {change.mean:+.4f} against the base (95 % between {change.low:+.4f} and {change.high:+.4f})"
+            sure = f"95 % between {change.low:+.4f} and {change.high:+.4f}" if change.count > 1 else "one picture alone has no interval"
+            text += f", {change.mean:+.4f} against the base ({sure})"
         self.tracker.metrics(step, **values)
         self.tracker.say(text)
         if step > 0 and mean < self.best:
