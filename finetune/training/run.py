@@ -9,11 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from finetune import config, files
-from finetune.adapters.card import card, place
-from finetune.adapters.contract import Contract, header
-from finetune.adapters.layouts import lora, unnamed
+from finetune.adapters.layouts import unnamed
 from finetune.adapters.read import read
-from finetune.adapters.write import export
 from finetune.config.job import Job
 from finetune.data import encoded as data
 from finetune.data import folder
@@ -27,7 +24,7 @@ from finetune.families.load import Family
 from finetune.methods import adapter
 from finetune.objectives.objective import objective
 from finetune.sampling import apply
-from finetune.training import checkpoint, device, optimizer, record, signals
+from finetune.training import checkpoint, device, optimizer, record, result, signals
 from finetune.training.loop import Step, Training, loop, rate
 from finetune.training.observe import Observer, Weights, averaged
 from finetune.training.tracking import Tracker
@@ -79,7 +76,7 @@ class Runner:
         self.side = side(job, self.family)
         self.objective = objective(self.family.schedule().to(self.accelerator.device), job.objective)
         names = adapter.matching(self.family.parts.skeleton(where.spec.denoiser), job.method, where.spec)
-        if lost := unnamed(names, where.spec.name) if self.layout == "kohya" else None:
+        if lost := unnamed(names, where.spec.name) if result.layout(job, self.family) == "kohya" else None:
             raise ConfigError(f"--format kohya: has no name for {lost}", "--format diffusers has one")
         for note in self.family.notes():
             self.tracker.say(note)
@@ -241,20 +238,23 @@ class Runner:
         job, best = self.job, self.observer.best_file
         denoiser = self.accelerator.unwrap_model(training.module).nets["denoiser"]
         with averaged(training):
-            path = self.write(adapter.result(denoiser), job.run.name)
+            path = self.export(adapter.result(denoiser), job.run.name)
         written = {"adapter": str(path)}
         if best.exists():
             with Weights(training, load_file(best)):
-                written["best"] = str(self.write(adapter.result(denoiser), f"{job.run.name}-best"))
+                written["best"] = str(self.export(adapter.result(denoiser), f"{job.run.name}-best"))
         file, samples = read(path), []
         if job.run.sample_prompt:
             denoiser.delete_adapters(adapter.NAME)
             pipeline = self.family.pipeline(denoiser.eval())
             apply.to_denoiser(self.family, pipeline, [(file, 1.0)])
             samples = self.observer.draw(pipeline, job.optim.steps)
-        assert file.contract  # noqa: S101  it was just written
-        made = card(file.contract, job.run.name, path.name, self.settings(), self.family.source.licence, samples)
-        files.write_text(place(self.out, job.run.name), made)
+        facts = {
+            "pictures": len(self.pictures.train),
+            "pictures a step": job.optim.batch * job.optim.accumulate * self.accelerator.num_processes,
+            "best held-out loss": f"{self.observer.best:.4f}" if best.exists() else "not measured",
+        }
+        result.write_card(self.out, job, file, self.family.source.licence, facts, samples)
         summary = written | {
             "out": str(self.out),
             "steps": job.optim.steps,
@@ -270,49 +270,8 @@ class Runner:
         self.tracker.close()
         return summary
 
-    @property
-    def layout(self) -> str:
-        return self.family.spec.layout if self.job.run.format == "auto" else self.job.run.format
-
-    def settings(self) -> dict[str, object]:
-        """What the model card's table shows."""
-        job = self.job
-        return {
-            "rank, alpha, targets": f"{job.method.rank}, {job.method.strength * job.method.rank:g}, {job.method.targets}",
-            "pictures": len(self.pictures.train),
-            "steps of pictures": f"{job.optim.steps} of {job.optim.batch * job.optim.accumulate * self.accelerator.num_processes}",
-            "learning rate, schedule": f"{job.optim.lr:g}, {job.optim.schedule}",
-            "resolution": self.side,
-            "caption dropout": job.data.caption_dropout,
-            "best held-out loss": f"{self.observer.best:.4f}" if self.observer.best_file.exists() else "not measured",
-            "seed": job.run.seed,
-            "versions": ", ".join(f"{k} {v}" for k, v in record.versions().items()),
-        }
-
-    def write(self, loras: dict[str, adapter.Lora], name: str) -> Path:
-        job, spec, where = self.job, self.family.spec, self.family.source
-        layout = self.layout
-        path = self.out / (name if layout == "peft" else f"{name}.safetensors")
-        steps, guidance = self.family.inference()
-        contract = Contract(
-            base=where.id,
-            base_revision=where.revision,
-            base_sha256=self.base_sha,
-            family=spec.name,
-            prediction_type=self.family.schedule().prediction_type,
-            resolution=self.side,
-            trigger=job.data.trigger,
-            guidance=guidance,
-            steps=steps,
-            sampler=spec.sampler,
-            rank=job.method.rank,
-            training_alpha=job.method.strength * job.method.rank,
-            trained_steps=job.optim.steps,
-        )
-        facts = header(contract, name, *self.family.labels(), where.licence)
-        modules = {(spec.denoiser, n): lora(x.down, x.up) for n, x in loras.items()}
-        export(modules, path, layout, spec.name, job.run.save_dtype, facts, where.id)
-        return path
+    def export(self, loras: dict[str, adapter.Lora], name: str) -> Path:
+        return result.write_adapter(self.out, self.job, self.family, self.base_sha, self.side, loras, name)
 
 
 def side(job: Job, family: Family) -> int:
