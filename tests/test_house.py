@@ -95,3 +95,8 @@ def test_nothing_is_unpickled() -> None:
         text = path.read_text(encoding="utf-8").replace(".eval()", "").replace('typ="safe"', "")
         assert not [b for b in banned if b in text], path
         assert all("weights_only=True" in line for line in text.splitlines() if "torch.load(" in line), path
+
+
+def test_the_embedded_base_names_no_place_on_anybodys_machine() -> None:
+    for path in (PACKAGE / "bases").rglob("*.json"):
+        assert "_name_or_path" not in path.read_text(encoding="utf-8"), path
