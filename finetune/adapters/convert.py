@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from finetune.adapters.contract import for_rank
+from finetune.adapters.keys import denoiser_of
 from finetune.adapters.read import read
 from finetune.adapters.write import export
 from finetune.errors import ConfigError, DataError
@@ -25,8 +26,7 @@ def convert(path: Path, to: str, out: Path | None = None, family: str | None = N
     if target.exists():
         what = "is the file itself" if target.resolve() == path.resolve() else "is there already"
         raise ConfigError(f"--out {target}: {what}", "choose another name")
-    denoiser = "transformer" if adapter.family == "flux" else "unet"
-    modules = adapter.on(denoiser)
+    modules = adapter.on(denoiser_of(adapter.family))
     facts = {k: v for k, v in adapter.metadata.items() if k != "lora_adapter_metadata"}
     ranks = {w.rank for w in modules.values()}
     base = adapter.contract.base if adapter.contract else facts.get("ss_sd_model_name", "")

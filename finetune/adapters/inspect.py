@@ -8,6 +8,7 @@ from typing import Any
 from finetune.adapters import keys
 from finetune.adapters.contract import Contract
 from finetune.adapters.read import Header, alphas_of, header_of, read, shape_problems, tensors_file
+from finetune.adapters.weights import RANKED
 from finetune.errors import DataError
 
 BAR = 24  # characters of the longest bar
@@ -95,10 +96,7 @@ def inspect(path: Path, norms: bool = False) -> Report:
 
 
 def _rank(e: keys.Entry, top: Header) -> int:
-    for leaf, axis in (("down", 0), ("w1_b", 0), ("k2_b", 0), ("k1_b", 0)):
-        if leaf in e.leaves and top.shapes[e.leaves[leaf]]:
-            return top.shapes[e.leaves[leaf]][axis]
-    return 0
+    return next((top.shapes[e.leaves[leaf]][0] for leaf in RANKED if leaf in e.leaves and top.shapes[e.leaves[leaf]]), 0)
 
 
 def _alphas(path: Path, found: keys.Found, top: Header) -> str:

@@ -70,10 +70,15 @@ def find(shapes: Mapping[str, Sequence[int]], family: str | None = None) -> Foun
         if len(e.modules) > 1 and any((e.part, m) in single for m in e.modules):
             twice.append(next(iter(e.leaves.values())))
     family = family or _family([m for e in entries.values() for m in e.modules if e.part == "denoiser"], entries.values(), shapes)
-    denoiser = "transformer" if family == "flux" else "unet"
+    denoiser = denoiser_of(family)
     for e in entries.values():
         e.part = denoiser if e.part == "denoiser" else e.part
     return Found("+".join(sorted(seen)) or "none", list(entries.values()), unknown, twice, family)
+
+
+def denoiser_of(family: str | None) -> str:
+    """The part that the denoiser is, in diffusers' folders."""
+    return "transformer" if family == "flux" else "unet"
 
 
 def _from_xlabs(key: str) -> str:

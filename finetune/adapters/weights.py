@@ -26,6 +26,7 @@ KINDS = {"down": "lora", "w1_a": "loha", "k1": "lokr", "k1_a": "lokr", "blocks":
 NEEDS = {
     "lora": {"down", "up"}, "loha": {"w1_a", "w1_b", "w2_a", "w2_b"}, "lokr": set(), "oft": {"blocks"}, "full": {"diff"},
 }  # fmt: skip
+RANKED = ("down", "w1_b", "k2_b", "k1_b")  # tensors whose first axis is the rank
 
 
 def kind(leaves: Mapping[str, object]) -> str | None:
@@ -53,11 +54,7 @@ class Weights:
     @property
     def rank(self) -> int:
         """Of the low-rank kinds; 0 for the others."""
-        t = self.tensors
-        for name, axis in (("down", 0), ("w1_b", 0), ("k2_b", 0), ("k1_b", 0)):
-            if name in t:
-                return t[name].shape[axis]
-        return 0
+        return next((self.tensors[name].shape[0] for name in RANKED if name in self.tensors), 0)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -33,7 +33,8 @@ def export(modules: layouts.Modules, path: Path, layout: str, family: str, dtype
             raise FinetuneError(
                 f"{key}: not finite as {dtype or tensor.dtype}; nothing was written", "lower --lr, or --set run.save_dtype=fp32"
             )
-    metadata = {**facts, "modelspec.hash_sha256": f"0x{data_hash(state)}", "sshs_model_hash": data_hash(state)}
+    digest = data_hash(state)
+    metadata = {**facts, "modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
     metadata["sshs_legacy_hash"] = legacy_hash(state, {k: v for k, v in metadata.items() if k.startswith("ss_")})
     if layout == "diffusers":
         metadata["lora_adapter_metadata"] = layouts.diffusers_metadata(cast)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune.adapters.layouts import Place, magnitude
+from finetune.adapters.layouts import Place, diffusers
 from finetune.adapters.read import Adapter
 from finetune.adapters.weights import Weights
 from finetune.errors import DataError
@@ -45,13 +45,13 @@ def to_denoiser(family: Family, pipeline: Any, adapters: Sequence[tuple[Adapter,
                 merge(layer(getattr(pipeline, denoiser), module), w, weight)
                 count += 1
         for kind in ("lora", "dora"):  # PEFT takes a file of the two for one of the second
-            some = {m: w for m, w in beside.items() if w.kind == kind}
+            some = {(denoiser, m): fp32(w) for m, w in beside.items() if w.kind == kind}
             if not some:
                 continue
             name = f"adapter-{i}-{kind}"
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several adapters are meant
-                pipeline.load_lora_weights(state(some, denoiser), adapter_name=name)
+                pipeline.load_lora_weights(diffusers(some, family.spec.name), adapter_name=name)
             loaded[name] = weight
             count += sum(name in getattr(m, "lora_A", {}) for m in getattr(pipeline, denoiser).modules())
     if loaded:
@@ -59,16 +59,9 @@ def to_denoiser(family: Family, pipeline: Any, adapters: Sequence[tuple[Adapter,
     return count
 
 
-def state(modules: Mapping[str, Weights], part: str) -> dict[str, torch.Tensor]:
-    """LoRA modules under the keys that diffusers takes from a dictionary, with the strength folded in."""
-    out: dict[str, torch.Tensor] = {}
-    for module, w in modules.items():
-        fp32 = replace(w, tensors={k: t.float() for k, t in w.tensors.items()})  # nothing is rounded before the network's own dtype
-        down, up = fp32.pair()
-        out |= {f"{part}.{module}.lora_A.weight": down, f"{part}.{module}.lora_B.weight": up}
-        if (rows := w.rows()) is not None:
-            out[f"{part}.{module}.lora_magnitude_vector"] = magnitude(rows.float(), up)
-    return out
+def fp32(w: Weights) -> Weights:
+    """So that folding the strength in rounds nothing before the network's own dtype does."""
+    return replace(w, tensors={k: t.float() for k, t in w.tensors.items()})
 
 
 def layer(net: nn.Module, module: str) -> nn.Module:
