@@ -26,7 +26,7 @@ def gradients(settings: dict[str, Any], dtype: torch.dtype, step: int) -> dict[s
         object.__setattr__(sample, "weight", weight)
     runner.family.dtype = dtype
     denoiser = runner.family.parts.load("unet").to(dtype)
-    with mock.patch("finetune.training.run.Step", lambda family, net: Step(family, net).to(dtype)):  # before it is wrapped
+    with mock.patch("finetune.training.run.Step", lambda *parts: Step(*parts).to(dtype)):  # before it is wrapped
         training, _ = runner.assemble(denoiser)
     latents = training.encoded.latents
     training.encoded.latents = {k: replace(x, mean=x.mean.to(dtype), deviation=x.deviation.to(dtype)) for k, x in latents.items()}

@@ -134,7 +134,7 @@ def test_a_dry_run_tells_the_plan_and_loads_no_weights(ft: Run, imgs: Path, base
     words = ("lora", "--data", imgs, "--base", bare, "--rank", 4, "--steps", 14, "--batch", 2)
     code, out, _ = ft(*words, "--dry-run", "--json")
     plan = json.loads(out)
-    assert code == 0 and plan["adapted_layers"] == 32 and plan["epochs"] == 3.5 and plan["pictures"] == 7
+    assert code == 0 and plan["adapted_layers"] == 32 and plan["epochs"] == 4.0 and plan["pictures"] == 7
     assert not (tmp_path / "runs").exists()
     code, out, _ = ft(*words, "--dry-run")
     assert f"trains: {plan['trainable_parameters']:,} parameters in 32 layers" in out
@@ -253,12 +253,13 @@ def test_half_precision_trains_and_draws(ft: Run, imgs: Path, base: Path, tmp_pa
     assert code == 0, err
     code, _, err = ft("generate", "--adapter", "out/lora.safetensors", "--prompt", "x", "--steps", 1)
     assert code == 0, "the file names the base by its bytes, whatever the precision it was trained in"
+    from finetune.data.encoded import texts
     from finetune.families import load, source
     from finetune.sampling import draw
 
     for dtype in (torch.bfloat16, torch.float16):  # what an accelerator draws with
         family = load.family(source.resolve(str(base)), dtype=dtype)
-        pair = (family.text(["a"])[0], family.unconditional(family.text([""])[0]))
+        pair = (texts(family, ["a"])[0], family.unconditional(texts(family, [""])[0]))
         assert draw.draw(family, family.pipeline(), [pair], [0], 2, 3.0, 16)[0].size == (16, 16)
 
 

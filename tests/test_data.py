@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune.data import decode, folder
 from finetune.data.cache import Cache
-from finetune.data.encoded import encode_captions, encode_pictures
+from finetune.data.encoded import encode_captions, encode_pictures, texts
 from finetune.data.plan import Slot
 from finetune.errors import ConfigError, DataError
 from finetune.families import load, source
@@ -82,22 +82,22 @@ def test_square_covers_and_keeps_the_centre() -> None:
 def test_damaged_pictures_are_refused_by_name(data: bytes, imgs: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(data)
     with pytest.raises(DataError, match=r"broken\.png: not a readable picture"):
-        folder.scan(tmp_path, "x", None, "white")
+        folder.scan(tmp_path, folder.Wording("x"), "white")
 
 
 def test_captions_come_from_sidecars_metadata_or_one_for_all(tmp_path: Path) -> None:
     root = tiny.folder(tmp_path / "a", 3)
-    assert [s.caption for s in folder.scan(root, None, None, "white").samples] == ["red disc", "blue disc", "green disc"]
-    assert next(s.caption for s in folder.scan(root, None, "tok", "white").samples) == "tok, red disc"
-    found = folder.scan(root, "one", None, "white")
+    assert [s.caption for s in folder.scan(root, folder.Wording(), "white").samples] == ["red disc", "blue disc", "green disc"]
+    assert next(s.caption for s in folder.scan(root, folder.Wording(trigger="tok"), "white").samples) == "tok, red disc"
+    found = folder.scan(root, folder.Wording("one"), "white")
     assert {s.caption for s in found.samples} == {"one"} and found.notes["caption file not used, as --caption is for all"] == 3
     rows = [json.dumps({"file_name": "00.png", "text": "from jsonl"}), "", json.dumps({"file_name": "01.png", "text": "two"})]
     (root / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    found = folder.scan(root, None, None, "white")
+    found = folder.scan(root, folder.Wording(), "white")
     assert [s.caption for s in found.samples] == ["from jsonl", "two"] and found.dropped == {"02.png": "not in the metadata file"}
     (root / "metadata.jsonl").unlink()
     (root / "metadata.csv").write_text('file_name,text\n00.png,"a, b"\n', encoding="utf-8")
-    assert [s.caption for s in folder.scan(root, None, None, "white").samples] == ["a, b"]
+    assert [s.caption for s in folder.scan(root, folder.Wording(), "white").samples] == ["a, b"]
 
 
 BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -127,7 +127,7 @@ def test_bad_folders_are_refused_by_name(case: str, tmp_path: Path) -> None:
     spoil, message = BAD_FOLDERS[case]
     spoil(root)
     with pytest.raises(DataError, match=message):
-        folder.scan(root, None, None, "white")
+        folder.scan(root, folder.Wording(), "white")
 
 
 def test_what_is_dropped_is_said(tmp_path: Path) -> None:
@@ -136,21 +136,21 @@ def test_what_is_dropped_is_said(tmp_path: Path) -> None:
     (root / ".hidden.png").write_bytes(b"")
     tiny.picture(9).save(tmp_path / "outside.png")
     (root / "link.png").symlink_to(tmp_path / "outside.png")
-    found = folder.scan(root, "c", None, "white")
+    found = folder.scan(root, folder.Wording("c"), "white")
     assert len(found.samples) == 2
     assert found.dropped == {"link.png": "a link that leaves the folder", "x.heic": ".heic is not read; convert it to PNG"}
 
 
 def test_a_pictures_side_never_changes(tmp_path: Path) -> None:
-    small, large = (folder.scan(tiny.folder(tmp_path / n, c), None, None, "white") for n, c in (("a", 10), ("b", 30)))
-    sides = [[{s.content for s in side} for side in folder.split(f, "0.4", None, None, "white")] for f in (small, large)]
+    small, large = (folder.scan(tiny.folder(tmp_path / n, c), folder.Wording(), "white") for n, c in (("a", 10), ("b", 30)))
+    sides = [[{s.content for s in side} for side in folder.split(f, "0.4", folder.Wording(), "white")] for f in (small, large)]
     assert sides[0][0] <= sides[1][0] and sides[0][1] <= sides[1][1]
     assert not sides[1][0] & sides[1][1]
     other = tiny.folder(tmp_path / "c", 4)
-    train, held = folder.split(small, str(other), None, None, "white")
+    train, held = folder.split(small, str(other), folder.Wording(), "white")
     assert len(train) == 6 and len(held) == 4, "a picture that is also in the held-out folder is not trained on"
     with pytest.raises(ConfigError, match="leaves no picture for training"):
-        folder.split(folder.scan(other, None, None, "white"), str(other), None, None, "white")
+        folder.split(folder.scan(other, folder.Wording(), "white"), str(other), folder.Wording(), "white")
 
 
 # Caches
@@ -182,7 +182,7 @@ def test_a_cache_entry_is_never_stale(own: Path, tmp_path: Path) -> None:
 
     def misses(side: int = 16, background: str = "white") -> int:
         before, family = cache.misses, load.family(source.resolve(str(own)))
-        samples = folder.scan(root, None, None, background).samples
+        samples = folder.scan(root, folder.Wording(), background).samples
         encode_pictures(family, samples, side, background, cache, lambda: None)
         return cache.misses - before
 
@@ -210,7 +210,7 @@ def test_a_cache_entry_is_never_stale(own: Path, tmp_path: Path) -> None:
 
 def test_a_picture_that_changes_under_way_is_refused(family: load.Family, tmp_path: Path) -> None:
     root = tiny.folder(tmp_path / "imgs", 1)
-    samples = folder.scan(root, None, None, "white").samples
+    samples = folder.scan(root, folder.Wording(), "white").samples
     tiny.picture(77).save(root / "00.png")
     with pytest.raises(DataError, match=r"00\.png: changed while the run was starting"):
         encode_pictures(family, samples, 16, "white", Cache(tmp_path / "cache"), lambda: None)
@@ -234,7 +234,7 @@ def test_a_caption_stays_with_its_picture_under_shuffling(settings: Callable[...
     runner.prepare()
     runner.encode()
     training, _ = runner.assemble(runner.family.parts.load("unet"))
-    latents, texts, seen = runner.encoded.latents, runner.encoded.texts, set()
+    latents, seen = runner.encoded.latents, set()
     for step in range(4):
         for slots in training.plan.micro_batches(step, 3):
             batch = micro_batch(training, step, slots)
@@ -242,7 +242,7 @@ def test_a_caption_stays_with_its_picture_under_shuffling(settings: Callable[...
                 sample = runner.pictures.train[slot.sample]
                 own = latents[sample.content]
                 assert ((batch.x_0[row] - own.mean).abs() < 6 * own.deviation).all()
-                assert torch.equal(batch.texts[row]["hidden"], texts[sample.caption]["hidden"])
+                assert batch.captions[row] == sample.caption
                 seen.add(slot.sample)
     assert seen == set(range(7))
 
@@ -254,11 +254,13 @@ def test_caption_dropout_puts_what_inference_uses(settings: Callable[..., dict[s
     runner = Runner(config.parse(settings()))
     runner.prepare()
     runner.encode()
-    empty = runner.family.text([""])[0]["hidden"]
+    training, _ = runner.assemble(runner.family.parts.load("unet"))
+    empty = texts(runner.family, [""])[0]["hidden"]
     slots = [Slot(i % 7, i, 1.0) for i in range(200)]
 
     def share(p: float) -> float:
-        return sum(torch.equal(t["hidden"], empty) for t in runner.encoded.batch(slots, 0, 5, p).texts) / 200
+        said = runner.encoded.batch(slots, 0, 5, p).captions
+        return sum(torch.equal(t["hidden"], empty) for t in training.step.texts(said)) / 200
 
     assert (share(0.0), share(1.0)) == (0, 1)
     assert abs(share(0.25) - 0.25) < 0.1
@@ -268,7 +270,7 @@ def test_what_lies_in_a_runs_folder_is_not_trained_on(tmp_path: Path) -> None:
     root = tiny.folder(tmp_path / "imgs", 2)
     tiny.picture(5).save((root / "runs" / "lora" / "samples").mkdir(parents=True) or root / "runs" / "lora" / "samples" / "x.png")
     (root / "runs" / "lora" / "run.yaml").write_text("")
-    found = folder.scan(root, None, None, "white")
+    found = folder.scan(root, folder.Wording(), "white")
     assert len(found.samples) == 2 and found.notes["file not used, as it lies in the folder of a run"] == 2
 
 
@@ -276,12 +278,15 @@ def test_a_trigger_is_a_whole_word(tmp_path: Path) -> None:
     root = tiny.folder(tmp_path / "imgs", 2)
     (root / "00.txt").write_text("category of disc")
     (root / "01.txt").write_text("cat on a disc")
-    assert [s.caption for s in folder.scan(root, None, "cat", "white").samples] == ["cat, category of disc", "cat on a disc"]
+    assert [s.caption for s in folder.scan(root, folder.Wording(trigger="cat"), "white").samples] == [
+        "cat, category of disc",
+        "cat on a disc",
+    ]
 
 
 def test_a_small_folder_always_has_a_held_out_picture(tmp_path: Path) -> None:
     for count in (2, 3, 5):
         train, held = folder.split(
-            folder.scan(tiny.folder(tmp_path / str(count), count), None, None, "white"), "0.001", None, None, "white"
+            folder.scan(tiny.folder(tmp_path / str(count), count), folder.Wording(), "white"), "0.001", folder.Wording(), "white"
         )
         assert len(held) == 1 and len(train) == count - 1

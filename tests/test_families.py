@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor, nn
 
 from finetune import config
-from finetune.data.encoded import Batch
+from finetune.data.encoded import Batch, texts
 from finetune.errors import ConfigError
 from finetune.families import flux, load, source
 from finetune.families.load import Family
@@ -125,22 +125,22 @@ def test_training_feeds_the_denoiser_what_inference_feeds_it(name: str, precisio
     guided = not name.startswith("flux")
     scale = 4.0 if guided else flux.TRAINING_GUIDANCE
     own = {} if guided else {"max_sequence_length": tiny.WINDOW}
-    encoded = ours.prompt(ours.text([PROMPT])[0], ours.unconditional(ours.text([""])[0]), scale)
+    encoded = ours.prompt(texts(ours, [PROMPT])[0], ours.unconditional(texts(ours, [""])[0]), scale)
     pipe(
         **encoded if half else {"prompt": PROMPT, "guidance_scale": scale} | own, num_inference_steps=3, height=SIDE, width=SIDE,
         output_type="latent", generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     inference = list(seen.calls)
     assert len(inference) == 3
-    texts = [ours.unconditional(ours.text([""])[0]), ours.text([PROMPT])[0]] if guided else [ours.text([PROMPT])[0]]
-    crops = torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]] * len(texts))
+    rows = [ours.unconditional(texts(ours, [""])[0]), texts(ours, [PROMPT])[0]] if guided else [texts(ours, [PROMPT])[0]]
+    crops = torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]] * len(rows))
     for arguments, output in inference:
         x_t = arguments.get("sample")
         if x_t is None:
             x_t = flux.unpack(arguments["hidden_states"], SIDE // 2, SIDE // 2)
-        t = arguments["timestep"].expand(len(texts))
+        t = arguments["timestep"].expand(len(rows))
         seen.calls.clear()
-        predicted = ours.predict({"denoiser": net}, x_t, t, ours.cond(texts, crops))
+        predicted = ours.predict({"denoiser": net}, x_t, t, ours.cond(rows, crops))
         (mine, _) = seen.calls[0]
         theirs = tensors(arguments)
         assert theirs.keys() == tensors(mine).keys()

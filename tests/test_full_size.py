@@ -10,7 +10,6 @@ import torch
 
 from finetune.adapters import keys, names
 from finetune.adapters.layouts import LAYOUTS, lora
-from finetune.config.job import Method
 from finetune.families import load, single_file, source
 from finetune.families.load import Family
 from finetune.methods import adapter
@@ -53,7 +52,7 @@ MODULES = {
 def test_adapted_modules_and_their_names_in_every_layout(name: str, targets: str, full: Callable[[str], Family]) -> None:
     of = full(name)
     net = of.parts.skeleton(of.spec.denoiser)
-    found = adapter.matching(net, Method(targets=targets), of.spec)
+    found = adapter.matching(net, targets, of.spec.targets)
     assert len(found) == MODULES[name, targets]
     weights = {n: net.get_submodule(n).weight for n in found}
     modules = {
@@ -73,7 +72,7 @@ def test_adapted_modules_and_their_names_in_every_layout(name: str, targets: str
 def test_the_adapter_of_sd15_at_rank_8_has_the_known_size(full: Callable[[str], Family]) -> None:
     of = full("sd15")
     net = of.parts.skeleton("unet")
-    found = adapter.matching(net, Method(), of.spec)
+    found = adapter.matching(net, "attention", of.spec.targets)
     shapes = [net.get_submodule(n).weight.shape for n in found]
     assert sum(8 * (s[0] + s[1]) for s in shapes) == 1_594_368  # 3.2 MB in fp16
 

@@ -11,6 +11,7 @@ import torch
 
 from finetune.errors import FinetuneError
 from finetune.evaluation.heldout import paired, student_t
+from finetune.methods.method import Group
 from finetune.objectives.diffusion import TARGETS, Diffusion, MinSNR, Schedule, add_noise
 from finetune.training import loop, optimizer, run
 
@@ -70,7 +71,7 @@ def test_the_schedule_is_the_models_own(base: Path) -> None:
 
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     p = torch.nn.Parameter(torch.ones(3))
-    adamw = optimizer.adamw([p], 0.1, 0.01, (0.9, 0.999))
+    adamw = optimizer.adamw([Group({"p": p}, 0.1, 0.01)], (0.9, 0.999))
     for grad, dropped in ((1.0, 0.0), (math.nan, 1.0), (math.inf, 1.0)):
         before = p.detach().clone(), {k: v.clone() for k, v in adamw.state[p].items()}
         p.grad = torch.full((3,), grad)
@@ -95,7 +96,7 @@ def test_a_run_stops_at_a_loss_that_is_not_finite(train: Any, tmp_path: Path, mo
 
 
 def test_the_canary_stops_a_run_that_does_not_learn(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizer, "set_rate", lambda adamw, lr: [g.update(lr=0.0) for g in adamw.param_groups])
+    monkeypatch.setattr(optimizer, "set_rate", lambda adamw, *_: [g.update(lr=0.0) for g in adamw.param_groups])
     with pytest.raises(FinetuneError, match="64 of 64 trainable tensors had no gradient or did not move in 10 steps"):
         train(optim={"steps": 12})
 

@@ -100,7 +100,10 @@ def test_the_recipe_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert cli.run(["recipe", "cp", "sdxl-style"]) == 0 and (tmp_path / "sdxl-style.yaml").exists()
     assert cli.run(["recipe", "cp", "sdxl-style"]) == 2 and "is there already" in capsys.readouterr().err
     assert cli.run(["recipe", "show", "sdxl-style"]) == 0 and "base: sdxl" in capsys.readouterr().out
-    assert cli.run(["recipe", "check", "tiny-style", "sdxl-style.yaml"]) == 0 and "560 layers" in capsys.readouterr().out
+    assert (
+        cli.run(["recipe", "check", "tiny-style", "sdxl-style.yaml"]) == 0
+        and "23,224,320 parameters of the denoiser" in capsys.readouterr().out
+    )
     (tmp_path / "bad.yaml").write_text("model: {base: flux-dev}\nobjective: {min_snr_gamma: 5}\n")
     (tmp_path / "worse.yaml").write_text("optim: {lr: fast, stps: 3}\nmethod: {targets: to_z}\n")
     assert cli.run(["recipe", "check", "bad.yaml", "worse.yaml"]) == 2

@@ -33,16 +33,19 @@ def escape(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
-def front_matter(contract: Contract, licence: str | None, samples: Sequence[tuple[str, str]]) -> str:
+def front_matter(contract: Contract, files: Mapping[str, str], licence: str | None, samples: Sequence[tuple[str, str]]) -> str:
     """`samples` are prompts with the paths of their pictures, relative to the card."""
-    facts: dict[str, object] = {"base_model_relation": "adapter", "library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    relation = "finetune" if "model" in files else "adapter"
+    facts: dict[str, object] = {"base_model_relation": relation, "library_name": "diffusers", "pipeline_tag": "text-to-image"}
     if "/" in contract.base:
         facts["base_model"] = contract.base
     if licence:
         facts["license"] = licence
     if contract.trigger:
         facts["instance_prompt"] = contract.trigger
-    facts["tags"] = ["text-to-image", "diffusers", "diffusers-training", "lora", "template:sd-lora", *TAGS[contract.family]]
+    kinds = {"adapter": ("lora", "template:sd-lora"), "embedding": ("textual_inversion",), "model": ()}
+    own = [tag for kind, tags in kinds.items() if kind in files for tag in tags]
+    facts["tags"] = ["text-to-image", "diffusers", "diffusers-training", *own, *TAGS[contract.family]]
     if samples:
         facts["widget"] = [{"text": prompt, "output": {"url": str(PurePosixPath(path))}} for prompt, path in samples]
     yaml, text = YAML(), io.StringIO()
@@ -51,18 +54,48 @@ def front_matter(contract: Contract, licence: str | None, samples: Sequence[tupl
     return f"---\n{text.getvalue()}---\n"
 
 
+WHAT = {
+    "adapter": "A LoRA",
+    "embedding": "New tokens (textual inversion)",
+    "adapter+embedding": "A LoRA and new tokens (pivotal tuning)",
+    "model": "A full fine-tune",
+}
+
+
+def _use(files: Mapping[str, str], trigger: str | None) -> str:
+    """How the files are drawn with, in Markdown."""
+    words = [f"--base {_code(files['model'])}"] if "model" in files else []
+    words += [f"--adapter {_code(files['adapter'])}"] if "adapter" in files else []
+    words += [f"--embedding {_code(f)}" for kind, f in files.items() if kind.startswith("embedding")]
+    load = [
+        "`DiffusionPipeline.from_pretrained`" if "model" in files else "",
+        "`load_lora_weights` on a pipeline of the base" if "adapter" in files else "",
+        "`load_textual_inversion`, for each text encoder" if "embedding" in files else "",
+    ]
+    prompt = _code(trigger or "…").replace('"', "'")
+    return f'    ft generate {" ".join(words)} --prompt "{prompt}"\n\nor in diffusers, with {" and ".join(x for x in load if x)}.'
+
+
 def card(
-    contract: Contract, title: str, file: str, settings: Mapping[str, object], licence: str | None, samples: Sequence[tuple[str, str]]
+    contract: Contract,
+    title: str,
+    files: Mapping[str, str],
+    settings: Mapping[str, object],
+    licence: str | None,
+    samples: Sequence[tuple[str, str]],
 ) -> str:
-    """`file` is the adapter's name beside the card; `settings` what the table shows."""
-    trigger = f"Say `{_code(contract.trigger)}` to summon what was learned." if contract.trigger else "No word is needed: it always acts."
+    """`files` are the names, beside the card, of what was written, by kind; `settings` what the table shows."""
+    silent = "No word is needed: it always acts."
+    trigger = f"Say `{_code(contract.trigger)}` to summon what was learned." if contract.trigger else silent
+    what = WHAT["+".join(k for k in ("model", "adapter", "embedding") if k in files)]
+    strength = "\nThe strength is folded into the weights: 1 is as trained." if "adapter" in files else ""
     rows = "\n".join(f"| {escape(k)} | {escape(str(v))} |" for k, v in settings.items())
     base = contract.base + (f" at revision {contract.base_revision}" if contract.base_revision else "")
     gallery = "<Gallery />\n\n" if samples else ""
-    return f"""{front_matter(contract, licence, samples)}
+    return f"""{front_matter(contract, files, licence, samples)}
 # {escape(title)}
 
-{gallery}A LoRA for {escape(base)}, {MARK} for {contract.trained_steps} steps.
+{gallery}{what} for {escape(base)}, {MARK} for {contract.trained_steps} steps.
 
 ## Trigger words
 
@@ -70,11 +103,9 @@ def card(
 
 ## Use
 
-    ft generate --adapter {_code(file)} --prompt "…"
-
-or in diffusers, with `load_lora_weights` on a pipeline of the base. Made for {contract.prediction_type} prediction at
-{contract.resolution} pixels; drawn in training with {escape(contract.sampler)}, {contract.steps} steps, guidance {contract.guidance:g}.
-The strength is folded into the weights: 1 is as trained.
+{_use(files, contract.trigger)} Made for {contract.prediction_type} prediction at
+{contract.resolution} pixels; drawn in training with {escape(contract.sampler)}, {contract.steps} steps,
+guidance {contract.guidance:g}.{strength}
 
 ## Settings
 

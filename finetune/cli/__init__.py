@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from finetune import __version__
-from finetune.cli import adapter, demo, generate, lora, models, recipe, settings
+from finetune.cli import adapter, demo, generate, models, recipe, settings, train
 from finetune.errors import ConfigError, FinetuneError, plain
 
 app = typer.Typer(
@@ -19,7 +19,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("lora")(lora.command)
+app.command("lora")(train.lora)
+app.command("dreambooth")(train.dreambooth)
+app.command("textual-inversion")(train.textual_inversion)
+app.command("ti", hidden=True)(train.textual_inversion)
 app.command("generate")(generate.command)
 app.command("demo")(demo.command)
 app.add_typer(adapter.app, name="adapter")

@@ -1,7 +1,8 @@
 """Flags generated from the settings: one table of names, one place for help, types checked where settings are checked."""
 
 import inspect
-from collections.abc import Callable
+import keyword
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -9,15 +10,10 @@ import typer
 from finetune.config.load import Settings, merge, section_model
 
 # Flag -> setting. Everything else is reached with a recipe or --set.
-FLAGS = {
-    "--data": "data.path",
-    "--base": "model.base",
-    "--variant": "model.variant",
-    "--allow-pickle": "model.allow_pickle",
-    "--rank": "method.rank",
-    "--alpha": "method.alpha",
-    "--dropout": "method.dropout",
-    "--targets": "method.targets",
+_MODEL = {"--data": "data.path", "--base": "model.base"}
+_ADAPTER = {"--rank": "method.rank", "--alpha": "method.alpha", "--targets": "method.targets"}
+_TOKENS = {"--vectors": "method.vectors", "--init-word": "method.init_word"}
+_COMMON = {
     "--steps": "optim.steps",
     "--batch": "optim.batch",
     "--accumulate": "optim.accumulate",
@@ -28,7 +24,6 @@ FLAGS = {
     "--min-snr": "objective.min_snr_gamma",
     "--resolution": "data.resolution",
     "--caption": "data.caption",
-    "--trigger": "data.trigger",
     "--caption-dropout": "data.caption_dropout",
     "--holdout": "data.holdout",
     "--seed": "run.seed",
@@ -43,18 +38,35 @@ FLAGS = {
     "--tensorboard": "run.tensorboard",
     "--processes": "run.processes",
 }
-NAMES = {setting: flag for flag, setting in FLAGS.items()}
+LORA = {
+    **_MODEL, "--variant": "model.variant", "--allow-pickle": "model.allow_pickle", **_ADAPTER,
+    "--trigger": "data.trigger", "--new-token": "method.new_tokens", **_TOKENS, **_COMMON,
+}  # fmt: skip
+DREAMBOOTH = {
+    **_MODEL, "--token": "subject.token", "--class": "subject.class_word", "--class-data": "subject.class_data",
+    "--class-count": "subject.class_count", "--prior-weight": "subject.prior_weight", "--adapter": "method.kind", **_ADAPTER,
+    "--train-text-encoder": "method.text_encoder", "--text-encoder-lr": "method.text_encoder_lr", **_COMMON,
+}  # fmt: skip
+TEXTUAL_INVERSION = {**_MODEL, "--token": "method.new_tokens", **_TOKENS, "--template": "data.template", **_COMMON}
+del TEXTUAL_INVERSION["--format"], DREAMBOOTH["--tensorboard"]  # 40 are enough
+
+
+def _name(flag: str) -> str:
+    name = flag.removeprefix("--").replace("-", "_")
+    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def _option(flag: str, setting: str) -> inspect.Parameter:
     section, key = setting.split(".")
     info = section_model(section).model_fields[key]
-    name = flag.removeprefix("--").replace("-", "_")
+    name = _name(flag)
     default = "" if info.is_required() or info.default in (None, ()) or isinstance(info.default, bool) else f" [{info.default}]"
     text = (info.description or "") + default
-    if info.annotation is bool:
-        kind: Any = Annotated[bool | None, typer.Option(flag, help=text, show_default=False)]
-    elif setting == "run.sample_prompt":
+    if flag == "--adapter":
+        kind: Any = Annotated[str | None, typer.Option(flag, help="train an adapter of this kind, not all weights", metavar="lora")]
+    elif info.annotation is bool:
+        kind = Annotated[bool | None, typer.Option(flag, help=text, show_default=False)]
+    elif str(info.annotation).startswith("tuple[") and "..." in str(info.annotation):
         kind = Annotated[list[str] | None, typer.Option(flag, help=text, show_default=False, metavar="TEXT")]
     else:
         # Text here, typed in `config`: so that every mistake of a command line is told at once.
@@ -72,19 +84,28 @@ def _metavar(annotation: Any) -> str:
     return "TEXT"
 
 
-def with_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds every flag of FLAGS to a command that takes `**flags`."""
-    own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    command.__signature__ = inspect.Signature([_option(f, s) for f, s in FLAGS.items()] + own)  # type: ignore[attr-defined]
-    return command
+def with_flags(table: Mapping[str, str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds every flag of a table to a command that takes `**given`."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        command.__signature__ = inspect.Signature([_option(f, s) for f, s in table.items()] + own)  # type: ignore[attr-defined]
+        return command
+
+    return add
 
 
-def settings(given: dict[str, Any]) -> Settings:
+def settings(table: Mapping[str, str], given: dict[str, Any]) -> Settings:
     """The flags that were given, as nested settings."""
     out: Settings = {}
-    for flag, setting in FLAGS.items():
-        value = given.get(flag.removeprefix("--").replace("-", "_"))
+    for flag, setting in table.items():
+        value = given.get(_name(flag))
         if value not in (None, []):
             section, key = setting.split(".")
             out = merge(out, {section: {key: value}})
     return out
+
+
+def names(table: Mapping[str, str]) -> dict[str, str]:
+    """Setting -> flag, for messages."""
+    return {setting: flag for flag, setting in table.items()}

@@ -16,6 +16,9 @@ def command(
     adapter: Annotated[
         list[str] | None, typer.Option("--adapter", help="adapter file, with :weight if not 1", metavar="FILE", show_default=False)
     ] = None,
+    embedding: Annotated[
+        list[Path] | None, typer.Option("--embedding", help="embedding file of a new token", metavar="FILE", show_default=False)
+    ] = None,
     base: Annotated[str | None, typer.Option("--base", help="base (the one that the adapter names)", show_default=False)] = None,
     negative: Annotated[str, typer.Option("--negative", help="what to steer away from", show_default=False)] = "",
     scheduler: Annotated[
@@ -34,14 +37,16 @@ def command(
     out: Annotated[Path, typer.Option("--out", help="output folder")] = Path("pictures"),
     json_: Annotated[bool, typer.Option("--json", help="print one JSON object a picture")] = False,
 ) -> None:
-    """Draw pictures with a base and any number of adapters."""
+    """Draw pictures with a base and any number of adapters and new tokens."""
     from finetune import cli
 
     if not prompt:
         raise ConfigError("--prompt: missing", 'for example --prompt "a tiger"')
     from finetune.sampling.generate import Request, generate
 
-    request = Request(prompt, adapter or [], base, negative, scheduler, steps, guidance, seed, count, resolution, grid, out)
+    request = Request(
+        prompt, adapter or [], embedding or [], base, negative, scheduler, steps, guidance, seed, count, resolution, grid, out
+    )
     for picture in generate(request, lambda text: print(plain(text), file=sys.stderr)):
         if json_:
             cli.emit(picture)

@@ -84,5 +84,6 @@ def _check(path: Path) -> str:
     job = resolve(merge({"data": {"path": "imgs"}}, read_yaml(path)))
     from finetune.training import plan
 
-    side, layers = plan.fit(job)
-    return f"ok: {job.model.base} at {side} pixels, {layers} layers of rank {job.method.rank}, {job.optim.steps} steps"
+    side, trains = plan.fit(job)
+    what = ", ".join(f"{n:,} parameters of the {p}".replace("the new", "new").replace("_", " ") for p, n in trains.items())
+    return f"ok: ft {job.command}, {job.model.base} at {side} pixels, {what}, {job.optim.steps} steps"

@@ -1,13 +1,14 @@
 """The settings of a run. The description on each field is its help text, in flags, recipes and docs alike."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
+Word = Annotated[str, Field(pattern=r"^[^\s,]{1,60}$")]
 
 
 class Section(BaseModel):
@@ -36,6 +37,9 @@ class Data(Section):
     )
     background: str = Field("white", description="colour that transparent pictures are composited on")
     caption_dropout: Fraction = Field(0.1, description="share of draws trained without caption, for classifier-free guidance")
+    template: Literal["object", "style", "none"] = Field(
+        "object", description="sentences that new tokens are said in where a picture has no caption"
+    )
     holdout: str | None = Field(None, description="fraction of the pictures, or a folder, kept out of training to measure on")
 
     @field_validator("holdout")
@@ -58,17 +62,50 @@ class Data(Section):
         return value
 
 
+class Subject(Section):
+    """DreamBooth (Ruiz et al. 2023, arXiv:2208.12242): a rare token names one subject, pictures of its class keep the class."""
+
+    token: Word | None = Field(None, description="rare word for the subject, such as sks")
+    class_word: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(None, description="the subject's class, such as dog")
+    prior_weight: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = Field(
+        1.0, description="weight of a class picture's loss, prior preservation; 0 is without"
+    )
+    class_data: Path | None = Field(None, description="folder of class pictures, topped up with the base's own (all are the base's own)")
+    class_count: Annotated[int, Field(ge=0, le=100_000)] = Field(100, description="class pictures that there must be at least")
+    class_steps: Positive | None = Field(None, description="sampling steps of class pictures (the family's)")
+    class_guidance: Annotated[float, Field(ge=0, le=100)] | None = Field(None, description="guidance of class pictures (the base's)")
+    class_batch: Positive = Field(4, description="class pictures drawn at once")
+
+    @property
+    def prior(self) -> bool:
+        return self.class_word is not None and self.prior_weight > 0
+
+
 class Method(Section):
-    kind: Literal["lora"] = Field("lora", description="what trains")
+    kind: Literal["lora", "full", "none"] = Field(
+        "lora", description="what trains in the denoiser: an adapter, all its weights, or nothing (new tokens alone)"
+    )
     rank: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="rank of the adapter's matrices")
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(None, description="strength is alpha / rank (the rank)")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout on the adapter's input")
     targets: str = Field("attention", description="attention, attention+ff, all-linear, or module name endings with commas")
+    text_encoder: bool = Field(False, description="train the text encoder too, as the denoiser is trained; CLIP only")
+    text_encoder_lr: Rate | None = Field(None, description="peak learning rate of the text encoder (a fifth of the denoiser's)")
+    new_tokens: tuple[Word, ...] = Field((), description="new token to learn an embedding for; may be given several times")
+    vectors: Annotated[int, Field(ge=1, le=64)] = Field(1, description="embedding vectors of each new token")
+    init_word: str | None = Field(None, description="word whose embedding a new token starts from (random)")
+    token_lr: Rate | None = Field(None, description="peak learning rate of new tokens, where an adapter trains too (5e-3)")
+    token_until: Fraction = Field(1.0, description="share of the steps after which new tokens stay as they are")
 
     @property
     def strength(self) -> float:
         """alpha / rank: the factor on up @ down."""
         return (self.rank if self.alpha is None else self.alpha) / self.rank
+
+    @property
+    def live(self) -> bool:
+        """Whether the text encoders take part in every step."""
+        return self.text_encoder or bool(self.new_tokens)
 
 
 class Objective(Section):
@@ -84,7 +121,7 @@ class Optim(Section):
     steps: Annotated[int, Field(ge=1)] = Field(500, description="optimizer steps")
     batch: Positive = Field(4, description="pictures per process and micro-batch")
     accumulate: Positive = Field(1, description="micro-batches per optimizer step")
-    lr: Rate = Field(2e-4, description="peak learning rate")
+    lr: Rate = Field(2e-4, description="peak learning rate (1e-5 for all weights, 5e-3 for new tokens alone)")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="shape of the learning rate after warmup")
     warmup: Annotated[int, Field(ge=0)] = Field(0, description="optimizer steps of linear warmup")
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="AdamW's decoupled weight decay")
@@ -113,7 +150,9 @@ class Run(Section):
     holdout_every: Positive = Field(100, description="steps between held-out losses")
     sample_prompt: tuple[str, ...] = Field((), description="prompt to draw during training; may be given several times")
     sample_every: Positive = Field(250, description="steps between samples")
-    format: Literal["auto", "kohya", "diffusers", "peft"] = Field("auto", description="layout of the adapter file (the family's own)")
+    format: Literal["auto", "kohya", "diffusers", "peft", "single"] = Field(
+        "auto", description="layout of the adapter file (the family's own); of all weights a diffusers folder or a single file"
+    )
     save_dtype: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="number format of the adapter file")
     processes: Positive | None = Field(None, description="number of processes that must take part, asserted at the start")
     tensorboard: bool = Field(False, description="also log to <out>/tensorboard")
@@ -123,21 +162,72 @@ class Run(Section):
         return self.out or Path("runs") / self.name
 
 
+RATES = {"lora": 2e-4, "full": 1e-5, "none": 5e-3}  # where none is given
+
+
 class Job(Section):
-    """A whole run. Sections: model, data, method, objective, optim, run."""
+    """A whole run. Sections: model, data, subject, method, objective, optim, run."""
 
     model: Model = Field(default_factory=Model)
     data: Data
+    subject: Subject = Field(default_factory=Subject)
     method: Method = Field(default_factory=Method)
     objective: Objective = Field(default_factory=Objective)
     optim: Optim = Field(default_factory=Optim)
     run: Run = Field(default_factory=Run)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rate(cls, value: Any) -> Any:
+        """The learning rate that suits what trains, where none is given."""
+        sections = value if isinstance(value, dict) else {}
+        method, optim = sections.get("method", {}), sections.get("optim", {})
+        kind = method.get("kind") if isinstance(method, dict) else None
+        if kind not in RATES or not isinstance(optim, dict) or optim.get("lr") is not None:
+            return value
+        return {**sections, "optim": {**optim, "lr": RATES[kind]}}
+
     @model_validator(mode="after")
-    def _warmup_fits(self) -> "Job":
-        if self.optim.warmup > self.optim.steps:
-            raise ValueError(f"optim.warmup {self.optim.warmup} is longer than optim.steps {self.optim.steps}")
+    def _together(self) -> "Job":
+        wrong = [text for holds, text in self._contradictions() if holds]
+        if wrong:
+            raise ValueError("\n       ".join(wrong))
         return self
+
+    def _contradictions(self) -> list[tuple[bool, str]]:
+        s, m, o, d = self.subject, self.method, self.optim, self.data
+        tokens = m.new_tokens
+        return [
+            (o.warmup > o.steps, f"optim.warmup {o.warmup} is longer than optim.steps {o.steps}"),
+            (bool(s.token) != bool(s.class_word), "--token and --class: give both, as in --token sks --class dog"),
+            (bool(s.token and d.trigger), "data.trigger: --token and --class are the trigger; leave it out"),
+            (
+                s.prior and s.class_count == 0 and s.class_data is None,
+                "--class-count 0: prior preservation needs class pictures; give --class-data, or --prior-weight 0 to go without",
+            ),
+            (m.kind == "none" and not tokens, "method.kind none: nothing would train; give a new token"),
+            (m.kind == "none" and m.text_encoder, "method.text_encoder: new tokens train alone with method.kind none; leave it out"),
+            (m.kind == "full" and bool(tokens), "method.new_tokens: train with an adapter or alone, not with all weights"),
+            (len(set(tokens)) < len(tokens), f"method.new_tokens {', '.join(tokens)}: one stands twice"),
+            (m.init_word is not None and not tokens, f"--init-word {m.init_word}: there is no new token to start from it"),
+            (
+                m.kind == "full" and self.run.format in ("kohya", "peft"),
+                f"--format {self.run.format}: is for adapters",
+            ),
+            (m.kind != "full" and self.run.format == "single", "--format single: is for all weights"),
+        ]
+
+    @property
+    def command(self) -> str:
+        """The command that such a run is made with."""
+        return "textual-inversion" if self.method.kind == "none" else "dreambooth" if self.subject.token else "lora"
+
+    @property
+    def trigger(self) -> str | None:
+        """What summons what was learned, and stands in front of every caption."""
+        if self.subject.token:
+            return f"{self.subject.token} {self.subject.class_word}"
+        return self.data.trigger or (" ".join(self.method.new_tokens) or None)
 
 
 # What may differ when a run goes on: none of it changes what the steps so far have learned.

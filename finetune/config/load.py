@@ -68,14 +68,21 @@ def assignments(pairs: Iterable[str]) -> Settings:
     return out
 
 
-def resolve(flags: Mapping[str, Any], recipe: Path | None = None, sets: Iterable[str] = (), names: Mapping[str, str] | None = None) -> Job:
-    """The Job that defaults, user config, `recipe`, then flags and `--set` add up to; `names` maps settings to flags for messages.
+def resolve(
+    flags: Mapping[str, Any],
+    recipe: Path | None = None,
+    sets: Iterable[str] = (),
+    names: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Job:
+    """The Job that a command's `defaults`, user config, `recipe`, then flags and `--set` add up to; `names` maps settings to flags for
+    messages.
 
     Raises:
         ConfigError: every mistake there is, in one message.
     """
     user = user_config()
-    layers = [read_yaml(user) if user.exists() else {}, read_yaml(recipe) if recipe else {}, assignments(sets), flags]
+    layers = [defaults or {}, read_yaml(user) if user.exists() else {}, read_yaml(recipe) if recipe else {}, assignments(sets), flags]
     return parse(merge(*layers), names)
 
 

@@ -20,7 +20,7 @@ Text = dict[str, Tensor]
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Without a wait: on CUDA the copy is asynchronous, which takes pinned memory."""
-    if device.type != "cuda":
+    if device.type != "cuda" or tensor.device.type == "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
@@ -36,24 +36,22 @@ class Latents:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch on the CPU: x_0 and noise [B, C, H, W] fp32, u [B] uniform in [0, 1), a text a slot, crops [B, 6], weights [B]."""
+    """One micro-batch on the CPU: x_0 and noise [B, C, H, W] fp32, u [B] uniform in [0, 1), a caption a slot, crops [B, 6], weights [B]."""
 
     x_0: Tensor
     noise: Tensor
     u: Tensor  # which timestep: the objective knows its density
-    texts: list[Text]
+    captions: list[str | None]  # None: what inference puts in the place of a caption
     crops: Tensor
     weights: Tensor
 
 
 @dataclass
 class Encoded:
-    """Everything is looked up by sample and by caption, never by step or position."""
+    """Everything is looked up by sample, never by step or position."""
 
     samples: Sequence[Sample]
     latents: dict[str, Latents]
-    texts: dict[str, Text]
-    unconditional: Text
 
     def latent(self, sample: int, *key: keys.Key) -> Tensor:
         """A draw from the posterior of a picture, [C, H, W]."""
@@ -65,14 +63,15 @@ class Encoded:
         return torch.stack([self.latents[s.content].crop for s in samples])
 
     def batch(self, slots: Sequence[Slot], seed: int, step: int, caption_dropout: float) -> Batch:
-        """Timestep, noise, posterior draw and caption dropout are functions of (seed, step, slot)."""
+        """Timestep, noise, posterior draw, choice and dropout of the caption are functions of (seed, step, slot)."""
         x_0 = torch.stack([self.latent(s.sample, seed, "vae", step, s.slot) for s in slots])
         noise = torch.stack([torch.randn(x_0.shape[1:], generator=keys.generator(seed, "noise", step, s.slot)) for s in slots])
         u = torch.tensor([keys.uniform(seed, "timestep", step, s.slot) for s in slots], dtype=torch.float64)
-        dropped = [keys.uniform(seed, "dropout", step, s.slot) < caption_dropout for s in slots]
         samples = [self.samples[s.sample] for s in slots]
-        texts = [self.unconditional if d else self.texts[s.caption] for s, d in zip(samples, dropped, strict=True)]
-        return Batch(x_0, noise, u, texts, self.crops(samples), torch.tensor([s.weight for s in slots], dtype=torch.float32))
+        captions = [s.captions[keys.number(seed, "caption", step, k.slot) % len(s.captions)] for s, k in zip(samples, slots, strict=True)]
+        dropped = [keys.uniform(seed, "dropout", step, s.slot) < caption_dropout for s in slots]
+        said = [None if d else c for c, d in zip(captions, dropped, strict=True)]
+        return Batch(x_0, noise, u, said, self.crops(samples), torch.tensor([s.weight for s in slots], dtype=torch.float32))
 
 
 def encode_pictures(
@@ -94,6 +93,13 @@ def encode_pictures(
     return out
 
 
+@torch.no_grad()
+def texts(family: "Family", captions: Sequence[str]) -> list[Text]:
+    """What the base's own text encoders, loaded for it, make of captions; on the CPU."""
+    nets = {part: family.parts.load(part) for part in family.spec.text}
+    return [{k: v.cpu() for k, v in row.items()} for row in family.text(nets, captions)]
+
+
 def encode_captions(family: "Family", captions: Sequence[str], cache: Cache, tick: Callable[[], None]) -> dict[str, Text]:
     """What the text encoder makes of every caption, the empty one included."""
     weights = family.source.fingerprint(*family.spec.text, *family.spec.tokenizers)
@@ -102,7 +108,7 @@ def encode_captions(family: "Family", captions: Sequence[str], cache: Cache, tic
         key = Cache.key(caption=caption, window=family.window, text_encoder=weights, dtype=str(family.dtype))
         entry = cache.get(key)
         if entry is None:
-            entry = {k: v.cpu() for k, v in family.text([caption])[0].items()}
+            entry = texts(family, [caption])[0]
             cache.put(key, entry)
         out[caption] = entry
         tick()

@@ -23,8 +23,13 @@ class Sample:
     path: Path
     name: str  # relative to the folder, with forward slashes
     content: str  # sha256 of the file
-    caption: str
+    captions: tuple[str, ...]  # one is drawn each time
     weight: float = 1.0
+
+    @property
+    def caption(self) -> str:
+        """The one that stands for all of them where nothing is drawn, as in measuring."""
+        return self.captions[0]
 
 
 @dataclass
@@ -38,19 +43,20 @@ class Found:
 
 @dataclass
 class Pictures:
-    """The two sides of the data. Held-out samples stand behind the training samples in `all`."""
+    """The sides of the data: to train on, the class pictures beside them, and held out; in this order in `all`."""
 
     found: Found
     train: list[Sample]
     held: list[Sample]
+    classes: list[Sample] = field(default_factory=list)
 
     @property
     def all(self) -> list[Sample]:
-        return [*self.train, *self.held]
+        return [*self.train, *self.classes, *self.held]
 
     def fingerprint(self) -> str:
         """A hash of every picture's bytes, caption and weight, whatever the files are called and wherever they lie."""
-        sides = [sorted((s.content, s.caption, s.weight) for s in side) for side in (self.train, self.held)]
+        sides = [sorted((s.content, s.captions, s.weight) for s in side) for side in (self.train, self.classes, self.held)]
         return hashlib.sha256(json.dumps(sides).encode()).hexdigest()
 
     def describe(self, say: Callable[[str], None]) -> None:
@@ -64,16 +70,37 @@ class Pictures:
             say(f"  dropped {len(self.found.dropped) - 20} more")
 
 
-def load(folder: Path, caption: str | None, trigger: str | None, background: str, holdout: str | None) -> Pictures:
+@dataclass(frozen=True)
+class Wording:
+    """How captions are made: one for all, or the pictures' own with `trigger` in front of those that lack it.
+
+    A picture without a caption is said with each of `templates`, in which `{}` is the trigger.
+    """
+
+    caption: str | None = None
+    trigger: str | None = None
+    templates: tuple[str, ...] = ("{}",)
+
+    def captions(self, own: str | None) -> tuple[str, ...]:
+        """Of a picture whose own caption is `own`; none where there is nothing to say."""
+        if not self.trigger:
+            return (own,) if own else ()
+        if own:
+            said = re.search(rf"(?<!\w){re.escape(self.trigger)}(?!\w)", own)
+            return (own if said else f"{self.trigger}, {own}",)
+        return tuple(t.replace("{}", self.trigger) for t in self.templates)
+
+
+def load(folder: Path, wording: Wording, background: str, holdout: str | None) -> Pictures:
     """`scan` and `split` in one."""
-    found = scan(folder, caption, trigger, background)
-    return Pictures(found, *split(found, holdout, caption, trigger, background))
+    found = scan(folder, wording, background)
+    return Pictures(found, *split(found, holdout, wording, background))
 
 
-def scan(folder: Path, caption: str | None, trigger: str | None, background: str) -> Found:
+def scan(folder: Path, wording: Wording, background: str) -> Found:
     """Reads every picture and caption once, so that what is wrong is known before a model is loaded.
 
-    Captions: `caption` for all if given, else `metadata.jsonl` or `.csv` (file_name, text), else `name.txt` beside the picture.
+    Captions: the wording's if it has one, else `metadata.jsonl` or `.csv` (file_name, text), else `name.txt` beside the picture.
 
     Raises:
         DataError: no such folder, no pictures, a damaged picture, a caption that is not UTF-8 or missing.
@@ -82,19 +109,19 @@ def scan(folder: Path, caption: str | None, trigger: str | None, background: str
         raise DataError(f"{folder}: no such folder", "--data takes a folder of pictures")
     found = Found([])
     listed = _metadata(folder)
-    paths = _pictures(folder, found) if listed is None else list(_listed_pictures(folder, listed, found))
-    if not paths:
+    chosen = paths(folder, found) if listed is None else list(_listed(folder, listed, found))
+    if not chosen:
         others = f" (not usable: {', '.join(list(found.dropped)[:5])})" if found.dropped else ""
         raise DataError(f"{folder}: no pictures{others}", f"pictures end in {', '.join(sorted(EXTENSIONS))}")
-    captions = {p: _caption(p, p.relative_to(folder).as_posix(), caption, listed, trigger, found) for p in paths}
-    if missing := [p.relative_to(folder).as_posix() for p, c in captions.items() if c is None]:
+    captions = {p: wording.captions(_caption(p, p.relative_to(folder).as_posix(), wording.caption, listed, found)) for p in chosen}
+    if missing := [p.relative_to(folder).as_posix() for p, c in captions.items() if not c]:
         raise DataError(
-            f"{folder}: {len(missing)} of {len(paths)} pictures have no caption: {_some(missing)}",
+            f"{folder}: {len(missing)} of {len(chosen)} pictures have no caption: {_some(missing)}",
             "put the caption in a .txt file of the same name, or give --caption or --trigger for all",
         )
     with ThreadPoolExecutor() as pool:
-        for path, (content, notes) in zip(paths, pool.map(lambda p: _check(p, background), paths), strict=True):
-            found.samples.append(Sample(path, path.relative_to(folder).as_posix(), content, captions[path] or ""))
+        for path, (content, notes) in zip(chosen, pool.map(lambda p: _check(p, background), chosen), strict=True):
+            found.samples.append(Sample(path, path.relative_to(folder).as_posix(), content, captions[path]))
             found.notes.update(notes)
     return found
 
@@ -107,8 +134,9 @@ def _inside(folder: Path, path: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
-def _pictures(folder: Path, found: Found) -> list[Path]:
-    paths = []
+def paths(folder: Path, found: Found) -> list[Path]:
+    """The pictures of a folder by name; what is left out is noted in `found`."""
+    chosen = []
     runs = [p.parent for p in folder.rglob("run.yaml")]  # with --data . the next run would train on the samples of the last
     for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
         name = path.relative_to(folder).as_posix()
@@ -120,20 +148,20 @@ def _pictures(folder: Path, found: Found) -> list[Path]:
         if not _inside(folder, path):
             found.dropped[name] = "a link that leaves the folder"
         elif path.suffix.lower() in EXTENSIONS:
-            paths.append(path)
+            chosen.append(path)
         elif path.suffix.lower() in PICTURE_LIKE:
             found.dropped[name] = f"{path.suffix.lower()} is not read; convert it to PNG"
-    return paths
+    return chosen
 
 
-def _listed_pictures(folder: Path, listed: dict[str, str], found: Found) -> Iterable[Path]:
-    for path in _pictures(folder, found):
+def _listed(folder: Path, listed: dict[str, str], found: Found) -> Iterable[Path]:
+    for path in paths(folder, found):
         name = path.relative_to(folder).as_posix()
         if name in listed:
             yield path
         else:
             found.dropped[name] = "not in the metadata file"
-    for name in listed.keys() - {p.relative_to(folder).as_posix() for p in _pictures(folder, Found([]))}:
+    for name in listed.keys() - {p.relative_to(folder).as_posix() for p in paths(folder, Found([]))}:
         found.dropped.setdefault(name, "listed in the metadata file, but not a picture that is read")
 
 
@@ -183,19 +211,15 @@ def _utf8(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({e.strerror})") from e
 
 
-def _caption(path: Path, name: str, one: str | None, listed: dict[str, str] | None, trigger: str | None, found: Found) -> str | None:
+def _caption(path: Path, name: str, one: str | None, listed: dict[str, str] | None, found: Found) -> str | None:
     sidecar = path.with_suffix(".txt")
     if one is not None:
-        text: str | None = one
         if sidecar.exists():
             found.notes["caption file not used, as --caption is for all"] += 1
-    elif listed is not None:
-        text = listed[name]
-    else:
-        text = " ".join(_utf8(sidecar).split()) if sidecar.exists() else None
-    if trigger and not re.match(rf"{re.escape(trigger)}(?!\w)", text or ""):
-        text = f"{trigger}, {text}" if text else trigger
-    return text or None
+        return one
+    if listed is not None:
+        return listed[name]
+    return " ".join(_utf8(sidecar).split()) if sidecar.exists() else None
 
 
 def _check(path: Path, background: str) -> tuple[str, tuple[str, ...]]:
@@ -206,9 +230,7 @@ def _check(path: Path, background: str) -> tuple[str, tuple[str, ...]]:
     return hashlib.sha256(data).hexdigest(), decode(data, str(path), background).notes
 
 
-def split(
-    found: Found, holdout: str | None, caption: str | None, trigger: str | None, background: str
-) -> tuple[list[Sample], list[Sample]]:
+def split(found: Found, holdout: str | None, wording: Wording, background: str) -> tuple[list[Sample], list[Sample]]:
     """Training and held-out samples. A picture's side depends on its bytes alone: it stays when others come and go.
 
     Raises:
@@ -219,7 +241,7 @@ def split(
     try:
         fraction = float(holdout)
     except ValueError:
-        other = scan(Path(holdout).expanduser(), caption, trigger, background)
+        other = scan(Path(holdout).expanduser(), wording, background)
         known = {s.content for s in other.samples}
         found.dropped |= {f"{holdout}/{name}": why for name, why in other.dropped.items()}
         found.notes.update(other.notes)

@@ -33,14 +33,14 @@ def timesteps(objective: Objective) -> Tensor:
 @torch.no_grad()
 def losses(
     family: Family,
-    predict: Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor],
+    predict: Callable[[Tensor, Tensor, Sequence[str | None], Tensor], Tensor],
     objective: Objective,
     encoded: Encoded,
     indices: Sequence[int],
     poll: Callable[[], None],
     batch: int = 8,
 ) -> Tensor:
-    """[N, BINS] unweighted losses, fp32 on the CPU; `predict` takes x_t, t and the condition; `poll` is called before each batch."""
+    """[N, BINS] unweighted losses, fp32 on the CPU; `predict` takes x_t, t, captions and crops; `poll` is called before each batch."""
     rows = []
     plain = objective.unweighted()
     for start in range(0, len(indices), batch):
@@ -48,12 +48,12 @@ def losses(
         chosen = list(indices)[start : start + batch]
         samples = [encoded.samples[i] for i in chosen]
         x_0 = torch.stack([encoded.latents[s.content].mean for s in samples]).to(family.device)
-        cond = family.cond([encoded.texts[s.caption] for s in samples], encoded.crops(samples))
+        captions, crops = [s.caption for s in samples], encoded.crops(samples)
         columns = []
         for b, t in enumerate(timesteps(objective)):
             noise = torch.stack([torch.randn(x_0.shape[1:], generator=keys.generator("held-out", s.content, b)) for s in samples])
             t_batch = t.expand(len(samples)).to(family.device)
-            error = plain(lambda x_t, t, c=cond: predict(x_t, t, c), x_0, noise.to(family.device), t_batch)  # type: ignore[misc]
+            error = plain(lambda x_t, t, c=captions, k=crops: predict(x_t, t, c, k), x_0, noise.to(family.device), t_batch)  # type: ignore[misc]
             columns.append(error.flatten(1).mean(1).cpu())
         rows.append(torch.stack(columns, 1))
     return torch.cat(rows)

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from finetune.families.source import Source
+from finetune.families.words import Words
 
 
 def tokenizer(source: Source, name: str = "tokenizer", encoder: str = "text_encoder") -> CLIPTokenizer:
@@ -27,6 +28,8 @@ def window(source: Source, encoder: str = "text_encoder") -> int:
     return int(source.config(encoder)["max_position_embeddings"])
 
 
-def ids(words: CLIPTokenizer, captions: Sequence[str], window: int) -> Tensor:
-    """[B, window], padded and cut as in inference."""
-    return cast(Tensor, words(list(captions), padding="max_length", truncation=True, max_length=window, return_tensors="pt")["input_ids"])
+def ids(words: Words, part: str, captions: Sequence[str], window: int) -> Tensor:
+    """[B, window] for the text encoder `part`, padded and cut as in inference."""
+    written = [words.expand(c) for c in captions]
+    made = words.tokenizers[part](written, padding="max_length", truncation=True, max_length=window, return_tensors="pt")
+    return cast(Tensor, made["input_ids"])

@@ -1,6 +1,6 @@
 """FLUX.1 dev and schnell: CLIP's summary and T5's hidden states, a transformer on packed 2x2 patches, flow matching."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,8 +12,10 @@ from finetune.data.encoded import to_device
 from finetune.families import autoencoder, clip
 from finetune.families.components import Components
 from finetune.families.source import Source
+from finetune.families.words import Words
 from finetune.objectives.flow import Flow
 
+Nets = Mapping[str, nn.Module]  # networks by the names of their parts; the denoiser's is "denoiser"
 Text = dict[str, Tensor]  # {"hidden": [512, D], "pooled": [P]}
 Cond = dict[str, Tensor]  # {"hidden": [B, 512, D], "pooled": [B, P], "guidance": [B] where the base embeds it}
 
@@ -54,13 +56,13 @@ class Flux:
         }
         self.parts = Components(source, kinds, self.device)
         self.guided = bool(source.config("transformer")["guidance_embeds"])
-        self.tokenizer = clip.tokenizer(source)
         with source.reading("tokenizer_2"):
-            self.tokenizer_2 = AutoTokenizer.from_pretrained(source.folder / "tokenizer_2")
+            t5 = AutoTokenizer.from_pretrained(source.folder / "tokenizer_2")
             rows = int(source.config("text_encoder_2")["vocab_size"])
-            if not 0.9 * rows < len(self.tokenizer_2) <= rows:
-                raise ValueError(f"its vocabulary has {len(self.tokenizer_2)} entries, the text encoder {rows}")
-        self.window = min(512 if self.guided else 256, self.tokenizer_2.model_max_length)  # schnell was distilled with 256
+            if not 0.9 * rows < len(t5) <= rows:
+                raise ValueError(f"its vocabulary has {len(t5)} entries, the text encoder {rows}")
+        self.words = Words({"text_encoder": clip.tokenizer(source), "text_encoder_2": t5})
+        self.window = min(512 if self.guided else 256, t5.model_max_length)  # schnell was distilled with 256
 
     def schedule(self) -> Flow:
         """Straight lines; a shift that depends on the resolution belongs to sampling, a fixed one to training too."""
@@ -78,16 +80,18 @@ class Flux:
 
     def tokens(self, caption: str) -> int:
         """T5's tokens of a caption; it reads `window - 2` and its end mark at least. CLIP's summary reads 77."""
-        return len(self.tokenizer_2(caption, add_special_tokens=False)["input_ids"])
+        return len(self.words.ids("text_encoder_2", caption))
 
-    @torch.no_grad()
-    def text(self, captions: Sequence[str]) -> list[Text]:
+    def text(self, nets: Nets, captions: Sequence[str]) -> list[Text]:
         """T5's last hidden states, padded to the window as in inference, and CLIP's pooled summary."""
-        clip_ids = clip.ids(self.tokenizer, captions, clip.window(self.source))
-        pooled = self.parts.load("text_encoder")(input_ids=clip_ids.to(self.device)).pooler_output.cpu()
-        words = self.tokenizer_2(list(captions), padding="max_length", truncation=True, max_length=self.window, return_tensors="pt")
-        hidden = self.parts.load("text_encoder_2")(words["input_ids"].to(self.device))[0].cpu()
+        summary = clip.ids(self.words, "text_encoder", captions, clip.window(self.source)).to(self.device)
+        words = clip.ids(self.words, "text_encoder_2", captions, self.window).to(self.device)
+        pooled, hidden = nets["text_encoder"](input_ids=summary).pooler_output, nets["text_encoder_2"](words)[0]
         return [{"hidden": h, "pooled": p} for h, p in zip(hidden, pooled, strict=True)]
+
+    def idle(self, part: str) -> tuple[str, ...]:
+        """Beginnings of the names of weights that a text encoder has and `text` does not use."""
+        return ()
 
     def unconditional(self, empty: Text) -> Text:
         """The empty caption's. These bases are drawn without a second, unconditional call."""

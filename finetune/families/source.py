@@ -165,11 +165,21 @@ def _read(name: str, folder: Path, revision: str | None, variant: str | None, kn
         raise AccessError(f"--base {name}: {folder} holds no readable model_index.json", "a base is a diffusers pipeline folder") from e
     for spec in FAMILIES:
         if pipeline in spec.pipelines:
-            return Source(name, folder, spec, revision, variant, known.guidance if known else None, known.licence if known else None)
+            guidance = known.guidance if known else _told(folder).get("guidance")
+            return Source(name, folder, spec, revision, variant, guidance, known.licence if known else None)
     pipelines = ", ".join(p for spec in FAMILIES for p in spec.pipelines)
     raise AccessError(
         f"--base {name}: its pipeline is {pipeline}; known are: {pipelines}", "there is no fallback to a family that does not fit"
     )
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """What a fine-tune of ours says of its use; nothing of any other folder."""
+    try:
+        value: dict[str, Any] = json.loads((folder / "finetune.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value
 
 
 def _download(hub_id: str, revision: str | None, variant: str | None, weights: bool) -> tuple[Path, str]:

@@ -1,6 +1,9 @@
 """Torch-free facts about families and bases, for the command line and the plan."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+CLIP_TARGETS = {"attention": CLIP_ATTENTION, "attention+ff": (*CLIP_ATTENTION, "fc1", "fc2"), "all-linear": (*CLIP_ATTENTION, "fc1", "fc2")}
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,9 @@ class FamilySpec:
     targets: dict[str, tuple[str, ...]]  # endings of module names or patterns, by the name of the choice
     samplers: dict[str, str]  # legal samplers by short name -> scheduler class
     sampler: str
+    taught_text: tuple[str, ...]  # text encoders that fine-tuning may train
+    embedding_keys: dict[str, str]  # what an embedding file calls each text encoder's rows
+    text_targets: dict[str, tuple[str, ...]] = field(default_factory=lambda: CLIP_TARGETS)
     inert: tuple[str, ...] = ()  # endings of trainable tensors that may have no gradient
 
     @property
@@ -51,6 +57,8 @@ STABLE_DIFFUSION = FamilySpec(
     targets=UNET_TARGETS,
     samplers=DISCRETE_SAMPLERS,
     sampler="ddim",
+    taught_text=("text_encoder",),
+    embedding_keys={"text_encoder": "emb_params"},
 )
 
 STABLE_DIFFUSION_XL = FamilySpec(
@@ -64,6 +72,8 @@ STABLE_DIFFUSION_XL = FamilySpec(
     targets=UNET_TARGETS,
     samplers=DISCRETE_SAMPLERS,
     sampler="euler",
+    taught_text=("text_encoder", "text_encoder_2"),
+    embedding_keys={"text_encoder": "clip_l", "text_encoder_2": "clip_g"},
 )
 
 FLUX_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -83,6 +93,8 @@ FLUX = FamilySpec(
     },
     samplers={"euler": "FlowMatchEulerDiscreteScheduler"},
     sampler="euler",
+    taught_text=("text_encoder",),  # CLIP: nobody trains T5
+    embedding_keys={"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
 )
 
 FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, FLUX)

@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x and 2.x: one CLIP text encoder, a U-Net, a KL autoencoder, a DDPM schedule."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,8 +12,10 @@ from finetune.data.encoded import to_device
 from finetune.families import autoencoder, clip, noise
 from finetune.families.components import Components
 from finetune.families.source import Source
+from finetune.families.words import Words
 from finetune.objectives.diffusion import Schedule
 
+Nets = Mapping[str, nn.Module]  # networks by the names of their parts; the denoiser's is "denoiser"
 Text = dict[str, Tensor]  # what depends on the caption alone: {"hidden": [77, D]}
 Cond = dict[str, Tensor]  # a batch of it: {"hidden": [B, 77, D]}
 
@@ -27,7 +29,7 @@ class StableDiffusion:
             "unet": (UNet2DConditionModel, dtype),
         }
         self.parts = Components(source, kinds, self.device)
-        self.tokenizer, self.window = clip.tokenizer(source), clip.window(source)
+        self.words, self.window = Words({"text_encoder": clip.tokenizer(source)}), clip.window(source)
 
     def schedule(self) -> Schedule:
         return noise.ddpm(self.source)
@@ -42,14 +44,16 @@ class StableDiffusion:
 
     def tokens(self, caption: str) -> int:
         """Tokens of a caption without the start and end marks; the encoder reads `window - 2`."""
-        return len(self.tokenizer(caption, add_special_tokens=False)["input_ids"])
+        return len(self.words.ids("text_encoder", caption))
 
-    @torch.no_grad()
-    def text(self, captions: Sequence[str]) -> list[Text]:
+    def text(self, nets: Nets, captions: Sequence[str]) -> list[Text]:
         """The encoder's last hidden states, padded to the window as in inference."""
-        encoder = self.parts.load("text_encoder")
-        ids = clip.ids(self.tokenizer, captions, self.window)
-        return [{"hidden": h} for h in encoder(input_ids=ids.to(self.device)).last_hidden_state.cpu()]
+        ids = clip.ids(self.words, "text_encoder", captions, self.window)
+        return [{"hidden": h} for h in nets["text_encoder"](input_ids=ids.to(self.device)).last_hidden_state]
+
+    def idle(self, part: str) -> tuple[str, ...]:
+        """Beginnings of the names of weights that a text encoder has and `text` does not use."""
+        return ()
 
     def unconditional(self, empty: Text) -> Text:
         """What inference puts in the place of a caption, from what `text` makes of the empty one: just that."""

@@ -1,6 +1,6 @@
 """Stable Diffusion XL base: two CLIP text encoders, a U-Net that is told sizes and crops, a KL autoencoder, a DDPM schedule."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,8 +12,10 @@ from finetune.data.encoded import to_device
 from finetune.families import autoencoder, clip, noise
 from finetune.families.components import Components
 from finetune.families.source import Source
+from finetune.families.words import Words
 from finetune.objectives.diffusion import Schedule
 
+Nets = Mapping[str, nn.Module]  # networks by the names of their parts; the denoiser's is "denoiser"
 Text = dict[str, Tensor]  # {"hidden": [77, D1 + D2], "pooled": [P]}
 Cond = dict[str, Tensor]  # {"hidden": [B, 77, D1 + D2], "pooled": [B, P], "ids": [B, 6]}
 
@@ -28,8 +30,8 @@ class StableDiffusionXL:
             "unet": (UNet2DConditionModel, dtype),
         }
         self.parts = Components(source, kinds, self.device)
-        self.tokenizer = clip.tokenizer(source)
-        self.tokenizer_2 = clip.tokenizer(source, "tokenizer_2", "text_encoder_2")
+        tokenizers = {"text_encoder": clip.tokenizer(source), "text_encoder_2": clip.tokenizer(source, "tokenizer_2", "text_encoder_2")}
+        self.words = Words(tokenizers)
         self.window = clip.window(source)
 
     def schedule(self) -> Schedule:
@@ -45,23 +47,26 @@ class StableDiffusionXL:
 
     def tokens(self, caption: str) -> int:
         """Tokens of a caption without the start and end marks; both encoders read `window - 2`."""
-        return len(self.tokenizer(caption, add_special_tokens=False)["input_ids"])
+        return len(self.words.ids("text_encoder", caption))
 
-    @torch.no_grad()
-    def text(self, captions: Sequence[str]) -> list[Text]:
+    def text(self, nets: Nets, captions: Sequence[str]) -> list[Text]:
         """Both encoders' hidden states before the last layer, side by side, and the second one's projected summary."""
         hidden = []
-        for name, words in (("text_encoder", self.tokenizer), ("text_encoder_2", self.tokenizer_2)):
-            ids = clip.ids(words, captions, self.window).to(self.device)
-            out = self.parts.load(name)(input_ids=ids, output_hidden_states=True)
+        for part in self.spec.text:
+            ids = clip.ids(self.words, part, captions, self.window).to(self.device)
+            out = nets[part](input_ids=ids, output_hidden_states=True)
             hidden.append(out.hidden_states[-2])
-        both, pooled = torch.cat(hidden, -1).cpu(), out.text_embeds.cpu()
-        return [{"hidden": h, "pooled": p} for h, p in zip(both, pooled, strict=True)]
+        return [{"hidden": h, "pooled": p} for h, p in zip(torch.cat(hidden, -1), out.text_embeds, strict=True)]
+
+    def idle(self, part: str) -> tuple[str, ...]:
+        """Beginnings of the names of weights that a text encoder has and `text` does not use: the first one's last layer."""
+        last = int(self.source.config(part)["num_hidden_layers"]) - 1
+        return (f"encoder.layers.{last}.", "final_layer_norm.") if part == "text_encoder" else ()
 
     def unconditional(self, empty: Text) -> Text:
         """What inference puts in the place of a caption: zeros, or the empty caption's where the pipeline's config says so."""
         zeros = self.source.index().get("force_zeros_for_empty_prompt", True)
-        return {k: torch.zeros_like(v) for k, v in empty.items()} if zeros else empty
+        return {k: v * 0 for k, v in empty.items()} if zeros else empty  # a product, so that a text encoder in training stays in the graph
 
     def cond(self, texts: Sequence[Text], crops: Tensor) -> Cond:
         """`crops` [B, 6] are the ids that the U-Net is told: original height and width, top and left, height and width."""

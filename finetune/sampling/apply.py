@@ -10,16 +10,41 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune.adapters.embedding import Embedding
 from finetune.adapters.layouts import Place, diffusers
 from finetune.adapters.read import Adapter
 from finetune.adapters.weights import Weights
 from finetune.errors import DataError
 from finetune.families.load import Family
+from finetune.methods import textual_inversion
+
+OTHER = "choose its base with --base"
 
 
 def needs_fp32(adapters: Sequence[Adapter]) -> bool:
     """Whether a file changes weights themselves: half-precision ones would round most of a small change away."""
     return any(part.startswith("text_encoder") or not w.peft for a in adapters for (part, _), w in a.modules.items())
+
+
+def to_words(family: Family, embeddings: Sequence[Embedding]) -> None:
+    """Adds the files' tokens to the family's words, and their rows to its text encoders.
+
+    Raises:
+        ConfigError: a token is a word already.
+        DataError: rows of another width, or none for a text encoder.
+    """
+    if not embeddings:
+        return
+    spec, rows = family.spec, [e.of(family.spec.embedding_keys) for e in embeddings]
+    for part in spec.text:
+        encoder: Any = family.parts.load(part)
+        width = encoder.get_input_embeddings().weight.shape[1]
+        for e, own in zip(embeddings, rows, strict=True):
+            if own[part].shape[1] != width:
+                raise DataError(f"{e.path}: rows of {own[part].shape[1]} numbers, and {family.source.id}'s {part} has {width}", OTHER)
+        textual_inversion.attach(encoder, torch.cat([own[part] for own in rows]), family.words.size[part])
+    for e in embeddings:
+        family.words.add(e.token, e.vectors)
 
 
 def to_text_encoders(family: Family, adapters: Sequence[tuple[Adapter, float]]) -> int:

@@ -12,29 +12,37 @@ from PIL.PngImagePlugin import PngInfo
 
 from finetune import files
 from finetune.data import keys
+from finetune.data.encoded import Text
 from finetune.families.load import Family
-
-Text = dict[str, torch.Tensor]
 
 
 @torch.no_grad()
 def draw(
-    family: Family, pipeline: Any, prompts: Sequence[tuple[Text, Text]], seeds: Sequence[int], steps: int, guidance: float, side: int
+    family: Family,
+    pipeline: Any,
+    prompts: Sequence[tuple[Text, Text]],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    side: int,
+    batch: int = 1,
 ) -> list[Image.Image]:
     """One picture for each encoded (prompt, negative) and seed; noise is drawn on the CPU, so every device starts from the same."""
     pipeline.set_progress_bar_config(disable=True)
     out = []
-    for (text, negative), seed in zip(prompts, seeds, strict=True):
+    for start in range(0, len(seeds), batch):
+        rows = [family.prompt(text, negative, guidance) for text, negative in prompts[start : start + batch]]
         latents = pipeline(
-            **family.prompt(text, negative, guidance),
-            generator=keys.generator(seed, "sample"),
+            **{k: torch.cat([r[k] for r in rows]) if isinstance(v, torch.Tensor) else v for k, v in rows[0].items()},
+            generator=[keys.generator(seed, "sample") for seed in seeds[start : start + batch]],
             num_inference_steps=steps,
             height=side,
             width=side,
             output_type="latent",
         ).images
-        pixels = family.decode(latents, side)[0]
-        out.append(Image.fromarray(((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()))
+        for one in latents.split(1):  # an autoencoder takes more memory than a denoiser
+            pixels = family.decode(one, side)[0]
+            out.append(Image.fromarray(((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()))
     return out
 
 

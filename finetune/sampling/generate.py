@@ -8,8 +8,11 @@ from typing import Any
 import torch
 
 from finetune import files
+from finetune.adapters import embedding
+from finetune.adapters.embedding import Embedding
 from finetune.adapters.read import Adapter, read
 from finetune.config import read_yaml
+from finetune.data.encoded import Text, texts
 from finetune.errors import ConfigError, DataError
 from finetune.families import load, source
 from finetune.families.load import Family
@@ -17,13 +20,12 @@ from finetune.families.source import Source
 from finetune.families.spec import BASES
 from finetune.sampling import apply, draw
 
-OTHER = "choose its base with --base"
-
 
 @dataclass(frozen=True)
 class Request:
     prompts: Sequence[str]
     adapters: Sequence[str] = ()  # path[:weight]
+    embeddings: Sequence[Path] = ()
     base: str | None = None
     negative: str = ""
     sampler: str | None = None
@@ -51,8 +53,8 @@ def parse_adapter(text: str) -> tuple[Path, float]:
         raise ConfigError(f"--adapter {text}: the weight {weight!r} is not a number", "for example --adapter x.safetensors:0.8") from e
 
 
-def choose_base(asked: str | None, adapters: Sequence[Adapter]) -> Source:
-    """The base that was asked for, else the one that the adapters name; opened as in their training.
+def choose_base(asked: str | None, adapters: Sequence[Adapter | Embedding]) -> Source:
+    """The base that was asked for, else the one that the files name; opened as in their training.
 
     Raises:
         ConfigError: they name different ones, or none does.
@@ -72,7 +74,7 @@ def choose_base(asked: str | None, adapters: Sequence[Adapter]) -> Source:
     )
 
 
-def _named(adapter: Adapter) -> dict[str, Any]:
+def _named(adapter: Adapter | Embedding) -> dict[str, Any]:
     """The base in the header; for a local one, whose path no header holds, what the `run.yaml` beside the file says of it."""
     contract = adapter.contract
     assert contract  # noqa: S101  asked only of adapters that have one
@@ -84,7 +86,7 @@ def _named(adapter: Adapter) -> dict[str, Any]:
     return {"base": contract.base + (f"@{contract.base_revision}" if contract.base_revision and "/" in contract.base else "")}
 
 
-def check(family: Family, request: Request, adapters: Sequence[Adapter]) -> str:
+def check(family: Family, request: Request, adapters: Sequence[Adapter | Embedding]) -> str:
     """The sampler to use.
 
     Raises:
@@ -95,13 +97,13 @@ def check(family: Family, request: Request, adapters: Sequence[Adapter]) -> str:
     contracts = [(a, a.contract) for a in adapters if a.contract]
     for adapter, contract in contracts:
         if contract.family != spec.name:
-            raise DataError(f"{adapter.path}: trained for {contract.family}, and {where.id} is {spec.name}", OTHER)
+            raise DataError(f"{adapter.path}: trained for {contract.family}, and {where.id} is {spec.name}", apply.OTHER)
         here = family.schedule().prediction_type
         if contract.prediction_type != here:
-            raise DataError(f"{adapter.path}: trained for {contract.prediction_type}, and {where.id} predicts {here}", OTHER)
-    for adapter in adapters:
+            raise DataError(f"{adapter.path}: trained for {contract.prediction_type}, and {where.id} predicts {here}", apply.OTHER)
+    for adapter in (a for a in adapters if isinstance(a, Adapter)):
         if what := apply.misfit(family, adapter.on(spec.denoiser)):
-            raise DataError(f"{adapter.path}: {where.id} {what}", OTHER)
+            raise DataError(f"{adapter.path}: {where.id} {what}", apply.OTHER)
     if not request.base and any(c.base_sha256 != where.fingerprint(spec.denoiser) for _, c in contracts):
         raise DataError(f"{adapters[0].path}: trained on other weights than this {where.id}", f"--base {where.id} uses it all the same")
     sampler = request.sampler or (contracts[0][1].sampler if contracts else spec.sampler)
@@ -112,25 +114,46 @@ def check(family: Family, request: Request, adapters: Sequence[Adapter]) -> str:
     return sampler
 
 
+@dataclass(frozen=True)
+class Composed:
+    pipeline: Any
+    texts: dict[str, Text]
+    unconditional: Text
+
+
+def compose(
+    family: Family,
+    adapters: Sequence[tuple[Adapter, float]],
+    embeddings: Sequence[Embedding],
+    prompts: Sequence[str],
+    sampler: str | None = None,
+) -> Composed:
+    """A base with files applied, ready to draw `prompts`; the text encoders are freed once these are encoded."""
+    apply.to_words(family, embeddings)
+    apply.to_text_encoders(family, adapters)
+    encoded = {p: texts(family, [p])[0] for p in {*prompts, ""}}
+    family.parts.free(*family.spec.text)
+    pipeline = family.pipeline(sampler=sampler)
+    apply.to_denoiser(family, pipeline, adapters)
+    return Composed(pipeline, encoded, family.unconditional(encoded[""]))
+
+
 def generate(request: Request, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Draws every prompt `count` times, writes PNGs, and returns their paths and parameters."""
     files.check_writable(request.out)
     chosen = [parse_adapter(a) for a in request.adapters]
     adapters = [read(path) for path, _ in chosen]
+    embeddings = [embedding.read(path.expanduser()) for path in request.embeddings]
     weighted = [(a, weight) for a, (_, weight) in zip(adapters, chosen, strict=True)]
-    where = choose_base(request.base, adapters)
+    said: list[Adapter | Embedding] = [*adapters, *embeddings]
+    where = choose_base(request.base, said)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     half = device is not None and not apply.needs_fp32(adapters)
     family = load.family(where, device or "cpu", torch.float16 if half else torch.float32)
-    sampler = check(family, request, adapters)
-    apply.to_text_encoders(family, weighted)
-    texts = {p: family.text([p])[0] for p in request.prompts}
-    negative = family.text([request.negative])[0]
-    negative = negative if request.negative else family.unconditional(negative)
-    family.parts.free(*where.spec.text)
-    pipeline = family.pipeline(sampler=sampler)
-    apply.to_denoiser(family, pipeline, weighted)
-    contracts = [c for a in adapters if (c := a.contract)]
+    sampler = check(family, request, said)
+    made = compose(family, weighted, embeddings, [*request.prompts, request.negative], sampler)
+    negative = made.texts[request.negative] if request.negative else made.unconditional
+    contracts = [c for a in said if (c := a.contract)]
     first = contracts[0] if contracts else None
     own_steps, own_guidance = family.inference()
     steps = request.steps or (first.steps if first else own_steps)
@@ -141,13 +164,13 @@ def generate(request: Request, say: Callable[[str], None]) -> list[dict[str, Any
     written, rows = [], []
     for p, prompt in enumerate(request.prompts):
         seeds = [request.seed + i for i in range(request.count)]
-        pair = (texts[prompt], negative)
-        images = draw.draw(family, pipeline, [pair] * request.count, seeds, steps, guidance, side)
+        pair = (made.texts[prompt], negative)
+        images = draw.draw(family, made.pipeline, [pair] * request.count, seeds, steps, guidance, side)
         rows.append((prompt[:40], images))
         for seed, image in zip(seeds, images, strict=True):
             parameters = {
                 "prompt": prompt, "negative": request.negative, "seed": seed, "steps": steps, "guidance": guidance, "scheduler": sampler,
-                "base": where.id, "adapters": {path.name: weight for path, weight in chosen},
+                "base": where.id, "adapters": {path.name: weight for path, weight in chosen}, "embeddings": [e.token for e in embeddings],
             }  # fmt: skip
             path = request.out / f"{p:03d}-{seed}.png"
             draw.save_png(image, path, parameters)

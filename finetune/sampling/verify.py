@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from finetune.adapters.read import Adapter, read
 from finetune.data import keys
+from finetune.data.encoded import texts
 from finetune.errors import DataError
 from finetune.families import load
 from finetune.families.load import Family
@@ -48,11 +49,11 @@ def verify(path: Path, base: str | None) -> Verdict:
     family = fresh()
     check(family, Request([], base=base), [adapter])
     modules = adapter.on(where.spec.denoiser)
-    prompt = family.text([PROMPT])[0]
+    prompt = texts(family, [PROMPT])[0]
     family.parts.free(*where.spec.text)
     other = fresh()
     landed = apply.to_text_encoders(other, [(adapter, 1.0)])
-    text_effect = _relative(_flat(other.text([PROMPT])[0]), _flat(prompt)) if landed else None
+    text_effect = _relative(_flat(texts(other, [PROMPT])[0]), _flat(prompt)) if landed else None
     del other  # one large network at a time in memory
 
     plain = _answers(family, fresh().parts.load(where.spec.denoiser), prompt)

@@ -1,6 +1,6 @@
 """The one loop: predict, objective, backward, clip, step; then log, sample, checkpoint. It names no family and no method."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from finetune.config.job import Job
 from finetune.data import keys
-from finetune.data.encoded import Batch, Encoded, to_device
+from finetune.data.encoded import Batch, Encoded, Text, to_device
 from finetune.data.plan import IndexPlan, Slot
 from finetune.errors import FinetuneError
 from finetune.families.load import Family
@@ -22,14 +22,25 @@ MOST_SKIPPED = 20  # updates that an fp16 scaler may drop, besides one in twenty
 
 
 class Step(nn.Module):
-    """All that trains in a step, in one module, so that what wraps it synchronises all of it."""
+    """All that trains in a step, in one module, so that what wraps it synchronises all of it.
 
-    def __init__(self, family: Family, denoiser: nn.Module) -> None:
+    `nets` is the denoiser, and the text encoders where they take part in every step; else `cached` has what they made of the captions.
+    """
+
+    def __init__(self, family: Family, nets: Mapping[str, nn.Module], cached: Mapping[str, Text]) -> None:
         super().__init__()
-        self.family, self.nets = family, nn.ModuleDict({"denoiser": denoiser})
+        self.family, self.nets, self.cached = family, nn.ModuleDict(nets), cached
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        return self.family.predict(self.nets, x_t, t, cond)
+    def texts(self, captions: Sequence[str | None]) -> list[Text]:
+        """A caption's encoding, each; None is what inference puts in the place of a caption."""
+        rows = self.cached
+        if not rows:
+            wanted = sorted({c or "" for c in captions})
+            rows = dict(zip(wanted, self.family.text(dict(self.nets.items()), wanted), strict=True))
+        return [self.family.unconditional(rows[""]) if c is None else rows[c] for c in captions]
+
+    def forward(self, x_t: Tensor, t: Tensor, captions: Sequence[str | None], crops: Tensor) -> Tensor:
+        return self.family.predict(self.nets, x_t, t, self.family.cond(self.texts(captions), crops))
 
 
 @dataclass
@@ -46,9 +57,16 @@ class Training:
     plan: IndexPlan
     encoded: Encoded
     shadow: list[Tensor] | None  # averaged weights
+    settle: Callable[[int], None] = lambda step: None  # what the method does after an update
     ring: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)  # step, loss, dropped: on the device until looked at
     had_gradient: dict[str, Tensor] | None = None  # for the canary: whether each tensor has had one that is not 0
     skipped: int = 0  # updates that an fp16 scaler dropped, since the start
+
+    @property
+    def step(self) -> Step:
+        """The module without what wraps it."""
+        inner: Step = self.accelerator.unwrap_model(self.module)
+        return inner
 
     def state(self) -> checkpoint.State:
         out: checkpoint.State = {f"trainable/{n}": p for n, p in self.trainable.items()}
@@ -81,10 +99,9 @@ def micro_batch(run: Training, step: int, slots: list[Slot]) -> Batch:
 def loss_sum(run: Training, batch: Batch) -> Tensor:
     """Sum over the micro-batch of each picture's weighted mean error; the caller divides by the weight of the whole step."""
     device = run.accelerator.device
-    cond = run.family.cond(batch.texts, batch.crops)
     t = run.objective.timesteps(batch.u)
     x_0, noise, t, weights = (to_device(v, device) for v in (batch.x_0, batch.noise, t, batch.weights))
-    error = run.objective(lambda x_t, t: run.module(x_t, t, cond), x_0, noise, t)
+    error = run.objective(lambda x_t, t: run.module(x_t, t, batch.captions, batch.crops), x_0, noise, t)
     return (error.flatten(1).mean(1) * weights).sum()
 
 
@@ -108,7 +125,7 @@ def gradient(run: Training, step: int) -> Tensor:
 def update(run: Training, step: int) -> Tensor:
     """Clips once, steps, averages; returns 1. where a non-finite gradient made the step do nothing."""
     job = run.job
-    optimizer.set_rate(run._inner, rate(job, step))
+    optimizer.set_rate(run._inner, shape(job, step), step / job.optim.steps)
     norm = run.accelerator.clip_grad_norm_(list(run.trainable.values()), job.optim.max_grad_norm)
     if run.accelerator.scaler is None:
         dropped = optimizer.guard(run._inner, norm)
@@ -120,14 +137,16 @@ def update(run: Training, step: int) -> Tensor:
                 run.had_gradient[name] |= (p.grad != 0).any() & (dropped == 0)
     run.adamw.step()
     run.adamw.zero_grad(set_to_none=True)
+    run.settle(step)
     if run.shadow and job.optim.ema:
         optimizer.ema_update(run.shadow, list(run.trainable.values()), job.optim.ema, step)
     return dropped
 
 
-def rate(job: Job, step: int) -> float:
+def shape(job: Job, step: int) -> float:
+    """The learning rate of a step as a share of its peak."""
     o = job.optim
-    return optimizer.learning_rate(o.lr, o.schedule, o.warmup, o.steps, step)
+    return optimizer.learning_rate(1.0, o.schedule, o.warmup, o.steps, step)
 
 
 def look(run: Training) -> float:

@@ -1,6 +1,6 @@
 """What is looked at during a run: the held-out loss against the base's, and samples beside the base's own pictures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from finetune import files
 from finetune.data import keys
+from finetune.data.encoded import Text
 from finetune.evaluation import heldout
+from finetune.families.load import Family
 from finetune.sampling import draw
 from finetune.training.loop import Training
 from finetune.training.tracking import Tracker
@@ -86,7 +88,7 @@ class Observer:
         if not self.active:
             return
         training = self.training
-        module = training.accelerator.unwrap_model(training.module)
+        module = training.step
         module.eval()
         with averaged(training), training.accelerator.autocast():
             table = heldout.losses(training.family, module, training.objective, training.encoded, self.held, self.poll)
@@ -109,33 +111,34 @@ class Observer:
                 state = files.safetensors(training.trainable, {"step": str(step)})
             files.write_bytes(self.best_file, state)
 
+    @torch.no_grad()
     def sample(self, step: int) -> None:
-        """One picture a prompt from the live denoiser; the autoencoder comes back for as long as it draws."""
+        """One picture a prompt from the live networks; the autoencoder comes back for as long as it draws."""
         training = self.training
         if not self.active:
             return
-        family = training.family
-        module = training.accelerator.unwrap_model(training.module)
+        family, prompts, module = training.family, training.job.run.sample_prompt, training.step
         module.eval()
         with averaged(training), training.accelerator.autocast():
-            self.draw(family.pipeline(module.nets["denoiser"]), step)
+            *texts, unconditional = module.texts([*prompts, None])
+            pipeline = family.pipeline(module.nets["denoiser"])
+            self.draw(family, pipeline, dict(zip(prompts, texts, strict=True)), unconditional, step)
         family.parts.free("vae")
         module.train()
 
-    def draw(self, pipeline: Any, step: int) -> list[tuple[str, str]]:
+    def draw(self, family: Family, pipeline: Any, texts: Mapping[str, Text], unconditional: Text, step: int) -> list[tuple[str, str]]:
         """Writes one picture a prompt, and from step 1 on a sheet that shows the base's beside them; returns prompts and file names.
 
         A prompt's seed and file name come from the prompt: the base's picture beside it is never another prompt's.
         """
-        family, run, encoded = self.training.family, self.training.job.run, self.training.encoded
+        run = self.training.job.run
         steps, guidance = family.inference()
         rows, folder, made = [], self.out / "samples", []
-        for prompt in run.sample_prompt:
+        for prompt, text in texts.items():
             self.poll()
             number = keys.number(run.seed, "sample", prompt)
             seed, name = number % 2**31, f"{number % 16**6:06x}"
-            pair = (encoded.texts[prompt], encoded.unconditional)
-            image = draw.draw(family, pipeline, [pair], [seed], steps, guidance, self.side)[0]
+            image = draw.draw(family, pipeline, [(text, unconditional)], [seed], steps, guidance, self.side)[0]
             facts = {"prompt": prompt, "seed": seed, "steps": steps, "guidance": guidance, "trained_steps": step}
             made.append((prompt, f"samples/step-{step:06d}-{name}.png"))
             draw.save_png(image, self.out / made[-1][1], facts)

@@ -1,12 +1,13 @@
 """AdamW on fp32 masters, the learning rate as a function of the step, and an update that a non-finite gradient cannot pass."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from finetune.methods.method import Group
 from finetune.training.checkpoint import State
 
 # Multipliers of the peak rate, as functions of progress in [0, 1] after warmup.
@@ -24,9 +25,12 @@ def learning_rate(peak: float, shape: str, warmup: int, steps: int, step: int) -
     return peak * SHAPES[shape]((step - warmup) / max(1, steps - warmup))
 
 
-def adamw(parameters: list[Tensor], lr: float, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+def adamw(groups: Sequence[Group], betas: tuple[float, float]) -> torch.optim.AdamW:
     """Fused: one kernel a step, and it takes `found_inf`, which drops an update on the device without a look from the host."""
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=betas, fused=True)
+    rows = [
+        {"params": list(g.parameters.values()), "lr": g.lr, "weight_decay": g.weight_decay, "peak": g.lr, "until": g.until} for g in groups
+    ]
+    return torch.optim.AdamW(rows, betas=betas, fused=True)
 
 
 def guard(optimizer: torch.optim.Optimizer, gradient_norm: Tensor) -> Tensor:
@@ -36,9 +40,10 @@ def guard(optimizer: torch.optim.Optimizer, gradient_norm: Tensor) -> Tensor:
     return bad
 
 
-def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_rate(optimizer: torch.optim.Optimizer, share: float, progress: float) -> None:
+    """Every group's rate as a share of its peak; 0, which leaves AdamW's weights as they are, once its part of the run is over."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("scale", 1.0)
+        group["lr"] = group["peak"] * share if progress < group["until"] else 0.0
 
 
 def state(optimizer: torch.optim.Optimizer, names: list[str]) -> State:

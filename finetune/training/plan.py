@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from finetune.config.job import Job
 from finetune.families import load, source
 from finetune.families.load import Family
-from finetune.methods import adapter
+from finetune.methods import method
 from finetune.objectives.objective import objective
-from finetune.training.run import pictures, report_long_captions, side
+from finetune.training import result
+from finetune.training.run import add_tokens, check_subject, pictures, report_long_captions, side
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 # Coarse, on purpose: sustained multiply-adds a second in training. CPU: one core-pair with AVX-512; accelerator: a consumer card in bf16.
@@ -27,10 +28,17 @@ class Plan:
     text: str
 
 
-def adapter_parameters(skeleton: nn.Module, names: list[str], rank: int) -> int:
-    """rank (in + out) for each adapted layer; for a convolution, its kernel counts on the way in."""
-    modules = dict(skeleton.named_modules())
-    return sum(rank * (modules[n].weight[0].numel() + modules[n].weight.shape[0]) for n in names)
+def trainable(job: Job, family: Family) -> dict[str, int]:
+    """Parameters that train, by part, counted on networks without weights."""
+    m, spec = job.method, family.spec
+    nets = {method.DENOISER: family.parts.skeleton(spec.denoiser)}
+    nets |= {p: family.parts.skeleton(p) for p in spec.text} if m.live else {}
+    rest = job.model_copy(update={"method": m.model_copy(update={"new_tokens": ()})})
+    out = {next(iter(g.parameters)).split(".")[0]: sum(p.numel() for p in g.parameters.values()) for g in method.attach(family, nets, rest)}
+    if m.new_tokens:
+        widths = [nets[p].get_input_embeddings().weight.shape[1] for p in spec.text]  # type: ignore[operator]
+        out["new tokens"] = len(m.new_tokens) * m.vectors * sum(widths)
+    return out
 
 
 def forward_flops(family: Family, skeleton: nn.Module, side: int) -> int:
@@ -47,15 +55,23 @@ def weightless(job: Job) -> Family:
     return load.family(source.resolve(m.base, m.variant, weights=False, prediction=m.prediction_type, allow_pickle=m.allow_pickle))
 
 
-def fit(job: Job) -> tuple[int, int]:
-    """The side in pixels and the number of adapted layers.
+def fit(job: Job) -> tuple[int, dict[str, int]]:
+    """The side in pixels and the numbers of trainable parameters, by part.
 
     Raises:
         FinetuneError: a setting does not fit the base.
     """
     family = weightless(job)
     objective(family.schedule(), job.objective)
-    return side(job, family), len(adapter.matching(family.parts.skeleton(family.spec.denoiser), job.method, family.spec))
+    return side(job, family), check(job, family, [])
+
+
+def check(job: Job, family: Family, captions: list[str]) -> dict[str, int]:
+    """What `Runner.prepare` refuses, refused here too; returns the numbers of trainable parameters."""
+    check_subject(job, family, job.optim.batch * job.optim.accumulate * (job.run.processes or 1))
+    add_tokens(job, family, captions)
+    result.check(job, family)
+    return trainable(job, family)
 
 
 def plan(job: Job) -> Plan:
@@ -64,34 +80,40 @@ def plan(job: Job) -> Plan:
     where, size = family.source, side(job, family)
     lines: list[str] = []
     found.describe(lines.append)
-    cut = report_long_captions(family, sorted({s.caption for s in found.all}), lines.append)
+    captions = sorted({c for s in found.all for c in s.captions})
+    trains = check(job, family, captions)
+    cut = report_long_captions(family, captions, lines.append)
     skeleton = family.parts.skeleton(where.spec.denoiser)
     objective(family.schedule(), job.objective)
     lines += family.notes()
-    matched = adapter.matching(skeleton, job.method, where.spec)
-    trainable = adapter_parameters(skeleton, matched, job.method.rank)
-    frozen = sum(p.numel() for p in skeleton.parameters())
+    matched, count = result.check(job, family), sum(trains.values())
+    frozen = sum(p.numel() for p in skeleton.parameters()) - (trains.get(method.DENOISER, 0) if job.method.kind == "full" else 0)
     batch = job.optim.batch * job.optim.accumulate * (job.run.processes or 1)
     device = "accelerator" if torch.accelerator.is_available() else "cpu"
     width = 4 if device == "cpu" else 2
     flops = forward_flops(family, skeleton, size)
     # Weights, fp32 masters with gradient and two moments, and activations as a multiple of the latents' share of work.
-    memory = frozen * width + trainable * 16 + job.optim.batch * flops / 2000 * (0.3 if job.run.gradient_checkpointing else 1)
+    memory = frozen * width + count * 16 + job.optim.batch * flops / 2000 * (0.3 if job.run.gradient_checkpointing else 1)
+    shown = batch // 2 if job.subject.prior else batch  # the other half are class pictures
     facts = {
+        "command": job.command,
         "base": where.id,
         "pictures": len(found.train),
         "held_out": len(found.held),
         "dropped": len(found.found.dropped),
-        "captions": len({s.caption for s in found.train}),
+        "class_pictures": job.subject.class_count if job.subject.prior else 0,
+        "trigger": job.trigger,
+        "captions": len({c for s in found.train for c in s.captions}),
         "captions_cut": cut,
         "resolution": size,
         "steps": job.optim.steps,
         "global_batch": batch,
-        "epochs": round(job.optim.steps / -(-len(found.train) // batch), 2),
+        "epochs": round(job.optim.steps * shown / len(found.train), 2),
         "adapted_layers": len(matched),
-        "trainable_parameters": trainable,
+        "trainable_parameters": count,
+        "trainable_by_part": trains,
         "frozen_parameters": frozen,
-        "file_bytes": trainable * BYTES[job.run.save_dtype],
+        "file_bytes": count * BYTES[job.run.save_dtype],
         "estimated_memory_bytes": int(memory),
         "estimated_seconds": round(3 * flops * job.optim.batch * job.optim.accumulate * job.optim.steps / SPEED[device], 1),
         "out": str(job.run.folder),
@@ -100,11 +122,15 @@ def plan(job: Job) -> Plan:
 
 
 def _text(f: dict[str, Any]) -> list[str]:
+    parts = ", ".join(f"{n:,} of {'' if p == 'new tokens' else 'the '}{p.replace('_', ' ')}" for p, n in f["trainable_by_part"].items())
+    layers = f" in {f['adapted_layers']} layers" if f["adapted_layers"] else ""
+    prior = f", half of them of {f['class_pictures']} class pictures or more" if f["class_pictures"] else ""
     return [
         f"base: {f['base']} at {f['resolution']}x{f['resolution']}",
         f"captions: {f['captions']} different, {f['captions_cut']} cut at the text encoder's window",
-        f"steps: {f['steps']} of {f['global_batch']} pictures, {f['epochs']} epochs",
-        f"trains: {f['trainable_parameters']:,} parameters in {f['adapted_layers']} layers, beside {f['frozen_parameters']:,} frozen ones",
-        f"adapter file: {f['file_bytes'] / 1e6:.2f} MB in {f['out']}",
+        f"trigger: {f['trigger'] or 'none'}",
+        f"steps: {f['steps']} of {f['global_batch']} pictures{prior}, {f['epochs']} epochs",
+        f"trains: {parts} parameters{layers}, beside {f['frozen_parameters']:,} frozen ones of the denoiser",
+        f"written: {f['file_bytes'] / 1e6:.2f} MB in {f['out']}",
         f"estimates, coarse: {f['estimated_memory_bytes'] / 1e9:.2f} GB of memory, {f['estimated_seconds']:.0f} s",
     ]

@@ -13,7 +13,10 @@ from finetune.config.job import FREE_SETTINGS, Job
 from finetune.errors import ConfigError
 
 # Settings that `identity` holds in another form: as content, and as the global batch.
-COVERED = {"data.path", "data.caption", "data.trigger", "data.holdout", "optim.batch", "optim.accumulate"}
+COVERED = {
+    "data.path", "data.caption", "data.trigger", "data.holdout", "data.template", "optim.batch", "optim.accumulate",
+    "subject.class_data", "subject.class_count", "subject.class_steps", "subject.class_guidance", "subject.class_batch",
+}  # fmt: skip
 PACKAGES = ("torch", "diffusers", "peft", "accelerate", "transformers", "safetensors")
 
 
@@ -54,7 +57,11 @@ def finished(out: Path, job: Job) -> dict[str, Any] | None:
         summary: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = summary["steps"] == job.optim.steps and summary["written_as"] == written_as(job) and Path(summary["adapter"]).exists()
+    same = (
+        summary["steps"] == job.optim.steps
+        and summary["written_as"] == written_as(job)
+        and all(Path(summary[f]).exists() for f in summary["files"])
+    )
     return summary if same else None
 
 

@@ -1,17 +1,23 @@
-"""What a finished run hands over: the adapter file and its model card."""
+"""What a finished run hands over: an adapter, new tokens' embeddings or a whole model, and the model card."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from finetune import files
+from finetune.adapters import embedding, model
 from finetune.adapters.card import card, place
 from finetune.adapters.contract import Contract, header
-from finetune.adapters.layouts import lora
-from finetune.adapters.read import Adapter
+from finetune.adapters.layouts import lora, unnamed
 from finetune.adapters.write import export
 from finetune.config.job import Job
+from finetune.errors import ConfigError
 from finetune.families.load import Family
-from finetune.methods.adapter import Lora
+from finetune.methods import adapter, textual_inversion
+from finetune.methods.method import DENOISER
 from finetune.training import record
 
 
@@ -19,45 +25,124 @@ def layout(job: Job, family: Family) -> str:
     return family.spec.layout if job.run.format == "auto" else job.run.format
 
 
-def write_adapter(out: Path, job: Job, family: Family, base_sha: str, side: int, loras: Mapping[str, Lora], name: str) -> Path:
-    """The file (for PEFT a folder) in `out`; `base_sha` is the denoiser's fingerprint, `side` the training square in pixels."""
-    spec, where, form = family.spec, family.source, layout(job, family)
-    path = out / (name if form == "peft" else f"{name}.safetensors")
+def check(job: Job, family: Family) -> list[str]:
+    """The denoiser's layers that the job adapts, so that what no file could hold is refused before anything is loaded.
+
+    Raises:
+        ConfigError: a target matches no layer, or a layer has no name in the layout.
+    """
+    spec = family.spec
+    if job.method.kind != "lora":
+        return []
+    found = adapter.matching(family.parts.skeleton(spec.denoiser), job.method.targets, spec.targets)
+    if lost := unnamed(found, spec.name) if layout(job, family) == "kohya" else None:
+        raise ConfigError(f"--format kohya: has no name for {lost}", "--format diffusers has one")
+    return found
+
+
+def contract(job: Job, family: Family, base_sha: str, side: int) -> Contract:
+    """`base_sha` is the denoiser's fingerprint, `side` the training square in pixels."""
+    where, m = family.source, job.method
     steps, guidance = family.inference()
-    contract = Contract(
+    return Contract(
         base=where.id,
         base_revision=where.revision,
         base_sha256=base_sha,
-        family=spec.name,
+        family=family.spec.name,
         prediction_type=family.schedule().prediction_type,
         resolution=side,
-        trigger=job.data.trigger,
+        trigger=job.trigger,
         guidance=guidance,
         steps=steps,
-        sampler=spec.sampler,
-        rank=job.method.rank,
-        training_alpha=job.method.strength * job.method.rank,
+        sampler=family.spec.sampler,
+        rank=m.rank if m.kind == "lora" else 0,
+        training_alpha=m.strength * m.rank if m.kind == "lora" else 0.0,
         trained_steps=job.optim.steps,
     )
-    facts = header(contract, name, *family.labels(), where.licence)
-    modules = {(spec.denoiser, n): lora(x.down, x.up) for n, x in loras.items()}
-    export(modules, path, form, spec.name, job.run.save_dtype, facts, where.id)
+
+
+def write(out: Path, job: Job, family: Family, said: Contract, nets: Mapping[str, nn.Module], name: str) -> dict[str, Path]:
+    """The files of a run, by kind: `adapter`, `model`, `embedding` (`embedding-2` of a second new token and so on)."""
+    m, written = job.method, {}
+    facts = header(said, name, *family.labels(), family.source.licence)
+    if m.kind == "lora":
+        written["adapter"] = write_adapter(out, job, family, facts, nets, name)
+    if m.kind == "full":
+        written["model"] = write_model(out, job, family, said, nets, name)
+    if m.new_tokens:
+        written |= write_embeddings(out, job, family, facts, nets, name)
+    return written
+
+
+def write_adapter(out: Path, job: Job, family: Family, facts: Mapping[str, str], nets: Mapping[str, nn.Module], name: str) -> Path:
+    spec, form = family.spec, layout(job, family)
+    path = out / (name if form == "peft" else f"{name}.safetensors")
+    modules = {}
+    for part, net in nets.items():
+        for module, low in adapter.result(net).items():
+            here = (spec.denoiser, module) if part == DENOISER else (part, f"text_model.{module.removeprefix('text_model.')}")
+            modules[here] = lora(low.down, low.up)
+    export(modules, path, form, spec.name, job.run.save_dtype, facts, family.source.id)
     return path
 
 
+def write_model(out: Path, job: Job, family: Family, said: Contract, nets: Mapping[str, nn.Module], name: str) -> Path:
+    path = out / ("model" if name == job.run.name else "model-best")
+    own = {family.spec.denoiser if part == DENOISER else part: net for part, net in nets.items()}
+    model.write(family.source.folder, path, own, job.run.save_dtype, asdict(said))
+    return path
+
+
+def write_embeddings(
+    out: Path, job: Job, family: Family, facts: Mapping[str, str], nets: Mapping[str, nn.Module], name: str
+) -> dict[str, Path]:
+    m, keys = job.method, family.spec.embedding_keys
+    rows = {part: textual_inversion.result(nets[part], {t: m.vectors for t in m.new_tokens}) for part in keys}
+    written: dict[str, Path] = {}
+    for i, token in enumerate(m.new_tokens):
+        alone = m.kind == "none" and len(m.new_tokens) == 1
+        path = out / (f"{name}.safetensors" if alone else f"{name}-{embedding.slug(token)}.safetensors")
+        if path in written.values():
+            path = out / f"{name}-{embedding.slug(token)}-{i}.safetensors"
+        mine = {key: rows[part][token] for part, key in keys.items()}
+        embedding.write(path, token, mine, job.run.save_dtype, embedding.metadata_facts(facts))
+        written["embedding" if i == 0 else f"embedding-{i + 1}"] = path
+    return written
+
+
+def recompute(nets: Mapping[str, Any]) -> None:
+    """Activations are computed again in the backward pass; frozen inputs keep their gradients that way, so never re-entrant."""
+    for part, net in nets.items():
+        if part == DENOISER:
+            net.enable_gradient_checkpointing()
+        else:
+            net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
 def write_card(
-    out: Path, job: Job, file: Adapter, licence: str | None, facts: Mapping[str, object], samples: Sequence[tuple[str, str]]
+    out: Path,
+    job: Job,
+    said: Contract,
+    written: Mapping[str, Path],
+    licence: str | None,
+    facts: Mapping[str, object],
+    samples: Sequence[tuple[str, str]],
 ) -> None:
-    """The model card beside `file`; its table shows the job's settings and `facts`."""
-    assert file.contract  # noqa: S101  it was just written
-    settings = {
-        "rank, alpha, targets": f"{job.method.rank}, {job.method.strength * job.method.rank:g}, {job.method.targets}",
+    """The model card beside what was written; its table shows the job's settings and `facts`."""
+    m = job.method
+    what = {
+        "rank, alpha, targets": f"{m.rank}, {m.strength * m.rank:g}, {m.targets}" if m.kind == "lora" else "",
+        "text encoder trained": "yes" if m.text_encoder else "",
+        "new tokens": f"{', '.join(m.new_tokens)}; {m.vectors} vectors each" if m.new_tokens else "",
+        "prior preservation": f"weight {job.subject.prior_weight:g}" if job.subject.prior else "",
+    }
+    settings = {k: v for k, v in what.items() if v} | {
         "steps": job.optim.steps,
         "learning rate, schedule": f"{job.optim.lr:g}, {job.optim.schedule}",
-        "resolution": file.contract.resolution,
+        "resolution": said.resolution,
         "caption dropout": job.data.caption_dropout,
         "seed": job.run.seed,
         "versions": ", ".join(f"{k} {v}" for k, v in record.versions().items()),
     }
-    text = card(file.contract, job.run.name, file.path.name, {**facts, **settings}, licence, samples)
+    text = card(said, job.run.name, {kind: p.name for kind, p in written.items()}, {**facts, **settings}, licence, samples)
     files.write_text(place(out, job.run.name), text)

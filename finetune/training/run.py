@@ -1,7 +1,7 @@
 """A run from its job to its files, phase by phase: what is loaded for one phase is freed before the next."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +9,26 @@ import torch
 from safetensors.torch import load_file
 
 from finetune import config, files
-from finetune.adapters.layouts import unnamed
+from finetune.adapters import embedding
+from finetune.adapters.contract import Contract
 from finetune.adapters.read import read
 from finetune.config.job import Job
 from finetune.data import encoded as data
 from finetune.data import folder
 from finetune.data.cache import Cache, default_root
 from finetune.data.encoded import Encoded
-from finetune.data.folder import Pictures
+from finetune.data.folder import Pictures, Wording
 from finetune.data.plan import IndexPlan
+from finetune.data.templates import TEMPLATES
 from finetune.errors import ConfigError, Stopped
 from finetune.families import load, source
 from finetune.families.load import Family
-from finetune.methods import adapter
+from finetune.methods import method
 from finetune.objectives.objective import objective
-from finetune.sampling import apply
+from finetune.sampling.generate import compose
 from finetune.training import checkpoint, device, optimizer, record, result, signals
-from finetune.training.loop import Step, Training, loop, rate
+from finetune.training.class_pictures import ClassPictures
+from finetune.training.loop import Step, Training, loop, shape
 from finetune.training.observe import Observer, Weights, averaged
 from finetune.training.tracking import Tracker
 
@@ -36,8 +39,50 @@ def train(job: Job, fresh: bool = False) -> dict[str, Any]:
 
 
 def pictures(job: Job) -> Pictures:
+    """The job's own pictures; class pictures need its base."""
     d = job.data
-    return folder.load(d.path.expanduser(), d.caption, d.trigger, d.background, d.holdout)
+    templates = TEMPLATES[d.template if job.method.new_tokens else "none"]
+    return folder.load(d.path.expanduser(), Wording(d.caption, job.trigger, templates), d.background, d.holdout)
+
+
+def add_tokens(job: Job, family: Family, captions: Sequence[str]) -> None:
+    """Teaches the family's words the job's new tokens.
+
+    Raises:
+        ConfigError: one is a word already, or the text encoder's window ends before the vectors of a caption do.
+    """
+    m, room = job.method, family.window - 2
+    for token in m.new_tokens:
+        family.words.add(token, m.vectors)
+    for caption in captions:
+        last = max((caption.rfind(t) + len(t) for t in m.new_tokens if t in caption), default=0)
+        if last and (count := family.tokens(caption[:last])) > room:
+            raise ConfigError(
+                f"--vectors {m.vectors}: the caption {caption[:60]!r} is {count} tokens long to the end of its new token, and "
+                f"the text encoder of {family.source.id} reads {room}",
+                "give fewer vectors, or shorter captions",
+            )
+
+
+def check_subject(job: Job, family: Family, batch: int) -> None:
+    """Raises:
+    ConfigError: a token that the base knows as a word, or a batch that cannot hold as many class pictures as others.
+    """
+    s, part = job.subject, family.spec.text[0]
+    known = family.words.known(part, s.token) if s.token else None
+    if known is not None and known < RARE:
+        raise ConfigError(
+            f"--token {s.token}: is a word that {family.source.id} knows, and training would fight its meaning",
+            "a rare one starts from nothing, such as sks or ohwx; `ft lora --trigger` takes any word",
+        )
+    if s.prior and batch % 2:
+        raise ConfigError(
+            f"--batch {job.optim.batch}: class pictures stand in equal number beside the others, so the pictures of a step must be even",
+            "--batch 2, --accumulate 2, or --prior-weight 0",
+        )
+
+
+RARE = 40_000  # place in CLIP's vocabulary, which is ordered by frequency, from which an entry is no common word; sks is 48,136
 
 
 class Runner:
@@ -74,10 +119,10 @@ class Runner:
         dtype = device.DTYPES[device.precision(job, self.accelerator.device)]
         self.family = load.family(where, self.accelerator.device, dtype)
         self.side = side(job, self.family)
+        check_subject(job, self.family, job.optim.batch * job.optim.accumulate * self.accelerator.num_processes)
+        add_tokens(job, self.family, sorted({c for s in self.pictures.all for c in s.captions}))
         self.objective = objective(self.family.schedule().to(self.accelerator.device), job.objective)
-        names = adapter.matching(self.family.parts.skeleton(where.spec.denoiser), job.method, where.spec)
-        if lost := unnamed(names, where.spec.name) if result.layout(job, self.family) == "kohya" else None:
-            raise ConfigError(f"--format kohya: has no name for {lost}", "--format diffusers has one")
+        result.check(job, self.family)
         for note in self.family.notes():
             self.tracker.say(note)
         if self.main:
@@ -85,10 +130,21 @@ class Runner:
         if self.fresh and self.main:
             record.clear(self.out)
         self.accelerator.wait_for_everyone()
+        self.draw_class_pictures()
         base = {p: where.fingerprint(p) for p in (*where.spec.parts, *where.spec.tokenizers, "scheduler")}
         self.base_sha = base[where.spec.denoiser]
         self.identity = record.identity(job, self.pictures.fingerprint(), base, self.accelerator.num_processes)
         self.checkpoint = self.newest_checkpoint()
+
+    def draw_class_pictures(self) -> None:
+        """Makes up what is missing of the class pictures, and puts them beside the others."""
+        if not self.job.subject.prior:
+            return
+        made, accelerator = ClassPictures(self.job, self.family, self.side), self.accelerator
+        made.ensure(accelerator.process_index, accelerator.num_processes, self.tracker.phase, self.stop.poll)
+        accelerator.wait_for_everyone()
+        self.pictures.classes = made.samples(self.job.data.background)
+        self.tracker.say(f"class pictures: {len(self.pictures.classes)} in {made.folder}")
 
     def newest_checkpoint(self) -> Path | None:
         """The newest valid checkpoint, if it may go on; what a run left that never got to one is removed."""
@@ -122,7 +178,7 @@ class Runner:
 
     def encode(self) -> None:
         cache, family, job = Cache(default_root()), self.family, self.job
-        captions = sorted({s.caption for s in self.pictures.all} | set(job.run.sample_prompt))
+        captions = sorted({c for s in self.pictures.all for c in s.captions} | set(job.run.sample_prompt))
         report_long_captions(family, captions, self.tracker.say)
         mine = self.pictures.all[self.accelerator.process_index :: self.accelerator.num_processes]
         with self.tracker.phase("encoding pictures", len(mine)) as tick:
@@ -130,9 +186,11 @@ class Runner:
         self.accelerator.wait_for_everyone()  # what the others encoded is in the cache now
         latents = data.encode_pictures(family, self.pictures.all, self.side, job.data.background, cache, lambda: None)
         family.parts.free("vae")
+        self.encoded, self.texts = Encoded(self.pictures.all, latents), {}
+        if job.method.live:
+            return
         with self.tracker.phase("encoding captions", len(captions) + 1) as tick:
-            texts = data.encode_captions(family, captions, cache, self.polled(tick))
-        self.encoded = Encoded(self.pictures.all, latents, texts, family.unconditional(texts[""]))
+            self.texts = data.encode_captions(family, captions, cache, self.polled(tick))
         family.parts.free(*family.spec.text)
 
     def polled(self, tick: Callable[[], None]) -> Callable[[], None]:
@@ -143,21 +201,28 @@ class Runner:
         return both
 
     def assemble(self, denoiser: Any) -> tuple[Training, int]:
-        """Injects the adapter, restores the newest valid checkpoint, and returns the step it stands at."""
-        job, accelerator = self.job, self.accelerator
-        trainable = adapter.attach(denoiser, job.method, self.family.spec, job.run.seed)
-        count = sum(p.numel() for p in trainable.values())
-        self.tracker.say(f"adapter: {len(adapter.layers(denoiser))} layers, {count:,} parameters, strength {job.method.strength:g}")
+        """Injects what trains, restores the newest valid checkpoint, and returns the step it stands at."""
+        job, accelerator, family = self.job, self.accelerator, self.family
+        nets = {method.DENOISER: denoiser} | ({p: family.parts.load(p) for p in family.spec.text} if job.method.live else {})
+        groups = method.attach(family, nets, job)
+        trainable = {n: p for g in groups for n, p in g.parameters.items()}
         if job.run.gradient_checkpointing:
-            denoiser.enable_gradient_checkpointing()
-        adamw = optimizer.adamw(list(trainable.values()), job.optim.lr, job.optim.weight_decay, job.optim.betas)
-        module, prepared = accelerator.prepare(Step(self.family, denoiser), adamw)
+            result.recompute(nets)
+        for group in groups:
+            count, part = sum(p.numel() for p in group.parameters.values()), next(iter(group.parameters)).rpartition(".")[0]
+            what = "new tokens" if group.parameters.keys() <= {f"{p}.new_tokens" for p in nets} else part.split(".")[0].replace("_", " ")
+            self.tracker.say(f"trains: {what}, {count:,} parameters, rate {group.lr:g}")
+        adamw = optimizer.adamw(groups, job.optim.betas)
+        module, prepared = accelerator.prepare(Step(family, nets, self.texts), adamw)
         samples = self.pictures.train
         batch = job.optim.batch * job.optim.accumulate * accelerator.num_processes
-        plan = IndexPlan(tuple(s.content for s in samples), tuple(s.weight for s in samples), batch, job.run.seed)
+        samples, groups_of = samples + self.pictures.classes, (len(samples), len(self.pictures.classes))
+        names, weights = tuple(s.content for s in samples), tuple(s.weight for s in samples)
+        plan = IndexPlan(names, weights, batch, job.run.seed, groups_of if groups_of[1] else ())
         shadow = [p.detach().clone() for p in trainable.values()] if job.optim.ema else None
         training = Training(job, accelerator, self.family, module, trainable, prepared, self.objective, plan, self.encoded, shadow)
-        held = range(len(samples), len(self.pictures.all))
+        training.settle = lambda step: method.settle(nets, job, step)
+        held = range(len(samples), len(self.encoded.samples))
         self.observer = Observer(training, self.out, self.side, held, self.tracker, self.main, self.stop.poll)
         return training, self.restore(training)
 
@@ -186,7 +251,7 @@ class Runner:
                 training,
                 first,
                 stopping=self.stopping,
-                log=lambda step, loss: log(step, loss, rate(job, step - 1), job.run.log_every),
+                log=lambda step, loss: log(step, loss, job.optim.lr * shape(job, step - 1), job.run.log_every),
                 look_at=self.look,
                 save=lambda step: self.save(training, step),
             )
@@ -236,26 +301,23 @@ class Runner:
         if not self.main:
             return {}
         job, best = self.job, self.observer.best_file
-        denoiser = self.accelerator.unwrap_model(training.module).nets["denoiser"]
+        nets = dict(training.step.nets.items())
         with averaged(training):
-            path = self.export(adapter.result(denoiser), job.run.name)
-        written = {"adapter": str(path)}
+            written = self.export(nets, job.run.name)
+        made = {kind: str(path) for kind, path in written.items()}
         if best.exists():
             with Weights(training, load_file(best)):
-                written["best"] = str(self.export(adapter.result(denoiser), f"{job.run.name}-best"))
-        file, samples = read(path), []
-        if job.run.sample_prompt:
-            denoiser.delete_adapters(adapter.NAME)
-            pipeline = self.family.pipeline(denoiser.eval())
-            apply.to_denoiser(self.family, pipeline, [(file, 1.0)])
-            samples = self.observer.draw(pipeline, job.optim.steps)
+                made["best"] = str(next(iter(self.export(nets, f"{job.run.name}-best").values())))
+        samples = self.final_samples(written) if job.run.sample_prompt else []
         facts = {
             "pictures": len(self.pictures.train),
+            "class pictures": len(self.pictures.classes),
             "pictures a step": job.optim.batch * job.optim.accumulate * self.accelerator.num_processes,
             "best held-out loss": f"{self.observer.best:.4f}" if best.exists() else "not measured",
         }
-        result.write_card(self.out, job, file, self.family.source.licence, facts, samples)
-        summary = written | {
+        result.write_card(self.out, job, self.contract, written, self.family.source.licence, facts, samples)
+        summary = made | {
+            "files": sorted(made),
             "out": str(self.out),
             "steps": job.optim.steps,
             "pictures": len(self.pictures.train),
@@ -266,12 +328,31 @@ class Runner:
             "versions": record.versions(),
         }
         files.write_json(self.out / "summary.json", summary)
-        self.tracker.say(f"wrote {path}")
+        for path in written.values():
+            self.tracker.say(f"wrote {path}")
         self.tracker.close()
         return summary
 
-    def export(self, loras: dict[str, adapter.Lora], name: str) -> Path:
-        return result.write_adapter(self.out, self.job, self.family, self.base_sha, self.side, loras, name)
+    @property
+    def contract(self) -> Contract:
+        return result.contract(self.job, self.family, self.base_sha, self.side)
+
+    def export(self, nets: Mapping[str, Any], name: str) -> dict[str, Path]:
+        return result.write(self.out, self.job, self.family, self.contract, nets, name)
+
+    def final_samples(self, written: Mapping[str, Path]) -> list[tuple[str, str]]:
+        """Pictures from the written files, not from the live networks, which have to go first."""
+        observer, family, job = self.observer, self.family, self.job
+        observer.training.module = torch.nn.Identity()
+        self.accelerator.free_memory()
+        family.parts.free(*family.spec.parts)
+        where = source.resolve(str(written["model"])) if "model" in written else family.source
+        fresh = load.family(where, family.device, family.dtype)
+        adapters = [(read(written["adapter"]), 1.0)] if "adapter" in written else []
+        embeddings = [embedding.read(path) for kind, path in written.items() if kind.startswith("embedding")]
+        made = compose(fresh, adapters, embeddings, job.run.sample_prompt)
+        wanted = {p: made.texts[p] for p in job.run.sample_prompt}
+        return observer.draw(fresh, made.pipeline, wanted, made.unconditional, job.optim.steps)
 
 
 def side(job: Job, family: Family) -> int:

@@ -16,6 +16,7 @@ from vae import encode
 
 from finetune.data import keys
 from finetune.data.plan import IndexPlan, Slot
+from finetune.methods.method import Group
 from finetune.objectives.diffusion import Diffusion, MinSNR, Schedule
 from finetune.training import checkpoint, optimizer
 
@@ -135,10 +136,11 @@ class Data:
 
 
 def rate(step: int) -> float:
+    """The share of LR at a step."""
     start = int(STEPS * (1 - COOLDOWN))
     if step < start:
-        return optimizer.learning_rate(LR, "constant", WARMUP, STEPS, step)
-    return optimizer.learning_rate(LR, "linear", 0, STEPS - start, step - start)
+        return optimizer.learning_rate(1.0, "constant", WARMUP, STEPS, step)
+    return optimizer.learning_rate(1.0, "linear", 0, STEPS - start, step - start)
 
 
 def train(node_modules: Path, out: Path) -> None:
@@ -147,7 +149,7 @@ def train(node_modules: Path, out: Path) -> None:
     objective = Diffusion(noise_schedule, MinSNR(5.0))
     plan = IndexPlan(tuple(data.names), (1.0,) * len(data.names), BATCH, SEED)
     names, parameters = zip(*unet.named_parameters(), strict=True)
-    adamw = optimizer.adamw(list(parameters), LR, 0.01, (0.9, 0.99))
+    adamw = optimizer.adamw([Group(dict(zip(names, parameters, strict=True)), LR, 0.01)], (0.9, 0.99))
     shadow, first = [p.detach().clone() for p in parameters], 0
     for folder in checkpoint.valid(out / "checkpoints"):
         tensors, facts = checkpoint.load(folder)
@@ -163,7 +165,7 @@ def train(node_modules: Path, out: Path) -> None:
     )
     losses: list[float] = []
     for step in range(first, STEPS):
-        optimizer.set_rate(adamw, rate(step))
+        optimizer.set_rate(adamw, rate(step), step / STEPS)
         x_0, noise, t, text = data.batch(plan.slots(step), step, noise_schedule.steps)
         weights = torch.tensor([s.weight for s in plan.slots(step)])
 
@@ -180,7 +182,7 @@ def train(node_modules: Path, out: Path) -> None:
         losses.append(loss.item())
         if (step + 1) % 50 == 0:
             print(
-                f"unet step {step + 1} loss {sum(losses) / len(losses):.4f} rate {rate(step):.2e} seconds {time.time() - began:.0f}",
+                f"unet step {step + 1} loss {sum(losses) / len(losses):.4f} rate {LR * rate(step):.2e} seconds {time.time() - began:.0f}",
                 flush=True,
             )
             losses = []

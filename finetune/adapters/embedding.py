@@ -1,0 +1,96 @@
+"""Embedding files: one new token's rows, as `emb_params` for one text encoder, or under a key for each of several."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from finetune import files
+from finetune.adapters.contract import Contract
+from finetune.adapters.read import header_of
+from finetune.adapters.write import DTYPES
+from finetune.errors import DataError, FinetuneError
+
+KEYS = {"emb_params", "clip_l", "clip_g", "t5xxl"}
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """`rows` [vectors, D] by the file's own key: `emb_params`, `clip_l`, `clip_g`, `t5xxl`."""
+
+    path: Path
+    token: str
+    rows: dict[str, Tensor]
+    metadata: dict[str, str]
+
+    @property
+    def vectors(self) -> int:
+        return len(next(iter(self.rows.values())))
+
+    @property
+    def contract(self) -> Contract | None:
+        """The inference contract, or None for a file of another tool."""
+        return Contract.of(self.metadata)
+
+    def of(self, keys: Mapping[str, str]) -> dict[str, Tensor]:
+        """The rows by text encoder; `keys` is the family's `embedding_keys`.
+
+        Raises:
+            DataError: a text encoder of the family has none.
+        """
+        if len(keys) == 1 and len(self.rows) == 1:
+            return {part: next(iter(self.rows.values())) for part in keys}
+        if lost := [part for part, key in keys.items() if key not in self.rows]:
+            raise DataError(f"{self.path}: holds no rows for {lost[0]}, only {', '.join(self.rows)}", "it was made for another family")
+        return {part: self.rows[key] for part, key in keys.items()}
+
+
+def slug(token: str) -> str:
+    """The letters and digits of a token, for a file name."""
+    return re.sub(r"\W+", "", token) or "token"
+
+
+def write(path: Path, token: str, rows: Mapping[str, Tensor], dtype: str, facts: Mapping[str, str]) -> None:
+    """`rows` [vectors, D] by key, in fp32; reads the file back and compares.
+
+    Raises:
+        FinetuneError: a number is not finite in the number format.
+    """
+    cast = {k: t.to(DTYPES[dtype]) for k, t in rows.items()}
+    if not all(bool(torch.isfinite(t).all()) for t in cast.values()):
+        raise FinetuneError(f"{path}: not finite as {dtype}; nothing was written", "lower --lr, or --set run.save_dtype=fp32")
+    said = {"token": token, "vectors": str(len(next(iter(rows.values()))))}
+    files.write_bytes(path, files.safetensors(cast, {**facts, **said}))
+    back = read(path)
+    if back.token != token or any(not torch.equal(t, back.rows[k]) for k, t in cast.items()):
+        raise FinetuneError(f"{path}: what was read back differs from what was written", "check the disk")
+
+
+def read(path: Path) -> Embedding:
+    """Ours, diffusers' (the token is the key), or that of other tools (the token is the file's name).
+
+    Raises:
+        DataError: missing, not safetensors, or not an embedding.
+    """
+    metadata = header_of(path).metadata
+    state = load_file(path)
+    rows = {k: t.float() for k, t in state.items() if t.is_floating_point() and t.ndim in (1, 2)}
+    rows = {k: t[None] if t.ndim == 1 else t for k, t in rows.items()}
+    known = rows.keys() <= KEYS and bool(rows)
+    if rows.keys() != state.keys() or not (known or len(rows) == 1) or len({len(t) for t in rows.values()}) != 1:
+        shown = ", ".join(sorted(state)[:3])
+        raise DataError(f"{path}: is no embedding file (it holds {shown or 'nothing'})", "adapters are given with --adapter")
+    if bad := [k for k, t in rows.items() if not torch.isfinite(t).all()]:
+        raise DataError(f"{path}: {bad[0]} holds numbers that are not finite")
+    token = metadata.get("token") or (path.stem if known else next(iter(rows)))
+    return Embedding(path, token, rows, metadata)
+
+
+def metadata_facts(facts: Mapping[str, str]) -> dict[str, str]:
+    """An adapter's header facts as an embedding's: another architecture word, no rank."""
+    kept = {k: v for k, v in facts.items() if k not in ("ss_network_module", "ss_network_dim", "ss_network_alpha")}
+    return kept | {"modelspec.architecture": facts["modelspec.architecture"].replace("/lora", "/textual-inversion")}

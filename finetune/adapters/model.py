@@ -1,0 +1,67 @@
+"""A whole fine-tuned base as a diffusers folder: trained parts in the chosen number format, the others as they are in its source."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from finetune import files
+from finetune.adapters.write import DTYPES
+from finetune.errors import ConfigError, FinetuneError
+
+CONTRACT = "finetune.json"  # beside model_index.json: how the model must be used
+
+
+def cast(net: nn.Module, dtype: str, part: str) -> dict[str, Tensor]:
+    """A network's weights on the CPU.
+
+    Raises:
+        FinetuneError: a number is not finite in the number format.
+    """
+    state = {k: t.detach().to("cpu", DTYPES[dtype]) if t.is_floating_point() else t.cpu() for k, t in net.state_dict().items()}
+    if bad := [k for k, t in state.items() if not torch.isfinite(t).all()]:
+        raise FinetuneError(f"{part}.{bad[0]}: not finite as {dtype}; nothing was written", "lower --lr, or --set run.save_dtype=fp32")
+    return state
+
+
+def save(net: Any, folder: Path, dtype: str) -> None:
+    """One network with its config, as its library reads it."""
+    state = cast(net, dtype, folder.name)
+    if isinstance(net, ModelMixin):
+        net.save_config(folder)
+        save_file({k: t.contiguous() for k, t in state.items()}, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    else:
+        net.save_pretrained(folder, state_dict=state)
+
+
+def write(source: Path, path: Path, nets: Mapping[str, nn.Module], dtype: str, contract: Mapping[str, Any]) -> None:
+    """The pipeline of `source` with `nets` (by folder) in the place of its own, as the folder `path`: whole or not at all.
+
+    Parts that the source lacks, such as a safety checker that was not downloaded, are left out of the index.
+
+    Raises:
+        ConfigError: a folder that is no model is in the place.
+    """
+    if path.exists() and not (path / "model_index.json").exists():
+        raise ConfigError(f"{path}: is there already, and is no model", "choose another --out")
+    index: dict[str, Any] = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+    parts = [k for k, v in index.items() if isinstance(v, list)]
+    kept = {k: v if k not in parts or (source / k).is_dir() else [None, None] for k, v in index.items() if k != "_name_or_path"}
+
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "model_index.json").write_text(json.dumps(kept, indent=2, sort_keys=True), encoding="utf-8")
+        (folder / CONTRACT).write_text(json.dumps(dict(contract), indent=1, sort_keys=True), encoding="utf-8")
+        for part in parts:
+            if part in nets:
+                save(nets[part], folder / part, dtype)
+            elif (source / part).is_dir():
+                shutil.copytree(source / part, folder / part)
+
+    files.write(path, fill)

@@ -1,0 +1,108 @@
+"""`ft lora`, `ft dreambooth` and `ft textual-inversion`: one way to a job, three sets of flags and defaults."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from finetune.cli import flags
+from finetune.config import Job, read_yaml, recipes, resolve
+from finetune.config.load import Settings, merge, user_config
+from finetune.errors import ConfigError, plain
+
+# What a command means before any recipe or flag.
+DEFAULTS: dict[str, Settings] = {
+    "lora": {},
+    "dreambooth": {"method": {"kind": "full"}, "run": {"name": "dreambooth"}},
+    "textual-inversion": {"method": {"kind": "none"}, "data": {"caption_dropout": 0.0}, "run": {"name": "token"}},
+}
+NEEDED = {
+    "dreambooth": "--token and --class: missing, as in --token sks --class dog",
+    "textual-inversion": "--token: missing, as in --token '<owl>'",
+}
+
+
+def _command(name: str, table: Mapping[str, str], text: str) -> Callable[..., None]:
+    def command(
+        *,
+        recipe: Annotated[
+            Path | None,
+            typer.Option("--recipe", help="name of a recipe (`ft recipe ls`), or a YAML file; flags win over it", show_default=False),
+        ] = None,
+        set_: Annotated[
+            list[str] | None, typer.Option("--set", help="any setting: section.key=value", metavar="TEXT", show_default=False)
+        ] = None,
+        fresh: Annotated[bool, typer.Option("--fresh", help="start over, removing what an earlier run in --out wrote")] = False,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan, load no weights")] = False,
+        json_: Annotated[bool, typer.Option("--json", help="print one JSON object at the end")] = False,
+        **given: Any,
+    ) -> None:
+        job = make_job(name, flags.settings(table, given), recipes.find(recipe) if recipe else None, set_ or [], flags.names(table))
+        if dry_run:
+            _plan(job, json_)
+            return
+        from finetune import cli
+        from finetune.training import launch
+
+        summary = launch.train(job, fresh)
+        if json_ and summary:
+            cli.emit(summary)
+
+    command.__doc__ = text
+    return flags.with_flags(table)(command)
+
+
+def _plan(job: Job, json_: bool) -> None:
+    from finetune import cli
+    from finetune.training import plan
+
+    made = plan.plan(job)
+    cli.emit(made.facts) if json_ else print(plain(made.text))
+
+
+lora = _command("lora", flags.LORA, "Train a LoRA on a folder of pictures. The same command again resumes.")
+dreambooth = _command(
+    "dreambooth",
+    flags.DREAMBOOTH,
+    "Teach a subject from a few pictures, while pictures of its class keep the class. The same command again resumes.",
+)
+textual_inversion = _command(
+    "textual-inversion", flags.TEXTUAL_INVERSION, "Learn new tokens' embeddings and nothing else. The same command again resumes."
+)
+
+
+def make_job(name: str, given: Settings, recipe: Path | None, sets: list[str], names: Mapping[str, str]) -> Job:
+    """The job of a command line; where nothing names a base, says in one line which is used and why.
+
+    Raises:
+        ConfigError: every mistake there is, or settings that belong to another command.
+    """
+
+    def resolved(flags: Settings) -> Job:
+        job = resolve(flags, recipe, sets, names, DEFAULTS[name])
+        if job.command == name:
+            return job
+        if needed := NEEDED.get(name) if job.command == "lora" else None:
+            raise ConfigError(needed)
+        raise ConfigError(f"these settings are those of `ft {job.command}`, not of `ft {name}`", f"ft {job.command} --help")
+
+    job = resolved(given)
+    if any("base" in layer.get("model", {}) for layer in (given, read_yaml(recipe) if recipe else {})) or any(
+        s.startswith("model.base=") for s in sets
+    ):
+        return job
+    import sys
+
+    from finetune.families.source import default_base
+
+    mine = read_yaml(user_config()).get("model", {}).get("base") if user_config().exists() else None
+    base, line = default_base(mine, accelerator=_accelerator())
+    print(line, file=sys.stderr)
+    return resolved(merge(given, {"model": {"base": base}}))
+
+
+def _accelerator() -> bool:
+    import torch
+
+    return torch.accelerator.is_available()

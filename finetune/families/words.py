@@ -1,0 +1,50 @@
+"""A base's tokenizers, and the tokens that training adds to them, each of one vector or several."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from finetune.errors import ConfigError
+
+
+def pieces(token: str, vectors: int) -> list[str]:
+    """`<owl>`, `<owl>_1`, ...: one entry for each vector, named as diffusers names them."""
+    return [token] + [f"{token}_{i}" for i in range(1, vectors)]
+
+
+class Words:
+    """`tokenizers` by the name of the text encoder that reads their ids."""
+
+    def __init__(self, tokenizers: Mapping[str, Any]) -> None:
+        self.tokenizers = dict(tokenizers)
+        self.size = {part: len(t) for part, t in self.tokenizers.items()}  # before anything was added
+        self.added: dict[str, int] = {}
+
+    def add(self, token: str, vectors: int) -> None:
+        """A new token for every tokenizer; captions that hold it are read as its vectors from now on.
+
+        Raises:
+            ConfigError: the token is a word already.
+        """
+        for part, tokenizer in self.tokenizers.items():
+            if self.known(part, token) is not None:
+                raise ConfigError(f"token {token}: is a word already, and a word keeps its meaning", f"for example <{token.strip('<>')}>")
+            tokenizer.add_tokens(pieces(token, vectors))
+        self.added[token] = vectors
+
+    def known(self, part: str, word: str) -> int | None:
+        """The id of a word that is one entry of the vocabulary, or None."""
+        ids = self.ids(part, word)
+        return ids[0] if len(ids) == 1 else None
+
+    def ids(self, part: str, text: str) -> list[int]:
+        """A caption's ids, without marks."""
+        found: list[int] = self.tokenizers[part](self.expand(text), add_special_tokens=False)["input_ids"]
+        return found
+
+    def expand(self, caption: str) -> str:
+        """The caption with every added token written out as its pieces."""
+        if not self.added:
+            return caption
+        longest = sorted(self.added, key=len, reverse=True)
+        return re.sub("|".join(map(re.escape, longest)), lambda m: " ".join(pieces(m[0], self.added[m[0]])), caption)

@@ -1,0 +1,20 @@
+"""Full fine-tuning: every weight of a network trains, as an fp32 master."""
+
+from torch import nn
+
+
+def attach(net: nn.Module, idle: tuple[str, ...] = ()) -> dict[str, nn.Parameter]:
+    """What trains, by name: all of `net`, in fp32, but for a text encoder's table of words and what it does not use (`idle` beginnings).
+
+    The table stays: the words of a caption are few, and AdamW's decay and moments would change and cost every word's row.
+    """
+    net.float()
+    table = getattr(net, "get_input_embeddings", lambda: None)()
+    kept = {id(p) for p in table.parameters()} if table is not None else set()
+    trainable = {}
+    for name, parameter in net.named_parameters():
+        if id(parameter) in kept or name.removeprefix("text_model.").startswith(idle or ("\0",)):
+            continue
+        parameter.requires_grad_(True)
+        trainable[name] = parameter
+    return trainable
