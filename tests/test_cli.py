@@ -137,7 +137,7 @@ def test_a_dry_run_tells_the_plan_and_loads_no_weights(ft: Run, imgs: Path, base
     assert code == 0 and plan["adapted_layers"] == 32 and plan["epochs"] == 4.0 and plan["pictures"] == 7
     assert not (tmp_path / "runs").exists()
     code, out, _ = ft(*words, "--dry-run")
-    assert f"trains: {plan['trainable_parameters']:,} parameters in 32 layers" in out
+    assert f"trains: {plan['trainable_parameters']:,} of the denoiser parameters in 32 layers" in out
     # The plan's count is the run's.
     code, _, err = ft("lora", "--data", imgs, "--base", base, "--rank", 4, "--steps", 1)
     assert f"{plan['trainable_parameters']:,} parameters" in err and code == 0

@@ -1,0 +1,238 @@
+"""Measures every method on subjects that the embedded base has never seen: python scripts/bench_methods.py run --node-modules DIR --out DIR
+
+Trains each method on each subject with each seed, draws, measures, and keeps a row of figures; what has a row is not done again, so
+that it goes on where it stopped. `table` makes docs/methods.md of the rows. The pictures' packages are named in scripts/base/data.py.
+Several at once share the work: --part 0/2 and --part 1/2.
+"""
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent / "base"))
+from data import Emoji, emojis, on_white
+
+from finetune import config, files
+from finetune.config.load import merge
+from finetune.evaluation import subject
+from finetune.evaluation.clip import Clip
+from finetune.evaluation.heldout import Interval, paired
+from finetune.evaluation.judge import Judge
+from finetune.sampling.generate import Request, generate
+from finetune.training.run import train
+
+SUBJECTS = ("owl", "koala", "strawberry", "pineapple", "hamburger", "cactus", "guitar", "helicopter", "fire engine", "sailboat")
+SEEDS = (0, 1, 2)
+STYLES = ("noto", "twemoji")
+COUNT, STEPS, GUIDANCE = 4, 20, 4.0  # pictures a prompt, DDIM steps, guidance scale
+OTHERS = ("rocket", "tulip", "pear", "bus")  # things that the base knows and that are no subject's class
+
+_OWN = {"token": "sks", "class_count": 48, "class_steps": STEPS}
+_FEW = {"optim": {"batch": 2}}  # as many pictures of the subject a step as where class pictures stand beside them
+_WITHOUT = {**_OWN, "prior_weight": 0.0}
+_LORA = {"kind": "lora", "targets": "all-linear", "rank": 8}
+_TOKEN: dict[str, Any] = {"data": {"caption_dropout": 0.0}, "optim": {"lr": 1e-2, "batch": 4}}
+METHODS: dict[str, dict[str, Any]] = {
+    "LoRA (DreamBooth LoRA without prior)": {"subject": _WITHOUT, "method": _LORA, "optim": {"lr": 2e-3, "batch": 2}},
+    "DreamBooth LoRA, prior": {"subject": _OWN, "method": _LORA, "optim": {"lr": 2e-3}},
+    "DreamBooth full, without prior": {"subject": _WITHOUT, "method": {"kind": "full"}, "optim": {"lr": 2e-4, "batch": 2}},
+    "DreamBooth full, prior": {"subject": _OWN, "method": {"kind": "full"}, "optim": {"lr": 2e-4}},
+    "Textual Inversion, 1 vector": merge(_TOKEN, {"method": {"kind": "none", "vectors": 1}}),
+    "Textual Inversion, 4 vectors": merge(_TOKEN, {"method": {"kind": "none", "vectors": 4}}),
+    "pivotal tuning, 4 vectors": {
+        "method": {**_LORA, "vectors": 4, "token_lr": 1e-2, "token_until": 0.5},
+        "optim": {"lr": 2e-3, "batch": 2},
+    },
+}
+COMMON = {"model": {"base": "tiny"}, "optim": {"steps": 250, "batch": 4, "schedule": "cosine"}}
+
+
+def view(image: Image.Image, turn: float, scale: float, move: tuple[float, float]) -> Image.Image:
+    """A 64x64 picture on white, turned (degrees), scaled and moved (pixels)."""
+    big = image.resize((256, 256), Image.Resampling.LANCZOS)
+    big = big.rotate(turn, Image.Resampling.BICUBIC, fillcolor="white", translate=(int(4 * move[0]), int(4 * move[1])))
+    side = int(256 * scale)
+    page = Image.new("RGB", (256, 256), "white")
+    page.paste(big.resize((side, side), Image.Resampling.LANCZOS), ((256 - side) // 2, (256 - side) // 2))
+    return page.resize((64, 64), Image.Resampling.LANCZOS)
+
+
+def views(e: Emoji, folder: Path, held: bool, count: int = 4) -> Path:
+    """`count` pictures of a subject in either style, captioned with the style: to train on, or mirrored and turned further, held out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for style in STYLES:
+        for i in range(count):
+            r = random.Random(f"{e.name}{style}{i}{held}")  # noqa: S311  variants, no secrets
+            image, most = on_white(e.pictures[style]), 12 if held else 6 * (i > 0)
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if held else image
+            little = 1.0 if held or i else 0.0
+            move = (little * r.uniform(-4, 4), little * r.uniform(-4, 4))
+            view(image, r.uniform(-most, most), 1 + little * r.uniform(-0.1, 0.1), move).save(folder / f"{style}-{i}.png")
+            (folder / f"{style}-{i}.txt").write_text(f"{style} style", encoding="utf-8")
+    return folder
+
+
+def pictures(folder: Path) -> list[Image.Image]:
+    return [Image.open(p).convert("RGB") for p in sorted(folder.glob("*.png"))]
+
+
+def drawn(prompts: Sequence[str], out: Path, **files: Any) -> list[Image.Image]:
+    """COUNT pictures of each prompt, prompt by prompt."""
+    base = files.pop("base", "tiny")
+    made = generate(
+        Request(prompts, base=base, steps=STEPS, guidance=GUIDANCE, seed=100, count=COUNT, out=out, grid=True, **files), lambda t: None
+    )
+    return [Image.open(m["path"]).convert("RGB") for m in made]
+
+
+def prompts(word: str) -> list[str]:
+    return [word, *(f"{word}, {style} style" for style in STYLES)]
+
+
+class Bench:
+    def __init__(self, node_modules: Path, out: Path) -> None:
+        self.out, self.judge, self.clip = out, Judge(), Clip()
+        self.emoji = {e.name: e for e in emojis(node_modules) if e.held_out}
+
+    def features(self, images: Sequence[Image.Image]) -> Tensor:
+        return self.judge(images)[0]
+
+    def before(self, e: Emoji) -> dict[str, list[Image.Image]]:
+        """The base's own pictures: of the class, and of other things."""
+        folder = self.out / "base" / e.kind
+        classes, others = prompts(e.kind), [f"{o}, noto style" for o in OTHERS]
+        if not (folder / "others" / "grid.png").exists():
+            drawn(classes, folder / "class")
+            drawn(others, folder / "others")
+        return {
+            part: [Image.open(folder / part / f"{p:03d}-{100 + s}.png").convert("RGB") for p in range(n) for s in range(COUNT)]
+            for part, n in (("class", len(classes)), ("others", len(others)))
+        }
+
+    def figures(self, e: Emoji, made: list[Image.Image], data: Path, held: Path) -> dict[str, float]:
+        """Of pictures of the subject, drawn for `prompts`."""
+        features = self.features(made)
+        said = [p for p in prompts(e.kind) for _ in range(COUNT)]
+        styles = torch.stack([self.judge.style(made[(i + 1) * COUNT : (i + 2) * COUNT], s) for i, s in enumerate(STYLES)])
+        names = self.judge(made)[1].argmax(1)
+        return {
+            "fidelity": subject.fidelity(features, self.features(pictures(held))),
+            "named": float((names == self.judge.names.index(e.name)).float().mean()),
+            "prompt": float(self.clip.follows(made, said).mean()),
+            "style": float((styles > 0).float().mean()),
+            "diversity": subject.diversity(features.view(-1, COUNT, features.shape[1])),
+            "memorisation": subject.memorisation(features, self.features(pictures(data))),
+        }
+
+    def row(self, name: str, method: str, seed: int) -> dict[str, Any]:
+        e, slug = self.emoji[name], "".join(c if c.isalnum() else "-" for c in method.lower())
+        place = self.out / "runs" / f"{name}-{slug}-{seed}".replace(" ", "-")
+        data, held = views(e, self.out / "data" / name / "train", False), views(e, self.out / "data" / name / "held", True)
+        settings = merge(COMMON, {"data": {"path": str(data), "holdout": str(held)}}, METHODS[method])
+        settings = merge(settings, {"run": {"out": str(place), "seed": seed, "holdout_every": 10**6, "checkpoint_every": 10**6}})
+        tokens = "vectors" in settings["method"]
+        own = {"method": {"new_tokens": ["<x>"], "init_word": e.kind}} if tokens else {"subject": {"class_word": e.kind}}
+        before = self.before(e)
+        base = self.figures(e, before["class"], data, held)
+        began = time.monotonic()
+        summary = train(config.parse(merge(settings, own)), fresh=True)
+        seconds = time.monotonic() - began
+        written = {
+            "adapters": [summary["adapter"]] if "adapter" in summary else [],
+            "embeddings": [Path(summary["embedding"])] if "embedding" in summary else [],
+            "base": summary.get("model", "tiny"),
+        }
+        word = "<x>" if tokens else f"sks {e.kind}"
+        after = self.figures(e, drawn(prompts(word), place / "subject", **written), data, held)
+        kept = {
+            "class": drawn(prompts(e.kind), place / "class", **written),
+            "others": drawn([f"{o}, noto style" for o in OTHERS], place / "others", **written),
+        }
+        rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        losses = [r["held_out_loss"] for r in rows if "held_out_loss" in r]
+        size = sum(f.stat().st_size for k in summary["files"] if k != "best" for f in weights(Path(summary[k])))
+        for unneeded in [*place.glob("model*"), place / "checkpoints"]:
+            files.shutil.rmtree(unneeded, ignore_errors=True)
+        return {
+            "subject": name, "method": method, "seed": seed, "base": base, "after": after, "seconds": seconds, "bytes": size,
+            "held_out": [losses[0], losses[-1]], "class seconds": 0,
+            "drift": {part: subject.drift(self.features(before[part]), self.features(images)) for part, images in kept.items()},
+        }  # fmt: skip
+
+
+def weights(path: Path) -> list[Path]:
+    """The files of a result: of a model the trained part alone."""
+    return [path] if path.is_file() else [*(path / "unet").glob("*.safetensors")]
+
+
+def done(out: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
+    rows = [json.loads(line) for file in sorted(out.glob("rows*.jsonl")) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {(r["subject"], r["method"], r["seed"]): r for r in rows}
+
+
+def run(node_modules: Path, out: Path, part: str) -> None:
+    index, _, count = part.partition("/")
+    bench, mine = Bench(node_modules, out), SUBJECTS[int(index) :: int(count)]
+    for seed in SEEDS:
+        for name in mine:
+            for method in METHODS:
+                if (name, method, seed) in done(out):
+                    continue
+                row = bench.row(name, method, seed)
+                with (out / f"rows-{index}.jsonl").open("a", encoding="utf-8") as f:
+                    f.write(json.dumps(row) + "\n")
+                a, b = row["after"], row["base"]
+                print(
+                    f"{seed} {name}, {method}: fidelity {b['fidelity']:.3f} -> {a['fidelity']:.3f}, named {a['named']:.2f}, "
+                    f"drift {row['drift']['class']:.3f} and {row['drift']['others']:.3f}, {row['seconds']:.0f} s",
+                    flush=True,
+                )
+
+
+def by_subject(rows: Sequence[dict[str, Any]], value: Any) -> Tensor:
+    """[subjects]: means over seeds, so that an interval is over subjects."""
+    return torch.tensor([sum(v) / len(v) for s in SUBJECTS if (v := [value(r) for r in rows if r["subject"] == s])])
+
+
+def shown(i: Interval, digits: int = 3) -> str:
+    return f"{i.mean:+.{digits}f} ({i.low:+.{digits}f} to {i.high:+.{digits}f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("--node-modules", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--part", default="0/1")
+    given = parser.parse_args()
+    if given.what == "run":
+        run(given.node_modules, given.out, given.part)
+    else:
+        print(table(list(done(given.out).values())))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for method in METHODS:
+        mine = [r for r in rows if r["method"] == method]
+        if not mine:
+            continue
+        change = {
+            k: paired(by_subject(mine, lambda r, k=k: r["base"][k]), by_subject(mine, lambda r, k=k: r["after"][k]))
+            for k in mine[0]["after"]
+        }
+        lines.append((method, len(mine), change))
+    return json.dumps([(m, n, {k: shown(v) for k, v in c.items()}) for m, n, c in lines], indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+"""DreamBooth, Textual Inversion and pivotal tuning on every family: what trains, what stays, and that files load elsewhere the same."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from finetune import config
+from finetune.adapters import embedding
+from finetune.adapters.read import read
+from finetune.config.load import merge
+from finetune.data.encoded import texts
+from finetune.errors import ConfigError, DataError, FinetuneError
+from finetune.families import load, source
+from finetune.methods import method, textual_inversion
+from finetune.sampling import apply
+from finetune.training.run import Runner, train
+
+Bases = Callable[[str], Path]
+Make = Callable[..., dict[str, Any]]
+
+SUBJECT = {"token": "sks", "class_word": "disc", "class_count": 3, "class_steps": 2, "class_batch": 2}
+ADAPTER = {"kind": "lora", "rank": 2, "alpha": 1}
+METHODS: dict[str, dict[str, Any]] = {
+    "dreambooth full": {"subject": SUBJECT, "method": {"kind": "full"}},
+    "dreambooth full, text encoder": {"subject": SUBJECT, "method": {"kind": "full", "text_encoder": True}},
+    "dreambooth lora": {"subject": SUBJECT, "method": ADAPTER},
+    "dreambooth lora, text encoder": {"subject": SUBJECT, "method": {**ADAPTER, "text_encoder": True, "targets": "all-linear"}},
+    "textual inversion": {"method": {"kind": "none", "new_tokens": ["<x>"], "vectors": 2}, "data": {"template": "none"}},
+    "pivotal": {"method": {**ADAPTER, "new_tokens": ["<x>"], "vectors": 2, "token_until": 0.5}, "data": {"template": "none"}},
+}
+FAMILIES = ["sd", "sd-v", "sdxl", "flux"]
+
+
+@pytest.fixture
+def make(bases: Bases, imgs: Path, tmp_path: Path) -> Make:
+    """Settings of a short run of a method on a family's tiny pipeline, on pictures without captions of their own."""
+
+    def settings(family: str, name: str, **more: Any) -> dict[str, Any]:
+        small = {
+            "model": {"base": str(bases(family))}, "data": {"path": str(imgs), "caption_dropout": 0.5, "resolution": 16},
+            "optim": {"steps": 4, "batch": 4, "lr": 1e-3}, "run": {"out": str(tmp_path / "out"), "save_dtype": "fp32"},
+        }  # fmt: skip
+        return merge(small, METHODS[name], more)
+
+    return settings
+
+
+def family_of(base: Path | str) -> load.Family:
+    return load.family(source.resolve(str(base)))
+
+
+def weights(family: load.Family) -> dict[str, Tensor]:
+    return {f"{p}.{n}": t.clone() for p in family.spec.parts for n, t in family.parts.load(p).state_dict().items()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("of", FAMILIES)
+def test_every_method_trains_and_its_files_come_back(make: Make, bases: Bases, of: str, name: str, tmp_path: Path) -> None:
+    settings = make(of, name, run={"sample_prompt": ["red disc"], "sample_every": 2}, data={"holdout": "0.3"})
+    summary = train(config.parse(settings))
+    plain, spec = family_of(bases(of)), family_of(bases(of)).spec
+    kinds = set(summary["files"]) - {"best"}
+    if settings["method"]["kind"] == "full":
+        assert kinds == {"model"}
+        made = family_of(summary["model"])
+        before, after = weights(plain), weights(made)
+        moved = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
+        taught = set(spec.taught_text) if settings["method"].get("text_encoder") else set()
+        assert moved == {spec.denoiser} | taught and before.keys() == after.keys()
+        assert json.loads((Path(summary["model"]) / "finetune.json").read_text())["trigger"] == "sks disc"
+    else:
+        assert kinds == {"lora": {"adapter"}, "none": {"embedding"}}[settings["method"]["kind"]] | (
+            {"embedding"} if settings["method"].get("new_tokens") else set()
+        )
+    if "adapter" in kinds:
+        parts = {part for part, _ in read(Path(summary["adapter"])).on(spec.denoiser)}
+        assert parts == {spec.denoiser} | (set(spec.taught_text) if settings["method"].get("text_encoder") else set())
+    assert (tmp_path / "out" / "samples" / "step-000004.png").exists()
+    metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert sum("held_out_loss" in m for m in metrics) == 2
+
+
+@pytest.mark.parametrize("name", ["dreambooth full", "dreambooth lora, text encoder", "textual inversion", "pivotal"])
+def test_a_run_in_two_parts_is_a_run(make: Make, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after two of four steps, and gone on with: the same bytes, averaged weights included."""
+    settings = make("sd", name, optim={"ema": 0.5}, run={"checkpoint_every": 2})
+    whole = train(config.parse(merge(settings, {"run": {"out": str(tmp_path / "whole")}})))
+    monkeypatch.setattr(Runner, "finish", lambda self, training: (_ for _ in ()).throw(KeyboardInterrupt))
+    first = merge(settings, {"run": {"out": str(tmp_path / "parts")}})
+    with pytest.raises(KeyboardInterrupt):
+        train(config.parse(first))
+    _, newest = sorted((tmp_path / "parts" / "checkpoints").glob("step-*"))
+    shutil.rmtree(newest)
+    monkeypatch.undo()
+    parts = train(config.parse(first))
+    for kind in whole["files"]:
+        a, b = Path(whole[kind]), Path(parts[kind])
+        files = [p.relative_to(a) for p in a.rglob("*") if p.is_file()] if a.is_dir() else [Path()]
+        assert files and all((a / f).read_bytes() == (b / f).read_bytes() for f in files)
+
+
+def test_new_rows_train_and_no_other_changes(make: Make, bases: Bases) -> None:
+    """The optimizer sees the new rows alone; the rest of the text encoder and its table are the base's to the bit."""
+    runner = Runner(config.parse(make("sdxl", "textual inversion")))
+    runner.prepare()
+    runner.encode()
+    training, _ = runner.assemble(runner.family.parts.load("unet"))
+    assert {n: tuple(p.shape) for n, p in training.trainable.items()} == {
+        "text_encoder.new_tokens": (2, 16), "text_encoder_2.new_tokens": (2, 24),
+    }  # fmt: skip
+    before = {n: p.detach().clone() for n, p in training.trainable.items()}
+    runner.train(training, 0)
+    assert all(not torch.equal(p, before[n]) for n, p in training.trainable.items())
+    plain = family_of(bases("sdxl"))
+    for part in plain.spec.text:
+        ours = {k.replace(".table.", "."): v for k, v in training.step.nets[part].state_dict().items() if not k.endswith(".rows")}
+        theirs = plain.parts.load(part).state_dict()
+        assert ours.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in ours.items())
+
+
+def test_norms_stay_near_the_tables() -> None:
+    table = nn.Embedding(100, 16)
+    rows = textual_inversion.NewRows(table, torch.randn(3, 16) * 50, 100)
+    for _ in range(100):
+        rows.retract()
+    assert torch.allclose(rows.rows.norm(dim=1), torch.full((3,), rows.typical), rtol=0.01)
+
+
+def test_pivotal_freezes_the_embeddings_after_its_share(make: Make) -> None:
+    runner = Runner(config.parse(make("sd", "pivotal")))
+    runner.prepare()
+    runner.encode()
+    training, _ = runner.assemble(runner.family.parts.load("unet"))
+    seen: list[Tensor] = []
+    settle = training.settle
+    training.settle = lambda step: (settle(step), seen.append(training.trainable["text_encoder.new_tokens"].detach().clone()))[0]
+    low = next(n for n in training.trainable if "lora_A" in n)
+    runner.train(training, 0)
+    assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and torch.equal(seen[2], seen[3])
+    assert training.trainable[low].grad is None
+
+
+def test_an_embedding_is_read_by_diffusers_with_the_same_effect(make: Make, bases: Bases) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    summary = train(config.parse(make("sd", "textual inversion", method={"vectors": 3}, optim={"lr": 0.05})))
+    file = Path(summary["embedding"])
+    with safe_open(file, "pt") as f:
+        assert list(f.keys()) == ["emb_params"] and f.get_tensor("emb_params").shape == (3, 16)
+        assert f.metadata()["token"] == "<x>" and f.metadata()["vectors"] == "3" and "base" in f.metadata()["ft.contract"]
+    pipe = StableDiffusionPipeline.from_pretrained(bases("sd"))
+    pipe.load_textual_inversion(str(file), token="<x>")
+    theirs, _ = pipe.encode_prompt("red <x>", "cpu", 1, False)
+    of = family_of(bases("sd"))
+    apply.to_words(of, [embedding.read(file)])
+    ours = texts(of, ["red <x>"])[0]["hidden"]
+    assert torch.allclose(ours, theirs[0], atol=1e-6)
+    plain = texts(family_of(bases("sd")), ["red"])[0]["hidden"]
+    assert not torch.allclose(ours, plain, atol=1e-3)
+
+
+def test_the_embeddings_of_two_encoders_are_read_by_diffusers(make: Make, bases: Bases) -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    file = Path(train(config.parse(make("sdxl", "textual inversion", optim={"lr": 0.05})))["embedding"])
+    state = load_file(file)
+    assert {k: tuple(t.shape) for k, t in state.items()} == {"clip_l": (2, 16), "clip_g": (2, 24)}
+    pipe = StableDiffusionXLPipeline.from_pretrained(bases("sdxl"))
+    pipe.load_textual_inversion({"<x>": state["clip_l"]}, token="<x>", text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)
+    pipe.load_textual_inversion({"<x>": state["clip_g"]}, token="<x>", text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)
+    hidden, _, pooled, _ = pipe.encode_prompt("<x> disc", device="cpu", do_classifier_free_guidance=False)
+    of = family_of(bases("sdxl"))
+    apply.to_words(of, [embedding.read(file)])
+    ours = texts(of, ["<x> disc"])[0]
+    assert torch.allclose(ours["hidden"], hidden[0], atol=1e-6) and torch.allclose(ours["pooled"], pooled[0], atol=1e-6)
+
+
+def test_a_full_model_is_a_diffusers_pipeline(make: Make) -> None:
+    from diffusers import DiffusionPipeline
+
+    out = Path(train(config.parse(make("sdxl", "dreambooth full, text encoder")))["model"])
+    pipe = DiffusionPipeline.from_pretrained(out)
+    ours = family_of(out)
+    for part in ours.spec.parts:
+        theirs = getattr(pipe, part).state_dict()
+        assert all(torch.equal(t, theirs[k]) for k, t in ours.parts.load(part).state_dict().items())
+    assert not list(out.parent.glob(".tmp-*")) and (out / "scheduler" / "scheduler_config.json").exists()
+
+
+def test_a_text_encoders_adapter_is_read_by_diffusers(make: Make, bases: Bases) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    summary = train(config.parse(make("sd", "dreambooth lora, text encoder", optim={"lr": 0.02}, method={"text_encoder_lr": 0.02})))
+    pipe = StableDiffusionPipeline.from_pretrained(bases("sd"))
+    plain, _ = pipe.encode_prompt("sks disc", "cpu", 1, False)
+    pipe.load_lora_weights(summary["adapter"])
+    theirs, _ = pipe.encode_prompt("sks disc", "cpu", 1, False)
+    of = family_of(bases("sd"))
+    apply.to_text_encoders(of, [(read(Path(summary["adapter"])), 1.0)])
+    ours = texts(of, ["sks disc"])[0]["hidden"]
+    assert torch.allclose(ours, theirs[0], atol=1e-5) and float(((theirs - plain).norm() / plain.norm()).detach()) > 1e-3
+
+
+def test_class_pictures_are_kept_topped_up_and_all_used(make: Make, tmp_path: Path) -> None:
+    own = tmp_path / "class"
+    tiny.folder(own, 2)
+    settings = make("sd", "dreambooth lora", subject={"class_data": str(own), "class_count": 5}, optim={"steps": 2})
+    runner = Runner(config.parse(settings))
+    runner.prepare()
+    drawn = sorted(own.glob("class-*.png"))
+    assert len(drawn) == 3 and len(runner.pictures.classes) == 5
+    assert {s.caption for s in runner.pictures.classes} == {"disc", "red disc", "blue disc"}
+    stamps = [p.stat().st_mtime_ns for p in drawn]
+    drawn[1].unlink()
+    again = Runner(config.parse(settings))
+    again.prepare()
+    assert [p.stat().st_mtime_ns for p in sorted(own.glob("class-*.png"))][::2] == stamps[::2], "what is there is used again"
+    assert again.identity == runner.identity, "and what is missing comes back the same"
+    again.encode()
+    training, _ = again.assemble(again.family.parts.load("unet"))
+    assert {s.weight for step in range(3) for s in training.plan.slots(step)} == {1.0}
+    shown = {s.sample for step in range(5) for s in training.plan.slots(step)}
+    assert shown == set(range(len(again.pictures.train) + 5))
+
+
+def test_the_prior_weight_is_the_weight_of_class_pictures(make: Make) -> None:
+    def gradient(weight: float, learn: str) -> dict[str, Tensor]:
+        from finetune.training import loop
+
+        runner = Runner(config.parse(make("sd", "dreambooth full", subject={"prior_weight": weight}, optim={"batch": 2})))
+        runner.prepare()
+        runner.encode()
+        training, _ = runner.assemble(runner.family.parts.load("unet"))
+        if learn != "both":
+            keep = {"instance": 0, "class": 1}[learn]
+            slots = training.plan.slots(0)
+            training.plan = type("P", (), {  # type: ignore[assignment]
+                "total_weight": lambda self, step: sum(s.weight for s in slots),
+                "micro_batches": lambda self, *a: [[s for s in slots if s.slot % 2 == keep]],
+            })()  # fmt: skip
+        loop.gradient(training, 0)
+        return {n: p.grad.clone() for n, p in training.trainable.items() if p.grad is not None}
+
+    both, instance, classes = (gradient(0.5, x) for x in ("both", "instance", "class"))
+    assert all(torch.allclose(both[n], instance[n] + classes[n], atol=1e-6) for n in both)
+    full = gradient(1.0, "class")
+    name = max(full, key=lambda n: float(full[n].norm()))
+    # 0.5 of weight 1.5 against 1 of 2
+    assert torch.allclose(classes[name], full[name] * (0.5 / 1.5) / (1 / 2), rtol=1e-4, atol=1e-7)
+
+
+BAD: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a word as new token": ("textual inversion", {"method": {"new_tokens": ["a"]}}, "token a: is a word already"),
+    "too many vectors": ("textual inversion", {"method": {"vectors": 11}}, r"--vectors 11: .* reads 10"),
+    "no class": ("dreambooth full", {"subject": {"class_word": None}}, "--token and --class: give both"),
+    "no class pictures": ("dreambooth full", {"subject": {"class_count": 0}}, "--class-count 0: .* --prior-weight 0"),
+    "odd batch": ("dreambooth full", {"optim": {"batch": 3}}, "--batch 3: class pictures stand in equal number"),
+    "one token twice": ("textual inversion", {"method": {"new_tokens": ["<x>", "<x>"]}}, "one stands twice"),
+    "nothing trains": ("textual inversion", {"method": {"new_tokens": []}}, "nothing would train"),
+    "an adapter's format": ("dreambooth full", {"run": {"format": "kohya"}}, "--format kohya: is for adapters"),
+    "all weights and tokens": ("dreambooth full", {"method": {"new_tokens": ["<x>"]}}, "method.new_tokens: train with an adapter"),
+    "two triggers": ("dreambooth full", {"data": {"trigger": "zwx"}}, "data.trigger: --token and --class are the trigger"),
+    "a word with a space": ("textual inversion", {"method": {"new_tokens": ["a b"]}}, "method.new_tokens"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_settings_are_refused_by_name_before_a_model_is_loaded(
+    make: Make, case: str, tmp_path: Path, bases: Bases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, more, message = BAD[case]
+    monkeypatch.setattr("finetune.families.components.Components.load", lambda *a: pytest.fail("a model was loaded"))
+    with pytest.raises(ConfigError, match=message):
+        train(config.parse(make("sd", name, **more)))
+
+
+def test_an_unwritable_class_folder_is_refused_by_name(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "class").write_text("a file")
+    with pytest.raises(FinetuneError, match="class"):
+        train(config.parse(make("sd", "dreambooth full", subject={"class_data": str(tmp_path / "class" / "x")})))
+
+
+def test_a_common_word_is_no_rare_token() -> None:
+    from finetune.training.run import check_subject
+
+    def job(token: str) -> config.Job:
+        return config.parse({"data": {"path": "x"}, "subject": {"token": token, "class_word": "bird"}})
+
+    with pytest.raises(ConfigError, match="--token house: is a word that tiny knows"):
+        check_subject(job("house"), family_of("tiny"), 2)
+    check_subject(job("sks"), family_of("tiny"), 2)
+
+
+def test_files_that_are_no_embeddings_of_this_base_are_refused(make: Make, bases: Bases, tmp_path: Path) -> None:
+    adapter = train(config.parse(make("sd", "dreambooth lora", optim={"steps": 1})))["adapter"]
+    with pytest.raises(DataError, match="is no embedding file"):
+        embedding.read(Path(adapter))
+    file = tmp_path / "wide.safetensors"
+    embedding.write(file, "<w>", {"emb_params": torch.ones(1, 20)}, "fp32", {})
+    with pytest.raises(DataError, match=r"rows of 20 numbers, and .* has 16"):
+        apply.to_words(family_of(bases("sd")), [embedding.read(file)])
+    with pytest.raises(DataError, match="holds no rows for text_encoder"):
+        apply.to_words(family_of(bases("sdxl")), [embedding.read(file)])
+    with pytest.raises(FinetuneError, match="not finite as fp16"):
+        embedding.write(file, "<w>", {"emb_params": torch.full((1, 16), 1e6)}, "fp16", {})
+
+
+def test_several_tokens_leave_a_file_each(make: Make) -> None:
+    settings = make("sd", "textual inversion", method={"new_tokens": ["<x>", "<y>"], "init_word": "red", "vectors": 1})
+    summary = train(config.parse(settings))
+    tokens = [embedding.read(Path(summary[k])).token for k in ("embedding", "embedding-2")]
+    assert tokens == ["<x>", "<y>"] and method.DENOISER not in summary
