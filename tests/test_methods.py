@@ -266,6 +266,11 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "odd batch": ("dreambooth full", {"optim": {"batch": 3}}, "--batch 3: class pictures stand in equal number"),
     "one token twice": ("textual inversion", {"method": {"new_tokens": ["<x>", "<x>"]}}, "one stands twice"),
     "nothing trains": ("textual inversion", {"method": {"new_tokens": []}}, "nothing would train"),
+    "no single file": (
+        "dreambooth full",
+        {"run": {"format": "single"}, "model": {"base": "flux"}},
+        "--format single: there is none for flux",
+    ),
     "an adapter's format": ("dreambooth full", {"run": {"format": "kohya"}}, "--format kohya: is for adapters"),
     "all weights and tokens": ("dreambooth full", {"method": {"new_tokens": ["<x>"]}}, "method.new_tokens: train with an adapter"),
     "two triggers": ("dreambooth full", {"data": {"trigger": "zwx"}}, "data.trigger: --token and --class are the trigger"),
@@ -280,7 +285,7 @@ def test_bad_settings_are_refused_by_name_before_a_model_is_loaded(
     name, more, message = BAD[case]
     monkeypatch.setattr("finetune.families.components.Components.load", lambda *a: pytest.fail("a model was loaded"))
     with pytest.raises(ConfigError, match=message):
-        train(config.parse(make("sd", name, **more)))
+        train(config.parse(make(more.get("model", {}).get("base", "sd"), name, **{k: v for k, v in more.items() if k != "model"})))
 
 
 def test_an_unwritable_class_folder_is_refused_by_name(make: Make, tmp_path: Path) -> None:

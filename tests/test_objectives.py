@@ -138,11 +138,13 @@ def test_masters_are_fp32_whatever_the_base(train: Any, monkeypatch: pytest.Monk
     assert frozen == {torch.bfloat16}
 
 
-def test_gradient_checkpointing_changes_no_gradient(settings: Callable[..., dict[str, Any]]) -> None:
+@pytest.mark.parametrize("method", [{}, {"text_encoder": True}, {"new_tokens": ["<x>"], "vectors": 2}])
+def test_gradient_checkpointing_changes_no_gradient(settings: Callable[..., dict[str, Any]], method: dict[str, Any]) -> None:
     import gradients
 
-    plain = gradients.gradients(settings(), torch.float32, 0)
-    spared = gradients.gradients(settings(run={"gradient_checkpointing": True}), torch.float32, 0)
+    plain = gradients.gradients(settings(method=method), torch.float32, 0)
+    spared = gradients.gradients(settings(method=method, run={"gradient_checkpointing": True}), torch.float32, 0)
+    assert plain.keys() == spared.keys() and all(g.any() for g in plain.values())
     assert max(float((plain[n] - spared[n]).norm() / plain[n].norm()) for n in plain) < 1e-6
 
 

@@ -54,6 +54,22 @@ def test_a_single_file_of_xl_is_the_base_it_was_made_of(bases: Callable[[str], P
 
 @pytest.mark.usefixtures("tiny_configs")
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("of", ["sd", "sdxl"])
+def test_a_full_fine_tune_is_the_same_as_a_folder_and_as_a_single_file(
+    train: Callable[..., dict[str, Any]], bases: Callable[[str], Path], of: str, tmp_path: Path
+) -> None:
+    full: dict[str, Any] = {"model": {"base": str(bases(of))}, "method": {"kind": "full", "text_encoder": True}}
+    folder = train(**full)["model"]
+    file = train(**full, run={"format": "single", "out": str(tmp_path / "single")})["model"]
+    here, there = (load.family(source.resolve(m)).parts for m in (folder, file))
+    assert file.endswith(".safetensors")
+    for part in ("unet", "vae", "text_encoder"):
+        one, other = here.load(part).state_dict(), there.load(part).state_dict()
+        assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one), part
+
+
+@pytest.mark.usefixtures("tiny_configs")
+@pytest.mark.filterwarnings("ignore")
 def test_a_single_file_is_the_base_it_was_made_of(base: Path, tmp_path: Path) -> None:
     path = original_layout.write(base, tmp_path / "model.safetensors")
     found = source.resolve(str(path))

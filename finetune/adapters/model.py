@@ -1,4 +1,4 @@
-"""A whole fine-tuned base as a diffusers folder: trained parts in the chosen number format, the others as they are in its source."""
+"""A whole fine-tuned base, as a diffusers folder (trained parts in the chosen number format, the others as in its source) or one file."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from finetune import files
+from finetune.adapters.original import single
 from finetune.adapters.write import DTYPES
 from finetune.errors import ConfigError, FinetuneError
 
@@ -65,3 +66,15 @@ def write(source: Path, path: Path, nets: Mapping[str, nn.Module], dtype: str, c
                 shutil.copytree(source / part, folder / part)
 
     files.write(path, fill)
+
+
+def facts(adapter: Mapping[str, str]) -> dict[str, str]:
+    """An adapter's header facts as a whole model's."""
+    kept = {k: v for k, v in adapter.items() if not k.startswith("ss_network")}
+    return kept | {"modelspec.architecture": adapter["modelspec.architecture"].removesuffix("/lora")}
+
+
+def write_single(path: Path, nets: Mapping[str, nn.Module], openclip: bool, dtype: str, metadata: Mapping[str, str]) -> None:
+    """All of `nets` (by folder) in the original layout; `openclip` is whether the only text encoder is OpenCLIP's."""
+    state = single({part: cast(net, dtype, part) for part, net in nets.items()}, openclip)
+    files.write_bytes(path, files.safetensors({k: t.to(DTYPES[dtype]) for k, t in state.items()}, metadata))

@@ -21,6 +21,7 @@ class FamilySpec:
     taught_text: tuple[str, ...]  # text encoders that fine-tuning may train
     embedding_keys: dict[str, str]  # what an embedding file calls each text encoder's rows
     text_targets: dict[str, tuple[str, ...]] = field(default_factory=lambda: CLIP_TARGETS)
+    single_file: bool = True  # whether a whole model can be written as one file in the original layout
     inert: tuple[str, ...] = ()  # endings of trainable tensors that may have no gradient
 
     @property
@@ -94,6 +95,7 @@ FLUX = FamilySpec(
     samplers={"euler": "FlowMatchEulerDiscreteScheduler"},
     sampler="euler",
     taught_text=("text_encoder",),  # CLIP: nobody trains T5
+    single_file=False,
     embedding_keys={"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
 )
 

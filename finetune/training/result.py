@@ -32,6 +32,8 @@ def check(job: Job, family: Family) -> list[str]:
         ConfigError: a target matches no layer, or a layer has no name in the layout.
     """
     spec = family.spec
+    if job.run.format == "single" and not spec.single_file:
+        raise ConfigError(f"--format single: there is none for {spec.name}", "--format diffusers writes a folder")
     if job.method.kind != "lora":
         return []
     found = adapter.matching(family.parts.skeleton(spec.denoiser), job.method.targets, spec.targets)
@@ -87,8 +89,14 @@ def write_adapter(out: Path, job: Job, family: Family, facts: Mapping[str, str],
 
 
 def write_model(out: Path, job: Job, family: Family, said: Contract, nets: Mapping[str, nn.Module], name: str) -> Path:
-    path = out / ("model" if name == job.run.name else "model-best")
     own = {family.spec.denoiser if part == DENOISER else part: net for part, net in nets.items()}
+    if job.run.format == "single":
+        whole = own | {part: family.parts.load(part) for part in family.spec.parts if part not in own}
+        path, second = out / f"{name}.safetensors", family.labels()[1].startswith("sd_v2")
+        facts = model.facts(header(said, name, *family.labels(), family.source.licence))
+        model.write_single(path, whole, second, job.run.save_dtype, facts)
+        return path
+    path = out / ("model" if name == job.run.name else "model-best")
     model.write(family.source.folder, path, own, job.run.save_dtype, asdict(said))
     return path
 
@@ -116,7 +124,11 @@ def recompute(nets: Mapping[str, Any]) -> None:
         if part == DENOISER:
             net.enable_gradient_checkpointing()
         else:
-            net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            how = {"use_reentrant": False}
+            if hasattr(net, "activation_checkpointing_enable"):  # transformers 5.23 renamed it
+                net.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+            else:
+                net.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
 
 
 def write_card(
