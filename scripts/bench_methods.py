@@ -7,10 +7,11 @@ Several at once share the work: --part 0/2 and --part 1/2.
 
 import argparse
 import json
-import random
+import shutil
+import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent / "base"))
-from data import Emoji, emojis, on_white
+from data import Emoji, emojis
+from views import STYLES, views
 
-from finetune import config, files
+from finetune import config
 from finetune.config.load import merge
 from finetune.evaluation import subject
 from finetune.evaluation.clip import Clip
@@ -32,7 +34,6 @@ from finetune.training.run import train
 
 SUBJECTS = ("owl", "koala", "strawberry", "pineapple", "hamburger", "cactus", "guitar", "helicopter", "fire engine", "sailboat")
 SEEDS = (0, 1, 2)
-STYLES = ("noto", "twemoji")
 COUNT, STEPS, GUIDANCE = 4, 20, 4.0  # pictures a prompt, DDIM steps, guidance scale
 OTHERS = ("rocket", "tulip", "pear", "bus")  # things that the base knows and that are no subject's class
 
@@ -54,31 +55,6 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 COMMON = {"model": {"base": "tiny"}, "optim": {"steps": 250, "batch": 4, "schedule": "cosine"}}
-
-
-def view(image: Image.Image, turn: float, scale: float, move: tuple[float, float]) -> Image.Image:
-    """A 64x64 picture on white, turned (degrees), scaled and moved (pixels)."""
-    big = image.resize((256, 256), Image.Resampling.LANCZOS)
-    big = big.rotate(turn, Image.Resampling.BICUBIC, fillcolor="white", translate=(int(4 * move[0]), int(4 * move[1])))
-    side = int(256 * scale)
-    page = Image.new("RGB", (256, 256), "white")
-    page.paste(big.resize((side, side), Image.Resampling.LANCZOS), ((256 - side) // 2, (256 - side) // 2))
-    return page.resize((64, 64), Image.Resampling.LANCZOS)
-
-
-def views(e: Emoji, folder: Path, held: bool, count: int = 4) -> Path:
-    """`count` pictures of a subject in either style, captioned with the style: to train on, or mirrored and turned further, held out."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for style in STYLES:
-        for i in range(count):
-            r = random.Random(f"{e.name}{style}{i}{held}")  # noqa: S311  variants, no secrets
-            image, most = on_white(e.pictures[style]), 12 if held else 6 * (i > 0)
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if held else image
-            little = 1.0 if held or i else 0.0
-            move = (little * r.uniform(-4, 4), little * r.uniform(-4, 4))
-            view(image, r.uniform(-most, most), 1 + little * r.uniform(-0.1, 0.1), move).save(folder / f"{style}-{i}.png")
-            (folder / f"{style}-{i}.txt").write_text(f"{style} style", encoding="utf-8")
-    return folder
 
 
 def pictures(folder: Path) -> list[Image.Image]:
@@ -161,10 +137,10 @@ class Bench:
         losses = [r["held_out_loss"] for r in rows if "held_out_loss" in r]
         size = sum(f.stat().st_size for k in summary["files"] if k != "best" for f in weights(Path(summary[k])))
         for unneeded in [*place.glob("model*"), place / "checkpoints"]:
-            files.shutil.rmtree(unneeded, ignore_errors=True)
+            shutil.rmtree(unneeded, ignore_errors=True)
         return {
             "subject": name, "method": method, "seed": seed, "base": base, "after": after, "seconds": seconds, "bytes": size,
-            "held_out": [losses[0], losses[-1]], "class seconds": 0,
+            "held_out": [losses[0], losses[-1]],
             "drift": {part: subject.drift(self.features(before[part]), self.features(images)) for part, images in kept.items()},
         }  # fmt: skip
 
@@ -198,13 +174,92 @@ def run(node_modules: Path, out: Path, part: str) -> None:
                 )
 
 
-def by_subject(rows: Sequence[dict[str, Any]], value: Any) -> Tensor:
-    """[subjects]: means over seeds, so that an interval is over subjects."""
-    return torch.tensor([sum(v) / len(v) for s in SUBJECTS if (v := [value(r) for r in rows if r["subject"] == s])])
+def by_subject(rows: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> Tensor:
+    """[subjects]: means over seeds, so that an interval is over subjects, which are what a user's own differs from."""
+    return torch.tensor([statistics.fmean(v) for s in SUBJECTS if (v := [value(r) for r in rows if r["subject"] == s])])
 
 
 def shown(i: Interval, digits: int = 3) -> str:
     return f"{i.mean:+.{digits}f} ({i.low:+.{digits}f} to {i.high:+.{digits}f})"
+
+
+def change(figure: str) -> Callable[[Sequence[dict[str, Any]]], str]:
+    """The change of a figure against the base's own pictures of the class, with its interval."""
+    return lambda rows: shown(paired(by_subject(rows, lambda r: r["base"][figure]), by_subject(rows, lambda r: r["after"][figure])))
+
+
+def mean(value: Callable[[dict[str, Any]], float], form: str) -> Callable[[Sequence[dict[str, Any]]], str]:
+    return lambda rows: format(statistics.fmean(value(r) for r in rows), form)
+
+
+def drift(part: str) -> Callable[[Sequence[dict[str, Any]]], str]:
+    def column(rows: Sequence[dict[str, Any]]) -> str:
+        values = by_subject(rows, lambda r: r["drift"][part])
+        return shown(paired(torch.zeros_like(values), values)).replace("+", "")
+
+    return column
+
+
+def held_out(rows: Sequence[dict[str, Any]]) -> str:
+    """The change of the loss on held-out views, in per cent."""
+    before, after = by_subject(rows, lambda r: r["held_out"][0]), by_subject(rows, lambda r: r["held_out"][1])
+    i = paired(torch.zeros_like(before), 100 * (after / before - 1))
+    return shown(i, 1) + " %"
+
+
+def size(rows: Sequence[dict[str, Any]]) -> str:
+    n = rows[0]["bytes"]
+    return f"{n / 1e6:.1f} MB" if n >= 1e6 else f"{n / 1e3:.0f} kB"
+
+
+LEARNED = {
+    "fidelity": mean(lambda r: r["after"]["fidelity"], ".3f"), "its change": change("fidelity"),
+    "named": mean(lambda r: r["after"]["named"], ".0%"), "held-out loss": held_out, "memorisation": change("memorisation"),
+}  # fmt: skip
+KEPT = {
+    "drift of the class": drift("class"), "of other things": drift("others"), "prompt": change("prompt"),
+    "style": mean(lambda r: r["after"]["style"], ".0%"), "diversity": change("diversity"),
+    "seconds": lambda rows: f"{statistics.median(r['seconds'] for r in rows):.0f}", "file": size,
+}  # fmt: skip
+LORA, LORA_PRIOR, FULL, FULL_PRIOR, _, TOKENS, PIVOTAL = METHODS
+COMPARED = [  # a, b, figure: b - a
+    (LORA, LORA_PRIOR, "drift"), (FULL, FULL_PRIOR, "drift"), (LORA, LORA_PRIOR, "fidelity"), (FULL, FULL_PRIOR, "fidelity"),
+    (LORA, PIVOTAL, "fidelity"), (TOKENS, PIVOTAL, "fidelity"),
+]  # fmt: skip
+VALUE: dict[str, Callable[[dict[str, Any]], float]] = {
+    "drift": lambda r: r["drift"]["class"],
+    "fidelity": lambda r: r["after"]["fidelity"],
+}
+
+
+def columns(rows: Sequence[dict[str, Any]], of: dict[str, Callable[[Sequence[dict[str, Any]]], str]]) -> list[str]:
+    lines = [f"| method | {' | '.join(of)} |", "|---|" + "---|" * len(of)]
+    for method in METHODS:
+        mine = [r for r in rows if r["method"] == method]
+        lines.append(f"| {method} | {' | '.join(column(mine) for column in of.values())} |")
+    return [*lines, ""]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: what is learned, what is kept, and the comparisons, each interval a 95 % one over subjects."""
+    base = statistics.fmean(r["base"]["fidelity"] for r in rows)
+    lines = [
+        f"{len(rows)} runs: {len(METHODS)} methods, {len(SUBJECTS)} subjects, {len(SEEDS)} seeds. Fidelity of the base: {base:.3f}.", "",
+        *columns(rows, LEARNED), *columns(rows, KEPT), "| compared | figure | difference |", "|---|---|---|",
+    ]  # fmt: skip
+    for a, b, figure in COMPARED:
+        values = [by_subject([r for r in rows if r["method"] == m], VALUE[figure]) for m in (a, b)]
+        lines.append(f"| {b} - {a} | {figure} | {shown(paired(*values))} |")
+    return "\n".join(lines)
+
+
+def into(page: Path, text: str) -> None:
+    """Puts the tables where the page keeps them: between its two marks."""
+    before, mark, rest = page.read_text(encoding="utf-8").partition("<!-- tables -->\n")
+    _, end, after = rest.partition("<!-- end of tables -->")
+    if not mark or not end:
+        raise SystemExit(f"{page} has no place for tables")
+    page.write_text(f"{before}{mark}\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -217,21 +272,7 @@ def main() -> None:
     if given.what == "run":
         run(given.node_modules, given.out, given.part)
     else:
-        print(table(list(done(given.out).values())))
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = []
-    for method in METHODS:
-        mine = [r for r in rows if r["method"] == method]
-        if not mine:
-            continue
-        change = {
-            k: paired(by_subject(mine, lambda r, k=k: r["base"][k]), by_subject(mine, lambda r, k=k: r["after"][k]))
-            for k in mine[0]["after"]
-        }
-        lines.append((method, len(mine), change))
-    return json.dumps([(m, n, {k: shown(v) for k, v in c.items()}) for m, n, c in lines], indent=1)
+        into(Path(__file__).parents[1] / "docs" / "methods.md", table(list(done(given.out).values())))
 
 
 if __name__ == "__main__":

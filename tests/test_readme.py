@@ -11,7 +11,6 @@ import pytest
 import tiny
 
 from finetune import cli, config
-from finetune.config.job import Job
 from finetune.training.run import train
 
 ROOT = Path(__file__).parents[1]
@@ -73,11 +72,14 @@ each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
 @each_recipe
 def test_recipes_say_what_they_cost_and_plan(path: Path, imgs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 30 and lines[0].startswith(f"# ft lora --recipe {path.stem} ") and "memory" in lines[0]
+    job = config.resolve({"data": {"path": "x"}}, path)
+    assert len(lines) <= 30 and lines[0].startswith(f"# ft {job.command} --recipe {path.stem} ") and "memory" in lines[0]
     assert lines[0].rstrip(")").endswith(("measured", "estimated"))
-    assert isinstance(config.resolve({"data": {"path": "x"}}, path), Job)
-    assert cli.run(["lora", "--recipe", path.stem, "--data", str(imgs), "--dry-run", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["adapted_layers"] >= 56
+    words = shlex.split(lines[0].removeprefix("# ft ").partition("   (")[0])
+    words[words.index("--data") + 1] = str(imgs)
+    assert cli.run([*words, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["adapted_layers"] >= 56 if job.method.kind == "lora" else plan["trainable_parameters"], plan
 
 
 TINY = {"tiny": "sd", "sd15": "sd", "sd21": "sd-v", "sdxl": "sdxl", "flux-dev": "flux"}  # known base -> its tiny pipeline
@@ -90,7 +92,10 @@ def test_recipes_train(path: Path, imgs: Path, bases: Callable[[str], Path], tmp
         "model": {"base": str(bases(TINY[own["model"]["base"]]))}, "data": {"path": str(imgs), "resolution": 16},
         "optim": {"steps": 2, "warmup": 0}, "run": {"out": str(tmp_path / "out")},
     }  # fmt: skip
-    assert Path(train(config.parse(config.load.merge(own, small)))["adapter"]).exists()
+    if own.get("subject"):
+        small["subject"] = {"class_count": 2, "class_steps": 2}
+    summary = train(config.parse(config.load.merge(own, small)))
+    assert summary["files"] and all(Path(summary[kind]).exists() for kind in summary["files"])
 
 
 def test_the_recipe_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

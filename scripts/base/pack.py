@@ -1,4 +1,4 @@
-"""Packs the newest checkpoint into `finetune/bases/tiny` in fp16, and the Fluent pictures of the demo and the tests."""
+"""Packs the newest checkpoint into `finetune/bases/tiny` in fp16, and the pictures of the demo, the README and the tests."""
 
 import json
 import shutil
@@ -10,12 +10,14 @@ from data import Emoji, emojis, on_white
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, ResNetForImageClassification
 from unet import build, schedule
+from views import views
 
 from finetune.data import keys
 from finetune.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 TINY, DEMO, HELD_OUT = ROOT / "finetune" / "bases" / "tiny", ROOT / "finetune" / "bases" / "demo", ROOT / "tests" / "fluent"
+SUBJECT = "owl"  # of the concepts that the base never saw, the one that README and tests teach
 
 # What the demo learns the style from: 24 pictures of many kinds. Their names are never in the demo's prompts.
 DEMO_NAMES = """
@@ -61,7 +63,11 @@ def train(node_modules: Path, out: Path) -> None:
         config.write_text("".join(line for line in lines if '"_name_or_path"' not in line), encoding="utf-8")
         json.loads(config.read_text(encoding="utf-8"))
     names = [n.strip() for n in DEMO_NAMES.replace("\n", "").split(";") if n.strip()]
-    taught = {e.name: e for e in emojis(node_modules) if e.taught and e.fluent}
+    everyone = emojis(node_modules)
+    subject = next(e for e in everyone if e.name == SUBJECT)
+    views(subject, TINY.parent / SUBJECT, held=False)
+    views(subject, ROOT / "tests" / SUBJECT, held=True)
+    taught = {e.name: e for e in everyone if e.taught and e.fluent}
     write_pictures(DEMO, [taught[n] for n in names], 128)
     others = sorted((e for n, e in taught.items() if n not in names), key=lambda e: keys.number("fluent held-out", e.name))
     write_pictures(HELD_OUT, others[:100], 64)
