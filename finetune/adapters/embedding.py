@@ -11,11 +11,10 @@ from torch import Tensor
 
 from finetune import files
 from finetune.adapters.contract import Contract
+from finetune.adapters.keys import EMBEDDED
 from finetune.adapters.read import header_of
 from finetune.adapters.write import DTYPES
 from finetune.errors import DataError, FinetuneError
-
-KEYS = {"emb_params", "clip_l", "clip_g", "t5xxl"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def read(path: Path) -> Embedding:
     state = load_file(path)
     rows = {k: t.float() for k, t in state.items() if t.is_floating_point() and t.ndim in (1, 2)}
     rows = {k: t[None] if t.ndim == 1 else t for k, t in rows.items()}
-    known = rows.keys() <= KEYS and bool(rows)
+    known = rows.keys() <= EMBEDDED and bool(rows)
     if rows.keys() != state.keys() or not (known or len(rows) == 1) or len({len(t) for t in rows.values()}) != 1:
         shown = ", ".join(sorted(state)[:3])
         raise DataError(f"{path}: is no embedding file (it holds {shown or 'nothing'})", "adapters are given with --adapter")

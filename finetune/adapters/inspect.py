@@ -36,7 +36,7 @@ class Report:
         contract = self.contract or {}
         rows = [
             ("file", f"{self.path} ({self.bytes / 1e6:.2f} MB, tensors: {_counts(self.dtypes)})"),
-            ("method", f"{_counts(self.kinds)}; modules: {_counts(self.parts)}"),
+            ("method", f"{_counts(self.kinds)}; {'vectors' if self.layout == 'embedding' else 'modules'}: {_counts(self.parts)}"),
             ("layout", self.layout),
             ("family", self.family or "its keys do not tell"),
             ("rank", f"{', '.join(f'{r} in {n} modules' for r, n in self.ranks.items())}; {self.alphas}" if self.ranks else self.alphas),
@@ -69,14 +69,15 @@ def inspect(path: Path, norms: bool = False) -> Report:
     file = tensors_file(path)
     top = header_of(file)
     found = keys.find(top.shapes)
+    embedded = {key: shape[0] for key, shape in top.shapes.items()} if embeds(top) else {}  # vectors by key
     contract = Contract.of(top.metadata)
     ranks = Counter(r for e in found.entries if (r := _rank(e, top)))
     report = Report(
         path=str(path),
-        layout=found.layout,
+        layout="embedding" if embedded else found.layout,
         family=contract.family if contract else found.family,
-        kinds=dict(Counter(e.kind or "incomplete" for e in found.entries)),
-        parts=dict(Counter(e.part for e in found.entries)),
+        kinds={"textual-inversion": len(embedded)} if embedded else dict(Counter(e.kind or "incomplete" for e in found.entries)),
+        parts=embedded or dict(Counter(e.part for e in found.entries)),
         ranks=dict(sorted(ranks.items())),
         alphas=_alphas(path, found, top),
         dtypes=dict(Counter(top.dtypes.values())),
@@ -85,14 +86,19 @@ def inspect(path: Path, norms: bool = False) -> Report:
         base=contract.base if contract else top.metadata.get("ss_sd_model_name"),
         contract=asdict(contract) if contract else None,
         title=top.metadata.get("modelspec.title"),
-        problems=_problems(found, top),
+        problems=[] if embedded else _problems(found, top),
     )
-    if norms and not report.problems:
+    if norms and not embedded and not report.problems:
         try:
             report.norms = block_norms(path)
         except DataError as e:
             report.problems.append(e.message)
     return report
+
+
+def embeds(top: Header) -> bool:
+    """Whether the file holds the rows of a new token: [vectors, D] under the keys of embedding files."""
+    return bool(top.shapes) and top.shapes.keys() <= keys.EMBEDDED and all(len(s) == 2 for s in top.shapes.values())
 
 
 def _rank(e: keys.Entry, top: Header) -> int:
@@ -103,7 +109,7 @@ def _alphas(path: Path, found: keys.Found, top: Header) -> str:
     low_rank = [e for e in found.entries if _rank(e, top)]
     own = sum("alpha" in e.leaves for e in low_rank)
     if not low_rank:
-        return "no rank"
+        return "none"
     if own == len(low_rank):
         return "alpha in every module"
     if own:

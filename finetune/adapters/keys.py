@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from finetune.adapters import names
 from finetune.adapters.weights import LEAVES, kind
 
+EMBEDDED = {"emb_params", "clip_l", "clip_g", "t5xxl"}  # the keys of an embedding file
 _FLAT = {
     "lora_unet_": "denoiser", "lora_transformer_": "denoiser", "lycoris_": "denoiser", "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lora_te3_": "text_encoder_2",

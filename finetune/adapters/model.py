@@ -41,7 +41,16 @@ def save(net: Any, folder: Path, dtype: str) -> None:
         net.save_pretrained(folder, state_dict=state)
 
 
-def write(source: Path, path: Path, nets: Mapping[str, nn.Module], dtype: str, contract: Mapping[str, Any]) -> None:
+def copy(source: Path, to: Path, variant: str | None) -> None:
+    """A part's folder; the files of a variant under the plain names, for the written model has one set of weights."""
+    shutil.copytree(source, to)
+    for file in sorted(to.glob(f"*.{variant}[.-]*")) if variant else ():
+        if file.suffix == ".json":  # the index of several files, which it names
+            files.write_text(file, file.read_text(encoding="utf-8").replace(f".{variant}", ""))
+        file.replace(to / file.name.replace(f".{variant}", ""))
+
+
+def write(source: Path, variant: str | None, path: Path, nets: Mapping[str, nn.Module], dtype: str, contract: Mapping[str, Any]) -> None:
     """The pipeline of `source` with `nets` (by folder) in the place of its own, as the folder `path`: whole or not at all.
 
     Parts that the source lacks, such as a safety checker that was not downloaded, are left out of the index.
@@ -63,7 +72,7 @@ def write(source: Path, path: Path, nets: Mapping[str, nn.Module], dtype: str, c
             if part in nets:
                 save(nets[part], folder / part, dtype)
             elif (source / part).is_dir():
-                shutil.copytree(source / part, folder / part)
+                copy(source / part, folder / part, variant)
 
     files.write(path, fill)
 

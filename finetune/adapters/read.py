@@ -57,7 +57,9 @@ def read(path: Path, family: str | None = None) -> Adapter:
     known = Contract.of(top.metadata)
     found = keys.find(top.shapes, family or (known.family if known else None))
     if not found.entries:
-        raise DataError(f"{path}: not an adapter in a known layout", f"its first key is {next(iter(sorted(state)), 'missing')}")
+        own = f"its first key is {min(state, default='missing')}"
+        hint = "it is an embedding: give it with --embedding" if state.keys() & keys.EMBEDDED else own
+        raise DataError(f"{path}: not an adapter in a known layout", hint)
     if found.unknown:
         raise DataError(
             f"{path}: {len(found.unknown)} keys belong to no known layer: {found.unknown[0]}", "`ft adapter inspect` lists them"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Source:
             AccessError: there are none.
         """
         files = sorted((self.folder / component).glob("*.safetensors"))
-        chosen = [f for f in files if (self.variant in f.name.split(".")) == bool(self.variant)] if self.variant else files
+        chosen = [f for f in files if re.search(rf"\.{re.escape(self.variant)}[.-]", f.name)] if self.variant else files
         if not chosen:
             raise AccessError(f"--base {self.id}: no weights in {component}/", INCOMPLETE)
         return chosen
@@ -193,7 +194,7 @@ def _download(hub_id: str, revision: str | None, variant: str | None, weights: b
         RevisionNotFoundError,
     )
 
-    suffix = f"*.{variant}.safetensors" if variant else "*.safetensors"
+    suffix = f"*.{variant}[.-]*safetensors" if variant else "*.safetensors"
     patterns = CONFIG_FILES + ([f"{part}/{suffix}" for part in PARTS] if weights else [])
     try:
         folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))

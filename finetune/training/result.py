@@ -97,7 +97,7 @@ def write_model(out: Path, job: Job, family: Family, said: Contract, nets: Mappi
         model.write_single(path, whole, second, job.run.save_dtype, facts)
         return path
     path = out / ("model" if name == job.run.name else "model-best")
-    model.write(family.source.folder, path, own, job.run.save_dtype, asdict(said))
+    model.write(family.source.folder, family.source.variant, path, own, job.run.save_dtype, asdict(said))
     return path
 
 
