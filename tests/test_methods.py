@@ -358,7 +358,7 @@ def test_an_unwritable_class_folder_is_refused_by_name(make: Make, tmp_path: Pat
 
 
 def test_a_common_word_is_no_rare_token() -> None:
-    from finetune.training.run import check_subject
+    from finetune.training.requirements import check_subject
 
     def job(token: str) -> config.Job:
         return config.parse({"data": {"path": "x"}, "subject": {"token": token, "class_word": "bird"}})

@@ -21,23 +21,35 @@ CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
 
 def test_the_counts_are_what_we_think() -> None:
-    assert (len(COMMANDS), len(RECIPES), len(CONFIGS)) == (15, 9, 3)
+    assert (len(COMMANDS), len(RECIPES), len(CONFIGS)) == (21, 16, 3)
 
 
-def lora_words(command: str) -> list[str]:
+def train_words(command: str) -> list[str]:
     """What follows `ft`, also in `torchrun ... -m finetune lora ...`."""
     words = shlex.split(command)
     return words[1:] if words[0] == "ft" else words[words.index("finetune") + 1 :]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if ("ft lora" in c or "finetune lora" in c) and "sdxl" not in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if ("ft lora" in c or "finetune lora" in c) and "--recipe" not in c])
 def test_training_commands(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
     tiny.folder(tmp_path / "imgs", 3)
     monkeypatch.chdir(tmp_path)
-    words = lora_words(command)
+    words = train_words(command)
     if "--processes" in words:  # tests/test_exactness.py runs two
         words[words.index("--processes") + 1] = "1"
     assert cli.run([*words, "--base", str(base), "--steps", "1"]) == 0
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("ft ") and "--recipe tiny" in c])
+def test_what_a_recipe_trained_is_drawn_by_the_command_below(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the embedded base itself, with fewer steps."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "finetune").symlink_to(ROOT / "finetune")
+    few = ["--class-count", "2", "--set", "subject.class_steps=2"] if "dreambooth" in command else []
+    assert cli.run([*train_words(command), "--steps", "1", *few]) == 0
+    below = COMMANDS[COMMANDS.index(command) + 1]
+    assert cli.run([*shlex.split(below)[1:], "--steps", "1"]) == 0
+    assert list((tmp_path / "pictures").rglob("*.png"))
 
 
 def test_generate_and_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Path, capsys: pytest.CaptureFixture[str]) -> None:

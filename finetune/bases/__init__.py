@@ -5,3 +5,4 @@ from pathlib import Path
 ROOT = Path(__file__).parent
 TINY = ROOT / "tiny"
 DEMO_PICTURES = ROOT / "demo"
+OWL = ROOT / "owl"  # a subject that the base has never seen

@@ -34,6 +34,9 @@ def command(
         int | None, typer.Option("--resolution", min=16, help="side in pixels (the adapter's or the base's)", show_default=False)
     ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="also write one sheet of all pictures")] = False,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="pictures drawn at once (as many as fill 1024x1024 pixels)", show_default=False)
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="output folder")] = Path("pictures"),
     json_: Annotated[bool, typer.Option("--json", help="print one JSON object a picture")] = False,
 ) -> None:
@@ -45,7 +48,7 @@ def command(
     from finetune.sampling.generate import Request, generate
 
     request = Request(
-        prompt, adapter or [], embedding or [], base, negative, scheduler, steps, guidance, seed, count, resolution, grid, out
+        prompt, adapter or [], embedding or [], base, negative, scheduler, steps, guidance, seed, count, resolution, grid, batch, out
     )
     for picture in generate(request, lambda text: print(plain(text), file=sys.stderr)):
         if json_:

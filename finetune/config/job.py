@@ -74,7 +74,7 @@ class Subject(Section):
     class_count: Annotated[int, Field(ge=0, le=100_000)] = Field(100, description="class pictures that there must be at least")
     class_steps: Positive | None = Field(None, description="sampling steps of class pictures (the family's)")
     class_guidance: Annotated[float, Field(ge=0, le=100)] | None = Field(None, description="guidance of class pictures (the base's)")
-    class_batch: Positive = Field(4, description="class pictures drawn at once")
+    class_batch: Positive | None = Field(None, description="class pictures drawn at once (as many as fill 1024x1024 pixels, at most 16)")
 
     @property
     def prior(self) -> bool:

@@ -16,6 +16,11 @@ from finetune.data.encoded import Text
 from finetune.families.load import Family
 
 
+def at_once(side: int) -> int:
+    """Pictures in a batch where nobody says: as many as fill 1024x1024 pixels, at most 16."""
+    return min(16, max(1, 1024 * 1024 // side**2))
+
+
 @torch.no_grad()
 def draw(
     family: Family,

@@ -35,6 +35,7 @@ class Request:
     count: int = 1
     resolution: int | None = None
     grid: bool = False
+    batch: int | None = None  # pictures at once
     out: Path = Path("pictures")
 
 
@@ -161,21 +162,24 @@ def generate(request: Request, say: Callable[[str], None]) -> list[dict[str, Any
     side = request.resolution or (first.resolution if first else family.resolution)
     if side % family.factor:
         raise ConfigError(f"--resolution {side}: must be a multiple of {family.factor} for this base")
-    written, rows = [], []
-    for p, prompt in enumerate(request.prompts):
-        seeds = [request.seed + i for i in range(request.count)]
-        pair = (made.texts[prompt], negative)
-        images = draw.draw(family, made.pipeline, [pair] * request.count, seeds, steps, guidance, side)
-        rows.append((prompt[:40], images))
-        for seed, image in zip(seeds, images, strict=True):
+    wanted = [(p, request.seed + i) for p in range(len(request.prompts)) for i in range(request.count)]
+    written, images, batch = [], [], request.batch or draw.at_once(side)
+    for start in range(0, len(wanted), batch):
+        some = wanted[start : start + batch]
+        pairs = [(made.texts[request.prompts[p]], negative) for p, _ in some]
+        drawn = draw.draw(family, made.pipeline, pairs, [seed for _, seed in some], steps, guidance, side, len(some))
+        for (p, seed), image in zip(some, drawn, strict=True):
             parameters = {
-                "prompt": prompt, "negative": request.negative, "seed": seed, "steps": steps, "guidance": guidance, "scheduler": sampler,
-                "base": where.id, "adapters": {path.name: weight for path, weight in chosen}, "embeddings": [e.token for e in embeddings],
+                "prompt": request.prompts[p], "negative": request.negative, "seed": seed, "steps": steps, "guidance": guidance,
+                "scheduler": sampler, "base": where.id, "adapters": {path.name: weight for path, weight in chosen},
+                "embeddings": [e.token for e in embeddings],
             }  # fmt: skip
             path = request.out / f"{p:03d}-{seed}.png"
             draw.save_png(image, path, parameters)
             written.append({"path": str(path)} | parameters)
+        images += drawn
     if request.grid:
+        rows = [(prompt[:40], images[p * request.count : (p + 1) * request.count]) for p, prompt in enumerate(request.prompts)]
         draw.save_png(draw.sheet(rows), request.out / "grid.png", {})
         say(f"wrote {request.out / 'grid.png'}")
     say(f"wrote {len(written)} pictures to {request.out}")

@@ -72,7 +72,7 @@ class ClassPictures:
 
     def ensure(self, rank: int, world: int, phase: Phase, poll: Callable[[], None]) -> None:
         """Draws this process's share of what is missing, in batches whose places do not depend on what is there."""
-        size = self.job.subject.class_batch
+        size = self.job.subject.class_batch or draw.at_once(self.side)
         numbers = list(range(self.count()))
         batches = [numbers[i : i + size] for i in range(0, len(numbers), size)]
         missing = [b for b in batches if not all(self.path(n).exists() for n in b)]

@@ -15,7 +15,7 @@ from finetune.families.load import Family
 from finetune.methods import method
 from finetune.objectives.objective import objective
 from finetune.training import result
-from finetune.training.run import add_tokens, check_subject, pictures, report_long_captions, side
+from finetune.training.requirements import add_tokens, check_subject, pictures, report_long_captions, side
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 # Coarse, on purpose: sustained multiply-adds a second in training. CPU: one core-pair with AVX-512; accelerator: a consumer card in bf16.
