@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -24,7 +25,7 @@ from finetune.errors import ConfigError, DataError, FinetuneError
 from finetune.families import load, source
 from finetune.methods import method, textual_inversion
 from finetune.methods.method import Group
-from finetune.sampling import apply
+from finetune.sampling import apply, draw
 from finetune.training import optimizer
 from finetune.training.run import Runner, train
 
@@ -110,6 +111,20 @@ def test_a_run_in_two_parts_is_a_run(make: Make, name: str, tmp_path: Path, monk
         a, b = Path(whole[kind]), Path(parts[kind])
         files = [p.relative_to(a) for p in a.rglob("*") if p.is_file()] if a.is_dir() else [Path()]
         assert files and all((a / f).read_bytes() == (b / f).read_bytes() for f in files)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_picture_on_the_way_is_that_of_the_file(make: Make, name: str, tmp_path: Path) -> None:
+    """Half-way through a run, drawn with the networks that train, and at the end of one of half the steps, drawn with its files."""
+    prompt, pictures = "<x>" if "new_tokens" in METHODS[name]["method"] else "sks disc", []
+    for steps in (4, 2):
+        out = tmp_path / str(steps)
+        optim = {"steps": steps, "lr": 0.1, "schedule": "constant"}
+        own = {"token_until": 1.0} if name == "pivotal" else {}
+        train(config.parse(make("sd", name, optim=optim, method=own, run={"out": str(out), "sample_prompt": [prompt], "sample_every": 2})))
+        pictures.append(np.asarray(draw.open_png(next((out / "samples").glob("step-000002-*.png")))).astype(int))
+    plain = np.asarray(draw.open_png(next((out / "samples").glob("step-000000-*.png")))).astype(int)
+    assert abs(pictures[0] - pictures[1]).max() <= 1 and abs(pictures[0] - plain).max() > 4
 
 
 def test_new_rows_train_and_no_other_changes(make: Make, bases: Bases) -> None:
