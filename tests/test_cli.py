@@ -295,3 +295,21 @@ def test_a_full_disk_is_a_resource_error(ft: Run, imgs: Path, base: Path) -> Non
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert code == 5 and "cannot write" in err
+
+
+def test_the_batch_does_not_choose_the_picture(base: Path, tmp_path: Path) -> None:
+    """Two prompts, three seeds, one at a time and four at a time: the same files, in the same order, to a level of 255."""
+    import numpy as np
+
+    from finetune.sampling import draw
+    from finetune.sampling.generate import Request, generate
+
+    made = [
+        generate(Request(["red", "blue"], base=str(base), steps=2, count=3, out=tmp_path / str(n), batch=n), lambda text: None)
+        for n in (1, 4)
+    ]
+    names = [[Path(p["path"]).name for p in one] for one in made]
+    assert names[0] == names[1] == [f"{p:03d}-{seed}.png" for p in range(2) for seed in range(3)]
+    pictures = [np.stack([np.asarray(draw.open_png(p["path"])).astype(int) for p in one]) for one in made]
+    assert abs(pictures[0] - pictures[1]).max() <= 1 and len({p.tobytes() for p in pictures[0]}) == 6
+    assert (draw.at_once(64), draw.at_once(512), draw.at_once(1024), draw.at_once(2048)) == (16, 4, 1, 1)
