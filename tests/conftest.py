@@ -50,7 +50,7 @@ def settings(base: Path, imgs: Path, tmp_path: Path) -> Callable[..., dict[str, 
         small = {
             "model": {"base": str(base)},
             "data": {"path": str(imgs)},
-            "method": {"rank": 4, "alpha": 2},
+            "method": {"rank": 4, "alpha": 2} if sections.get("method", {}).get("kind", "lora") == "lora" else {},
             "optim": {"steps": 6, "batch": 2, "lr": 1e-3},
             "run": {"out": str(tmp_path / "out"), "save_dtype": "fp32"},
         }

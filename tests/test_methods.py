@@ -21,12 +21,14 @@ from finetune.adapters import embedding, model
 from finetune.adapters.read import read
 from finetune.config.load import merge
 from finetune.data.encoded import texts
+from finetune.data.folder import Wording
 from finetune.errors import ConfigError, DataError, FinetuneError
 from finetune.families import load, source
 from finetune.methods import method, textual_inversion
 from finetune.methods.method import Group
 from finetune.sampling import apply, draw
 from finetune.training import optimizer
+from finetune.training.class_pictures import ClassPictures
 from finetune.training.run import Runner, train
 
 Bases = Callable[[str], Path]
@@ -310,6 +312,104 @@ def test_class_pictures_are_kept_topped_up_and_all_used(make: Make, tmp_path: Pa
     assert shown == set(range(len(again.pictures.train) + 5))
 
 
+def test_class_pictures_of_another_class_or_base_are_not_these(make: Make, tmp_path: Path, bases: Bases) -> None:
+    """In a person's folder what the base drew for another word is neither theirs nor used; another scheduler makes other pictures."""
+    own = tmp_path / "class"
+    keys = []
+    for word in ("disc", "square"):
+        runner = Runner(config.parse(make("sd", "dreambooth lora", subject={"class_word": word, "class_data": str(own)})))
+        runner.prepare()
+        assert len(runner.pictures.classes) == 3 and {s.caption for s in runner.pictures.classes} == {word}
+        keys.append({s.name.split("-")[1] for s in runner.pictures.classes})
+    assert len(list(own.iterdir())) == 6 and keys[0] != keys[1]
+    other = tmp_path / "v"
+    shutil.copytree(bases("sd"), other)
+    how = other / "scheduler" / "scheduler_config.json"
+    how.write_text(how.read_text().replace('"epsilon"', '"v_prediction"'))
+    jobs = [config.parse(make("sd", "dreambooth lora", model={"base": str(b)})) for b in (bases("sd"), other)]
+    assert len({ClassPictures(job, family_of(job.model.base), 16).key for job in jobs}) == 2
+
+
+def test_what_a_persons_metadata_lists_is_theirs_and_what_is_drawn_is_used(make: Make, tmp_path: Path, capsys: Any) -> None:
+    own = tmp_path / "class"
+    tiny.folder(own, 3)
+    for caption in own.glob("*.txt"):
+        caption.unlink()
+    first = sorted(own.glob("*.png"))[0].name
+    (own / "metadata.jsonl").write_text(json.dumps({"file_name": first, "text": "a disc"}))
+    runner = Runner(config.parse(make("sd", "dreambooth lora", subject={"class_data": str(own), "class_count": 4})))
+    runner.prepare()
+    assert sorted(s.caption for s in runner.pictures.classes) == ["a disc", "disc", "disc", "disc"]
+    assert capsys.readouterr().err.count("not in the metadata file") == 2
+
+
+def test_class_pictures_lie_apart_from_the_subjects(make: Make, imgs: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--class-data .*: lies in --data"):
+        train(config.parse(make("sd", "dreambooth full", subject={"class_data": str(imgs / "class")})))
+
+
+def test_each_of_several_tokens_stands_where_its_caption_says_it() -> None:
+    wording = Wording(trigger="<a> <b>", tokens=("<a>", "<b>"), templates=("a {}",))
+    assert [wording.captions(c) for c in ("an <a> cat", "red", None)] == [("an <a> cat",), ("<a> <b>, red",), ("a <a> <b>",)]
+
+
+def test_a_token_is_read_in_any_case_and_never_inside_a_word(bases: Bases) -> None:
+    words = family_of(bases("sdxl")).words
+    words.add("<Owl>", 2)
+    words.add("ohwx", 2)
+    for part, first in words.size.items():
+        assert words.ids(part, "a <owl>")[-2:] == words.ids(part, "a <Owl>")[-2:] == [first, first + 1]
+        assert words.ids(part, "OHWX, a")[:2] == [first + 2, first + 3]
+        assert max(words.ids(part, "johwxes")) < first
+    with pytest.raises(ConfigError, match="is a word already"):
+        words.add("<Owl>_1", 1)
+
+
+def test_a_pivotal_run_goes_on_after_its_tokens_have_settled(make: Make, tmp_path: Path) -> None:
+    """What trains no longer is not looked for by the canary of the second part."""
+    settings = make("sd", "pivotal", method={"token_until": 0.25}, optim={"steps": 24, "batch": 1, "schedule": "constant"})
+    whole = train(config.parse(merge(settings, {"run": {"out": str(tmp_path / "whole"), "checkpoint_every": 12}})))
+    checkpoints = tmp_path / "whole" / "checkpoints"
+    shutil.copytree(checkpoints / "step-00000012", tmp_path / "parts" / "checkpoints" / "step-00000012")
+    parts = train(config.parse(merge(settings, {"run": {"out": str(tmp_path / "parts"), "checkpoint_every": 12}})))
+    assert all(Path(whole[k]).read_bytes() == Path(parts[k]).read_bytes() for k in ("adapter", "embedding"))
+
+
+def test_a_text_encoder_that_came_with_dropout_says_one_thing(make: Make, tmp_path: Path) -> None:
+    """T5 has some; two runs with one seed are one run, whatever else drew random numbers."""
+    files = []
+    for n in range(2):
+        torch.manual_seed(n)
+        summary = train(config.parse(make("flux", "textual inversion", optim={"steps": 2}, run={"out": str(tmp_path / str(n))})))
+        files.append(Path(summary["embedding"]).read_bytes())
+    assert files[0] == files[1]
+
+
+def test_all_weights_start_from_the_bases_own_and_may_move_little(make: Make, bases: Bases) -> None:
+    """In bf16 the masters are not the rounded weights; at a rate of 1e-7 weights near 1 cannot move, and that is no fault."""
+    optim = {"lr": 1e-7, "steps": 12, "warmup": 8}
+    summary = train(config.parse(make("sd", "dreambooth full", run={"precision": "bf16"}, optim=optim)))
+    before, after = (family_of(b).parts.load("unet").state_dict() for b in (bases("sd"), summary["model"]))
+    assert max(float((before[k] - after[k]).abs().max()) for k in before) < 2e-6
+
+
+@pytest.mark.parametrize("of", ["sd", "sd-v"])
+def test_a_single_file_says_what_it_predicts(make: Make, bases: Bases, of: str) -> None:
+    """By keys without a value, which is how other tools are told."""
+    file = train(config.parse(make(of, "dreambooth full", run={"format": "single"})))["model"]
+    how = json.loads((bases(of) / "scheduler" / "scheduler_config.json").read_text())
+    with safe_open(file, "pt") as f:
+        marks = {"v_pred", "ztsnr"} & set(f.keys())
+    assert ("v_pred" in marks) == (of == "sd-v") and ("ztsnr" in marks) == bool(how.get("rescale_betas_zero_snr"))
+
+
+def test_what_was_not_trained_keeps_its_numbers(make: Make) -> None:
+    more = {"run": {"save_dtype": "fp16"}}
+    out = Path(train(config.parse(make("flux", "dreambooth full, text encoder", **more)))["model"])
+    kinds = [{str(t.dtype) for t in load_file(next((out / p).glob("*.safetensors"))).values()} for p in ("text_encoder", "text_encoder_2")]
+    assert kinds == [{"torch.float16"}, {"torch.float32"}]
+
+
 def test_the_prior_weight_is_the_weight_of_class_pictures(make: Make) -> None:
     def gradient(weight: float, learn: str) -> dict[str, Tensor]:
         from finetune.training import loop
@@ -352,6 +452,20 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "an adapter's format": ("dreambooth full", {"run": {"format": "kohya"}}, "--format kohya: is for adapters"),
     "all weights and tokens": ("dreambooth full", {"method": {"new_tokens": ["<x>"]}}, "method.new_tokens: train with an adapter"),
     "two triggers": ("dreambooth full", {"data": {"trigger": "zwx"}}, "data.trigger: --token and --class are the trigger"),
+    "a token that no caption says": (
+        "pivotal",
+        {"data": {"trigger": "zwx <x>"}, "method": {"new_tokens": ["<x>", "<y>"]}},
+        "new token <y>: no caption says it",
+    ),
+    "a rank of all weights": ("dreambooth full", {"method": {"rank": 4}}, "method.rank: is for --adapter lora"),
+    "a rate beside nothing": ("textual inversion", {"method": {"token_lr": 0.1}}, "method.token_lr"),
+    "a rate of what is frozen": ("dreambooth full", {"method": {"text_encoder_lr": 0.1}}, "--text-encoder-lr"),
+    "tokens that never train": ("pivotal", {"method": {"token_until": 0}}, "method.token_until"),
+    "one file and pictures of it": (
+        "dreambooth full",
+        {"run": {"format": "single", "sample_prompt": ["x"]}},
+        "--sample-prompt: the last pictures .* of width 16",
+    ),
     "a word with a space": ("textual inversion", {"method": {"new_tokens": ["a b"]}}, "method.new_tokens"),
 }
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,13 @@ def facts(adapter: Mapping[str, str]) -> dict[str, str]:
     return kept | {"modelspec.architecture": adapter["modelspec.architecture"].removesuffix("/lora")}
 
 
-def write_single(path: Path, nets: Mapping[str, nn.Module], openclip: bool, dtype: str, metadata: Mapping[str, str]) -> None:
-    """All of `nets` (by folder) in the original layout; `openclip` is whether the only text encoder is OpenCLIP's."""
+def write_single(
+    path: Path, nets: Mapping[str, nn.Module], openclip: bool, marks: Sequence[str], dtype: str, metadata: Mapping[str, str]
+) -> None:
+    """All of `nets` (by folder) in the original layout; `openclip` is whether the only text encoder is OpenCLIP's.
+
+    `marks` are keys that readers know a base by, without a value: `v_pred`, `ztsnr`.
+    """
     state = single({part: cast(net, dtype, part) for part, net in nets.items()}, openclip)
+    state |= {mark: torch.zeros(0) for mark in marks}
     files.write_bytes(path, files.safetensors({k: t.to(DTYPES[dtype]) for k, t in state.items()}, metadata))

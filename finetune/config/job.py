@@ -95,7 +95,9 @@ class Method(Section):
     vectors: Annotated[int, Field(ge=1, le=64)] = Field(1, description="embedding vectors of each new token")
     init_word: str | None = Field(None, description="word whose embedding a new token starts from (random)")
     token_lr: Rate | None = Field(None, description="peak learning rate of new tokens, where an adapter trains too (5e-3)")
-    token_until: Fraction = Field(1.0, description="share of the steps after which new tokens stay as they are")
+    token_until: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = Field(
+        1.0, description="share of the steps after which new tokens stay as they are"
+    )
 
     @property
     def strength(self) -> float:
@@ -208,13 +210,27 @@ class Job(Section):
             (m.kind == "none" and not tokens, "method.kind none: nothing would train; give a new token"),
             (m.kind == "none" and m.text_encoder, "method.text_encoder: new tokens train alone with method.kind none; leave it out"),
             (m.kind == "full" and bool(tokens), "method.new_tokens: train with an adapter or alone, not with all weights"),
-            (len(set(tokens)) < len(tokens), f"method.new_tokens {', '.join(tokens)}: one stands twice"),
+            (len({t.lower() for t in tokens}) < len(tokens), f"method.new_tokens {', '.join(tokens)}: one stands twice"),
             (m.init_word is not None and not tokens, f"--init-word {m.init_word}: there is no new token to start from it"),
             (
                 m.kind == "full" and self.run.format in ("kohya", "peft"),
                 f"--format {self.run.format}: is for adapters",
             ),
             (m.kind != "full" and self.run.format == "single", "--format single: is for all weights"),
+            *(
+                (m.kind != "lora" and getattr(m, name) != Method.model_fields[name].default, f"method.{name}: is for --adapter lora")
+                for name in ("rank", "alpha", "dropout", "targets")
+            ),
+            (
+                m.token_lr is not None and (m.kind == "none" or not tokens),
+                "method.token_lr: is for new tokens beside an adapter",
+            ),
+            (m.text_encoder_lr is not None and not m.text_encoder, "--text-encoder-lr: the text encoder does not train"),
+            (m.vectors > 1 and not tokens, "--vectors: there is no new token"),
+            (
+                s.class_data is not None and s.class_data.expanduser().resolve().is_relative_to(d.path.expanduser().resolve()),
+                f"--class-data {s.class_data}: lies in --data {d.path}, whose pictures are all the subject's; put it elsewhere",
+            ),
         ]
 
     @property

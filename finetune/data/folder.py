@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,14 @@ class Found:
     dropped: dict[str, str] = field(default_factory=dict)  # file -> why
     notes: Counter[str] = field(default_factory=Counter)  # what was converted -> how many
 
+    def describe(self, say: Callable[[str], None]) -> None:
+        for note, count in sorted(self.notes.items()):
+            say(f"  {count} {note}")
+        for name, why in list(self.dropped.items())[:20]:
+            say(f"  dropped {name}: {why}")
+        if len(self.dropped) > 20:
+            say(f"  dropped {len(self.dropped) - 20} more")
+
 
 @dataclass
 class Pictures:
@@ -62,17 +70,12 @@ class Pictures:
     def describe(self, say: Callable[[str], None]) -> None:
         """What was found, converted and dropped; nothing is silent."""
         say(f"pictures: {len(self.train)} to train on" + (f", {len(self.held)} held out" if self.held else ""))
-        for note, count in sorted(self.found.notes.items()):
-            say(f"  {count} {note}")
-        for name, why in list(self.found.dropped.items())[:20]:
-            say(f"  dropped {name}: {why}")
-        if len(self.found.dropped) > 20:
-            say(f"  dropped {len(self.found.dropped) - 20} more")
+        self.found.describe(say)
 
 
 @dataclass(frozen=True)
 class Wording:
-    """How captions are made: one for all, or the pictures' own with `trigger` in front of those that lack it.
+    """How captions are made: one for all, or the pictures' own with `trigger` in front of those that lack it and all of `tokens`.
 
     A picture without a caption is said with each of `templates`, in which `{}` is the trigger.
     """
@@ -80,13 +83,14 @@ class Wording:
     caption: str | None = None
     trigger: str | None = None
     templates: tuple[str, ...] = ("{}",)
+    tokens: tuple[str, ...] = ()
 
     def captions(self, own: str | None) -> tuple[str, ...]:
         """Of a picture whose own caption is `own`; none where there is nothing to say."""
         if not self.trigger:
             return (own,) if own else ()
         if own:
-            said = re.search(rf"(?<!\w){re.escape(self.trigger)}(?!\w)", own)
+            said = any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", own) for word in (self.trigger, *self.tokens))
             return (own if said else f"{self.trigger}, {own}",)
         return tuple(t.replace("{}", self.trigger) for t in self.templates)
 
@@ -97,9 +101,10 @@ def load(folder: Path, wording: Wording, background: str, holdout: str | None) -
     return Pictures(found, *split(found, holdout, wording, background))
 
 
-def scan(folder: Path, wording: Wording, background: str) -> Found:
+def scan(folder: Path, wording: Wording, background: str, only: Sequence[Path] | None = None) -> Found:
     """Reads every picture and caption once, so that what is wrong is known before a model is loaded.
 
+    `only` are pictures of the folder to read, whatever a metadata file lists.
     Captions: the wording's if it has one, else `metadata.jsonl` or `.csv` (file_name, text), else `name.txt` beside the picture.
 
     Raises:
@@ -108,8 +113,8 @@ def scan(folder: Path, wording: Wording, background: str) -> Found:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder", "--data takes a folder of pictures")
     found = Found([])
-    listed = _metadata(folder)
-    chosen = paths(folder, found) if listed is None else list(_listed(folder, listed, found))
+    listed = _metadata(folder) if only is None else None
+    chosen = list(only or (paths(folder, found) if listed is None else _listed(folder, listed, found)))
     if not chosen:
         others = f" (not usable: {', '.join(list(found.dropped)[:5])})" if found.dropped else ""
         raise DataError(f"{folder}: no pictures{others}", f"pictures end in {', '.join(sorted(EXTENSIONS))}")

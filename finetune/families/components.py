@@ -16,17 +16,19 @@ class Components:
         self.source, self.kinds, self.device = source, kinds, device
         self.loaded: dict[str, nn.Module] = {}
 
-    def load(self, name: str) -> nn.Module:
-        """A frozen component.
+    def load(self, name: str, dtype: torch.dtype | None = None) -> nn.Module:
+        """A frozen component, in the precision that it runs in unless told: masters must not have been rounded.
 
         Raises:
             AccessError: its weights are missing or damaged.
         """
-        if name not in self.loaded:
-            cls, dtype = self.kinds[name]
+        if name not in self.loaded or dtype not in (None, next(self.loaded[name].parameters()).dtype):
+            cls, own = self.kinds[name]
             self.source.weights(name)
             with self.source.reading(name):
-                module = cls.from_pretrained(self.source.folder / name, variant=self.source.variant, use_safetensors=True, dtype=dtype)
+                module = cls.from_pretrained(
+                    self.source.folder / name, variant=self.source.variant, use_safetensors=True, dtype=dtype or own
+                )
             self.loaded[name] = cast(nn.Module, module.to(self.device).requires_grad_(False).eval())
         return self.loaded[name]
 

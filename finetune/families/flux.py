@@ -86,7 +86,9 @@ class Flux:
         """T5's last hidden states, padded to the window as in inference, and CLIP's pooled summary."""
         summary = clip.ids(self.words, "text_encoder", captions, clip.window(self.source)).to(self.device)
         words = clip.ids(self.words, "text_encoder_2", captions, self.window).to(self.device)
-        pooled, hidden = nets["text_encoder"](input_ids=summary).pooler_output, nets["text_encoder_2"](words)[0]
+        pooled = nets["text_encoder"](input_ids=summary).pooler_output
+        with torch.autocast(self.device.type, enabled=False):  # T5 overflows in fp16
+            hidden = nets["text_encoder_2"](words)[0]
         return [{"hidden": h, "pooled": p} for h, p in zip(hidden, pooled, strict=True)]
 
     def idle(self, part: str) -> tuple[str, ...]:

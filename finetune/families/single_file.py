@@ -111,6 +111,12 @@ def _name(path: Path, names: set[str], width: Callable[[str], int]) -> tuple[str
     raise AccessError(f"--base {path}: not a checkpoint of a known family (its keys begin {some})", "an adapter is no base")
 
 
+def unknown_width(source: Any) -> int:
+    """The width of the text that a base's denoiser reads, if a single file of it would be no known base's; else 0."""
+    width = int(source.config("unet")["cross_attention_dim"])
+    return 0 if width in WIDTHS else width
+
+
 def shipped(name: str) -> dict[str, Any]:
     """The JSON files of a known base, by their path in a diffusers folder."""
     found: dict[str, Any] = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))

@@ -4,12 +4,20 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tokenizers import AddedToken
+
 from finetune.errors import ConfigError
 
 
 def pieces(token: str, vectors: int) -> list[str]:
     """`<owl>`, `<owl>_1`, ...: one entry for each vector, named as diffusers names them."""
     return [token] + [f"{token}_{i}" for i in range(1, vectors)]
+
+
+def whole(token: str) -> str:
+    """A pattern for a token; one that begins or ends like a word is no part of a longer word."""
+    before, after = (r"\b" if re.match(r"\w", end) else "" for end in (token[0], token[-1]))
+    return f"{before}{re.escape(token)}{after}"
 
 
 class Words:
@@ -29,7 +37,9 @@ class Words:
         for part, tokenizer in self.tokenizers.items():
             if self.known(part, token) is not None:
                 raise ConfigError(f"token {token}: is a word already, and a word keeps its meaning", f"for example <{token.strip('<>')}>")
-            tokenizer.add_tokens(pieces(token, vectors))
+            words = [AddedToken(p, single_word=bool(re.fullmatch(r"\w+", p))) for p in pieces(token, vectors)]
+            if tokenizer.add_tokens(words) != vectors:
+                raise ConfigError(f"token {token}: one of {', '.join(pieces(token, vectors))} is a word already", "choose another")
         self.added[token] = vectors
 
     def known(self, part: str, word: str) -> int | None:
@@ -43,8 +53,14 @@ class Words:
         return found
 
     def expand(self, caption: str) -> str:
-        """The caption with every added token written out as its pieces."""
+        """The caption with every added token written out as its pieces, in whatever case it is said, as the tokenizers read it."""
         if not self.added:
             return caption
-        longest = sorted(self.added, key=len, reverse=True)
-        return re.sub("|".join(map(re.escape, longest)), lambda m: " ".join(pieces(m[0], self.added[m[0]])), caption)
+        named = {token.lower(): token for token in self.added}
+        longest = "|".join(whole(token) for token in sorted(self.added, key=len, reverse=True))
+
+        def written(found: re.Match[str]) -> str:
+            token = named[found[0].lower()]
+            return " ".join(pieces(token, self.added[token]))
+
+        return re.sub(longest, written, caption, flags=re.IGNORECASE)

@@ -33,6 +33,7 @@ def attach(family: Family, nets: Mapping[str, nn.Module], job: Job) -> list[Grou
     m, o, spec = job.method, job.optim, family.spec
     for net in nets.values():
         net.requires_grad_(False)
+        undrop(net)
     taught = {DENOISER: o.lr} if m.kind != "none" else {}
     if m.text_encoder:
         taught |= {part: m.text_encoder_lr or o.lr / 5 for part in spec.taught_text}
@@ -52,6 +53,15 @@ def attach(family: Family, nets: Mapping[str, nn.Module], job: Job) -> list[Grou
     return groups
 
 
+def undrop(net: nn.Module) -> None:
+    """Turns off the dropout that a network came with, as in T5: what it says while it trains is what it will say when it is used."""
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(vars(module).get("dropout"), float):  # the attention of transformers
+            module.dropout = 0.0  # type: ignore[assignment]
+
+
 def new_rows(family: Family, encoder: nn.Module, part: str, job: Job) -> NewRows:
     """The rows of the job's new tokens, which the family's words know already."""
     m, first = job.method, family.words.size[part]
@@ -63,7 +73,7 @@ def new_rows(family: Family, encoder: nn.Module, part: str, job: Job) -> NewRows
 
 def settle(nets: Mapping[str, nn.Module], job: Job, step: int) -> None:
     """What follows an update: new tokens' norms are kept near those of words, for as long as they train."""
-    if job.method.new_tokens and step < job.method.token_until * job.optim.steps:
+    if job.method.new_tokens and step / job.optim.steps < job.method.token_until:
         for net in nets.values():
             for module in net.modules():
                 if isinstance(module, NewRows):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from finetune.errors import ConfigError
 from finetune.families.load import Family
 from finetune.sampling import draw
 
+DRAWN = re.compile(r"class-[0-9a-f]{12}-\d{6}\.png")
 Phase = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 
@@ -40,7 +42,7 @@ class ClassPictures:
             "scheduler": family.spec.sampler,
             "side": self.side,
             "base": family.source.id,
-            "weights": family.source.fingerprint(*family.spec.parts),
+            "weights": family.source.fingerprint(*family.spec.parts, *family.spec.tokenizers, "scheduler"),
             "dtype": str(family.dtype),
         }
 
@@ -56,30 +58,39 @@ class ClassPictures:
     def path(self, number: int) -> Path:
         return self.folder / f"class-{self.key}-{number:06d}.png"
 
-    def _drawn(self, name: str) -> int | None:
-        """The number of a picture that the base drew by these facts, or None of any other."""
-        found = re.fullmatch(rf"class-{self.key}-(\d{{6}})\.png", name)
-        return int(found[1]) if found else None
+    @cached_property
+    def own(self) -> Found:
+        """A person's pictures in the folder: all that no base drew, for this job or for another."""
+        wording = Wording(trigger=self.job.subject.class_word)
+        there = folder.paths(self.folder, Found([])) if self.folder.is_dir() else []
+        if all(DRAWN.fullmatch(p.name) for p in there):
+            return Found([])
+        found = folder.scan(self.folder, wording, self.job.data.background)
+        found.samples = [s for s in found.samples if not DRAWN.fullmatch(s.path.name)]
+        found.dropped = {name: why for name, why in found.dropped.items() if not DRAWN.fullmatch(Path(name).name)}
+        return found
 
+    @property
     def count(self) -> int:
-        """How many the base draws: what a person's own leave missing."""
-        found = folder.paths(self.folder, Found([])) if self.folder.is_dir() else []
-        own = sum(self._drawn(p.name) is None for p in found)
-        count = max(0, self.job.subject.class_count - own)
-        if not own and not count:
+        """How many the base draws: what a person's own leave missing.
+
+        Raises:
+            ConfigError: there would be none at all.
+        """
+        count = max(0, self.job.subject.class_count - len(self.own.samples))
+        if not self.own.samples and not count:
             raise ConfigError(f"--class-data {self.folder}: holds no pictures, and --class-count is 0", "give one of them")
         return count
 
     def ensure(self, rank: int, world: int, phase: Phase, poll: Callable[[], None]) -> None:
         """Draws this process's share of what is missing, in batches whose places do not depend on what is there."""
         size = self.job.subject.class_batch or draw.at_once(self.side)
-        numbers = list(range(self.count()))
-        batches = [numbers[i : i + size] for i in range(0, len(numbers), size)]
-        missing = [b for b in batches if not all(self.path(n).exists() for n in b)]
-        if not missing:
+        numbers = list(range(self.count))
+        batches = [numbers[i : i + size] for i in range(0, len(numbers), size)][rank::world]
+        mine = [b for b in batches if not all(self.path(n).exists() for n in b)]
+        if not mine:
             return
         files.check_writable(self.folder)
-        mine = missing[rank::world]
         with phase(f'drawing class pictures: "{self.job.subject.class_word}"', sum(map(len, mine))) as tick:
             pipeline, pair = self._pipeline()
             for batch in mine:
@@ -104,9 +115,8 @@ class ClassPictures:
             if not self.path(number).exists():
                 draw.save_png(image, self.path(number), {**facts, "seed": number})
 
-    def samples(self, background: str) -> list[Sample]:
-        """All of them, with the loss weight of the prior; a picture's own caption has the class word in front."""
-        subject, count = self.job.subject, self.count()
-        found = folder.scan(self.folder, Wording(trigger=subject.class_word), background).samples
-        used = [s for s in found if (n := self._drawn(Path(s.name).name)) is None or n < count]
-        return [replace(s, weight=subject.prior_weight) for s in used]
+    def samples(self) -> list[Sample]:
+        """All of them, with the loss weight of the prior; a person's own captions have the class word in front."""
+        subject, paths = self.job.subject, [self.path(n) for n in range(self.count)]
+        drawn = folder.scan(self.folder, Wording(trigger=subject.class_word), self.job.data.background, paths).samples if paths else []
+        return [replace(s, weight=subject.prior_weight) for s in (*self.own.samples, *drawn)]

@@ -85,6 +85,12 @@ class Training:
             for name, average in zip(self.trainable, self.shadow, strict=True):
                 average.copy_(saved[f"ema/{name}"])
 
+    def release(self) -> None:
+        """Lets go of all that trained, so that its memory is free for what comes after."""
+        self._inner.state.clear()
+        self._inner.param_groups.clear()
+        self.module, self.trainable, self.shadow, self.settle = nn.Identity(), {}, None, lambda step: None
+
     @property
     def _inner(self) -> torch.optim.Optimizer:
         inner: torch.optim.Optimizer = getattr(self.adamw, "optimizer", self.adamw)
@@ -132,9 +138,9 @@ def update(run: Training, step: int) -> Tensor:
     else:
         dropped = (~torch.isfinite(norm)).float()  # the scaler skips such a step itself
     if run.had_gradient is not None:
-        for name, p in run.trainable.items():
-            if p.grad is not None:
-                run.had_gradient[name] |= (p.grad != 0).any() & (dropped == 0)
+        for name, had in run.had_gradient.items():
+            if (p := run.trainable[name]).grad is not None:
+                had |= (p.grad != 0).any() & (dropped == 0)
     run.adamw.step()
     run.adamw.zero_grad(set_to_none=True)
     run.settle(step)
@@ -175,18 +181,33 @@ def look(run: Training) -> float:
 
 
 def check_moved(run: Training, before: dict[str, Tensor]) -> None:
-    """The learning canary: every trainable tensor has had a gradient and has moved, or nothing would be learned.
+    """The learning canary: every tensor of `before` has had a gradient, and of each group something has moved. A single tensor may not:
+    at a rate of 1e-6, weights near 1 have no next number that is near enough.
 
     Raises:
         FinetuneError: with the names of the tensors that stand still.
     """
     had, inert = run.had_gradient or {}, run.family.spec.inert
-    still = [n for n, p in run.trainable.items() if not bool(had[n]) or torch.equal(p.detach(), before[n])]
-    if still := [n for n in still if not (inert and n.endswith(inert))]:
+    still = [n for n in before if not bool(had[n]) and not (inert and n.endswith(inert))]
+    for group in run._inner.param_groups:
+        ours = {id(p) for p in group["params"]}
+        names = [n for n in before if id(run.trainable[n]) in ours]
+        still += names if all(torch.equal(run.trainable[n].detach(), before[n]) for n in names) else []
+    if still:
         raise FinetuneError(
-            f"{len(still)} of {len(run.trainable)} trainable tensors had no gradient or did not move in {CANARY_STEPS} steps: {still[0]}",
+            f"{len(set(still))} of {len(run.trainable)} trainable tensors had no gradient or did not move in {CANARY_STEPS} steps: "
+            + still[0],
             "raise --lr; if that does not help, this is a bug worth reporting",
         )
+
+
+def watched(run: Training, first: int) -> dict[str, Tensor]:
+    """What the canary looks at, as it is before: all that still trains, if there are steps enough to tell."""
+    if run.job.optim.steps - first < CANARY_STEPS:
+        return {}
+    active = [p for g in run._inner.param_groups if not optimizer.over(g, first / run.job.optim.steps) for p in g["params"]]
+    names = {id(p): n for n, p in run.trainable.items()}
+    return {names[id(p)]: p.detach().clone() for p in active}
 
 
 def loop(
@@ -195,8 +216,8 @@ def loop(
 ) -> int:  # fmt: skip
     """Trains from `first` to the job's last step, or until `stopping` or `look_at` says so; returns the number of steps done."""
     job = run.job
-    before = {n: p.detach().clone() for n, p in run.trainable.items()}
-    run.had_gradient = {n: torch.zeros((), dtype=torch.bool, device=p.device) for n, p in run.trainable.items()}
+    before = watched(run, first)
+    run.had_gradient = {n: torch.zeros((), dtype=torch.bool, device=p.device) for n, p in before.items()}
     run.module.train()
     for step in range(first, job.optim.steps):
         loss = gradient(run, step)
@@ -205,7 +226,7 @@ def loop(
         end = done == job.optim.steps
         if done - first == CANARY_STEPS:
             check_moved(run, before)
-            run.had_gradient = None
+            before, run.had_gradient = {}, None
         if stop or end or done % job.run.log_every == 0 or done % job.run.checkpoint_every == 0:
             log(done, look(run))
         stop = stop or look_at(done)

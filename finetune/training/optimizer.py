@@ -41,9 +41,18 @@ def guard(optimizer: torch.optim.Optimizer, gradient_norm: Tensor) -> Tensor:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, share: float, progress: float) -> None:
-    """Every group's rate as a share of its peak; 0, which leaves AdamW's weights as they are, once its part of the run is over."""
+    """Every group's rate as a share of its peak. One whose part of the run is over loses its gradient: it does not move, and has no
+    share in the norm that the others are clipped by."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share if progress < group["until"] else 0.0
+        group["lr"] = group["peak"] * share
+        if over(group, progress):
+            for parameter in group["params"]:
+                parameter.grad = None
+
+
+def over(group: dict[str, Any], progress: float) -> bool:
+    """Whether a group trains no longer at a share of the steps."""
+    return bool(progress >= group["until"])
 
 
 def state(optimizer: torch.optim.Optimizer, names: list[str]) -> State:

@@ -16,17 +16,19 @@ def pictures(job: Job) -> Pictures:
     """The job's own pictures; class pictures need its base."""
     d = job.data
     templates = TEMPLATES[d.template if job.method.new_tokens else "none"]
-    return folder.load(d.path.expanduser(), Wording(d.caption, job.trigger, templates), d.background, d.holdout)
+    return folder.load(d.path.expanduser(), Wording(d.caption, job.trigger, templates, job.method.new_tokens), d.background, d.holdout)
 
 
 def add_tokens(job: Job, family: Family, captions: Sequence[str]) -> None:
     """Teaches the family's words the job's new tokens.
 
     Raises:
-        ConfigError: one is a word already, or the text encoder's window ends before the vectors of a caption do.
+        ConfigError: one is a word already or in no caption, or the text encoder's window ends before the vectors of a caption do.
     """
     m, room = job.method, family.window - 2
     for token in m.new_tokens:
+        if not any(token in caption for caption in captions):
+            raise ConfigError(f"new token {token}: no caption says it, and it would learn nothing", "put it into captions, or leave it out")
         family.words.add(token, m.vectors)
     for caption in captions:
         last = max((caption.rfind(t) + len(t) for t in m.new_tokens if t in caption), default=0)

@@ -15,6 +15,7 @@ from finetune.adapters.layouts import lora, unnamed
 from finetune.adapters.write import export
 from finetune.config.job import Job
 from finetune.errors import ConfigError
+from finetune.families import single_file
 from finetune.families.load import Family
 from finetune.methods import adapter, textual_inversion
 from finetune.methods.method import DENOISER
@@ -34,6 +35,14 @@ def check(job: Job, family: Family) -> list[str]:
     spec = family.spec
     if job.run.format == "single" and not spec.single_file:
         raise ConfigError(f"--format single: there is none for {spec.name}", "--format diffusers writes a folder")
+    if job.run.format == "single" and job.run.sample_prompt and (width := single_file.unknown_width(family.source)):
+        raise ConfigError(
+            f"--sample-prompt: the last pictures are drawn from the written file, and as one file a base of width {width} is no known one",
+            "--format diffusers writes a folder",
+        )
+    there = job.run.folder / "model"
+    if job.method.kind == "full" and there.exists() and not (there / "model_index.json").exists():
+        raise ConfigError(f"{there}: is there already, and is no model", "choose another --out")
     if job.method.kind != "lora":
         return []
     found = adapter.matching(family.parts.skeleton(spec.denoiser), job.method.targets, spec.targets)
@@ -89,12 +98,15 @@ def write_adapter(out: Path, job: Job, family: Family, facts: Mapping[str, str],
 
 
 def write_model(out: Path, job: Job, family: Family, said: Contract, nets: Mapping[str, nn.Module], name: str) -> Path:
-    own = {family.spec.denoiser if part == DENOISER else part: net for part, net in nets.items()}
+    taught = {DENOISER, *(family.spec.taught_text if job.method.text_encoder else ())}
+    own = {family.spec.denoiser if part == DENOISER else part: net for part, net in nets.items() if part in taught}
     if job.run.format == "single":
         whole = own | {part: family.parts.load(part) for part in family.spec.parts if part not in own}
         path, second = out / f"{name}.safetensors", family.labels()[1].startswith("sd_v2")
         facts = model.facts(header(said, name, *family.labels(), family.source.licence))
-        model.write_single(path, whole, second, job.run.save_dtype, facts)
+        how = family.source.config("scheduler")
+        marks = {"v_pred": how.get("prediction_type") == "v_prediction", "ztsnr": bool(how.get("rescale_betas_zero_snr"))}
+        model.write_single(path, whole, second, [k for k, holds in marks.items() if holds], job.run.save_dtype, facts)
         return path
     path = out / ("model" if name == job.run.name else "model-best")
     model.write(family.source.folder, family.source.variant, path, own, job.run.save_dtype, asdict(said))

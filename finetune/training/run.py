@@ -52,7 +52,7 @@ class Runner:
                 if done := self.finished():
                     return done
                 self.encode()
-                training, first = self.assemble(self.family.parts.load(self.family.spec.denoiser))
+                training, first = self.assemble()
                 self.train(training, first)
                 return self.finish(training)
             except signals.Interrupted:
@@ -93,8 +93,9 @@ class Runner:
         made, accelerator = ClassPictures(self.job, self.family, self.side), self.accelerator
         made.ensure(accelerator.process_index, accelerator.num_processes, self.tracker.phase, self.stop.poll)
         accelerator.wait_for_everyone()
-        self.pictures.classes = made.samples(self.job.data.background)
+        self.pictures.classes = made.samples()
         self.tracker.say(f"class pictures: {len(self.pictures.classes)} in {made.folder}")
+        made.own.describe(self.tracker.say)
 
     def newest_checkpoint(self) -> Path | None:
         """The newest valid checkpoint, if it may go on; what a run left that never got to one is removed."""
@@ -150,10 +151,18 @@ class Runner:
 
         return both
 
-    def assemble(self, denoiser: Any) -> tuple[Training, int]:
+    def networks(self, denoiser: Any) -> dict[str, Any]:
+        """What takes part in a step, by its place in it, with the denoiser if it is there already; what trains whole is fp32."""
+        spec, m = self.family.spec, self.job.method
+        whole = {spec.denoiser, *(spec.taught_text if m.text_encoder else ())} if m.kind == "full" else set()
+        parts = {method.DENOISER: spec.denoiser} | ({p: p for p in spec.text} if m.live else {})
+        there = {method.DENOISER: denoiser} if denoiser is not None else {}
+        load = self.family.parts.load
+        return {k: there.get(k) or load(part, torch.float32 if part in whole else None) for k, part in parts.items()}
+
+    def assemble(self, denoiser: Any = None) -> tuple[Training, int]:
         """Injects what trains, restores the newest valid checkpoint, and returns the step it stands at."""
-        job, accelerator, family = self.job, self.accelerator, self.family
-        nets = {method.DENOISER: denoiser} | ({p: family.parts.load(p) for p in family.spec.text} if job.method.live else {})
+        job, accelerator, family, nets = self.job, self.accelerator, self.family, self.networks(denoiser)
         groups = method.attach(family, nets, job)
         trainable = {n: p for g in groups for n, p in g.parameters.items()}
         if job.run.gradient_checkpointing:
@@ -258,6 +267,7 @@ class Runner:
         if best.exists():
             with Weights(training, load_file(best)):
                 made["best"] = str(next(iter(self.export(nets, f"{job.run.name}-best").values())))
+        nets.clear()
         samples = self.final_samples(written) if job.run.sample_prompt else []
         facts = {
             "pictures": len(self.pictures.train),
@@ -293,7 +303,7 @@ class Runner:
     def final_samples(self, written: Mapping[str, Path]) -> list[tuple[str, str]]:
         """Pictures from the written files, not from the live networks, which have to go first."""
         observer, family, job = self.observer, self.family, self.job
-        observer.training.module = torch.nn.Identity()
+        observer.training.release()
         self.accelerator.free_memory()
         family.parts.free(*family.spec.parts)
         where = source.resolve(str(written["model"])) if "model" in written else family.source
