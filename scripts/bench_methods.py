@@ -141,6 +141,7 @@ class Bench:
         return {
             "subject": name, "method": method, "seed": seed, "base": base, "after": after, "seconds": seconds, "bytes": size,
             "held_out": [losses[0], losses[-1]],
+            "class": subject.fidelity(self.features(kept["class"]), self.features(pictures(held))),
             "drift": {part: subject.drift(self.features(before[part]), self.features(images)) for part, images in kept.items()},
         }  # fmt: skip
 
@@ -207,6 +208,11 @@ def held_out(rows: Sequence[dict[str, Any]]) -> str:
     return shown(i, 1) + " %"
 
 
+def leak(rows: Sequence[dict[str, Any]]) -> str:
+    """How much more the class's pictures resemble the subject than the base's do."""
+    return shown(paired(by_subject(rows, lambda r: r["base"]["fidelity"]), by_subject(rows, lambda r: r["class"])))
+
+
 def size(rows: Sequence[dict[str, Any]]) -> str:
     n = rows[0]["bytes"]
     return f"{n / 1e6:.1f} MB" if n >= 1e6 else f"{n / 1e3:.0f} kB"
@@ -217,17 +223,19 @@ LEARNED = {
     "named": mean(lambda r: r["after"]["named"], ".0%"), "held-out loss": held_out, "memorisation": change("memorisation"),
 }  # fmt: skip
 KEPT = {
-    "drift of the class": drift("class"), "of other things": drift("others"), "prompt": change("prompt"),
+    "class to subject": leak, "drift of the class": drift("class"), "of other things": drift("others"), "prompt": change("prompt"),
     "style": mean(lambda r: r["after"]["style"], ".0%"), "diversity": change("diversity"),
     "seconds": lambda rows: f"{statistics.median(r['seconds'] for r in rows):.0f}", "file": size,
 }  # fmt: skip
 LORA, LORA_PRIOR, FULL, FULL_PRIOR, _, TOKENS, PIVOTAL = METHODS
 COMPARED = [  # a, b, figure: b - a
-    (LORA, LORA_PRIOR, "drift"), (FULL, FULL_PRIOR, "drift"), (LORA, LORA_PRIOR, "fidelity"), (FULL, FULL_PRIOR, "fidelity"),
+    (LORA, LORA_PRIOR, "class to subject"), (FULL, FULL_PRIOR, "class to subject"), (LORA, LORA_PRIOR, "drift of the class"),
+    (FULL, FULL_PRIOR, "drift of the class"), (LORA, LORA_PRIOR, "fidelity"), (FULL, FULL_PRIOR, "fidelity"),
     (LORA, PIVOTAL, "fidelity"), (TOKENS, PIVOTAL, "fidelity"),
 ]  # fmt: skip
 VALUE: dict[str, Callable[[dict[str, Any]], float]] = {
-    "drift": lambda r: r["drift"]["class"],
+    "class to subject": lambda r: r["class"],
+    "drift of the class": lambda r: r["drift"]["class"],
     "fidelity": lambda r: r["after"]["fidelity"],
 }
 
@@ -243,8 +251,13 @@ def columns(rows: Sequence[dict[str, Any]], of: dict[str, Callable[[Sequence[dic
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: what is learned, what is kept, and the comparisons, each interval a 95 % one over subjects."""
     base = statistics.fmean(r["base"]["fidelity"] for r in rows)
+
+    def counted(what: str) -> int:
+        return len({r[what] for r in rows})
+
     lines = [
-        f"{len(rows)} runs: {len(METHODS)} methods, {len(SUBJECTS)} subjects, {len(SEEDS)} seeds. Fidelity of the base: {base:.3f}.", "",
+        f"{len(rows)} runs: {counted('method')} methods, {counted('subject')} subjects, {counted('seed')} seeds. "
+        f"Fidelity of the base: {base:.3f}.", "",
         *columns(rows, LEARNED), *columns(rows, KEPT), "| compared | figure | difference |", "|---|---|---|",
     ]  # fmt: skip
     for a, b, figure in COMPARED:
