@@ -313,3 +313,15 @@ def test_the_batch_does_not_choose_the_picture(base: Path, tmp_path: Path) -> No
     pictures = [np.stack([np.asarray(draw.open_png(p["path"])).astype(int) for p in one]) for one in made]
     assert abs(pictures[0] - pictures[1]).max() <= 1 and len({p.tobytes() for p in pictures[0]}) == 6
     assert (draw.at_once(64), draw.at_once(512), draw.at_once(1024), draw.at_once(2048)) == (16, 4, 1, 1)
+
+
+def test_a_recipes_rate_is_for_what_the_recipe_trains(imgs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from finetune.cli.train import make_job
+    from finetune.config import recipes
+
+    recipe, data = recipes.find(Path("sd15-dreambooth")), {"data": {"path": str(imgs)}, "model": {"base": "tiny"}}
+    lora: dict[str, Any] = {"method": {"kind": "lora"}}
+    cases: list[dict[str, Any]] = [{}, lora, lora | {"optim": {"lr": 1e-4}}, {"method": {"kind": "full"}}]
+    rates = [make_job("dreambooth", data | flags, recipe, [], {}).optim.lr for flags in cases]
+    assert rates == [5e-6, 2e-4, 1e-4, 5e-6]
+    assert capsys.readouterr().err.count("the recipe's rate 5e-06 is not for --adapter lora") == 1

@@ -8,6 +8,7 @@ import typer
 
 from finetune.cli import flags
 from finetune.config import Job, read_yaml, recipes, resolve
+from finetune.config.job import RATES
 from finetune.config.load import Settings, merge, user_config
 from finetune.errors import ConfigError, plain
 
@@ -79,6 +80,8 @@ def make_job(name: str, given: Settings, recipe: Path | None, sets: list[str], n
         ConfigError: every mistake there is, or settings that belong to another command.
     """
 
+    given = merge(given, _own_rate(given, read_yaml(recipe) if recipe else {}))
+
     def resolved(flags: Settings) -> Job:
         job = resolve(flags, recipe, sets, names, DEFAULTS[name])
         if job.command == name:
@@ -100,6 +103,17 @@ def make_job(name: str, given: Settings, recipe: Path | None, sets: list[str], n
     base, line = default_base(mine, accelerator=_accelerator())
     print(line, file=sys.stderr)
     return resolved(merge(given, {"model": {"base": base}}))
+
+
+def _own_rate(given: Settings, recipe: Settings) -> Settings:
+    """The rate of what a flag trains where the recipe's, which stands for something else, is a hundred times off; and says so."""
+    import sys
+
+    kind, rate = given.get("method", {}).get("kind"), recipe.get("optim", {}).get("lr")
+    if kind in (None, recipe.get("method", {}).get("kind", "lora")) or rate is None or "lr" in given.get("optim", {}):
+        return {}
+    print(f"the recipe's rate {rate} is not for --adapter {kind}, which takes {RATES[kind]:g}; --lr chooses another", file=sys.stderr)
+    return {"optim": {"lr": RATES[kind]}}
 
 
 def _accelerator() -> bool:
