@@ -352,7 +352,7 @@ def test_a_full_cache_needs_no_text_encoder(train: Callable[..., Any], bases: Ba
     train(optim={"steps": 1, "lr": 1e-2})
     loaded: list[str] = []
     real = Components.load
-    monkeypatch.setattr(Components, "load", lambda self, name: loaded.append(name) or real(self, name))
+    monkeypatch.setattr(Components, "load", lambda self, name, dtype=None: loaded.append(name) or real(self, name, dtype))
     train(optim={"steps": 2, "lr": 1e-2})
     assert loaded == ["unet"]
 
