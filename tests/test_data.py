@@ -290,3 +290,14 @@ def test_a_small_folder_always_has_a_held_out_picture(tmp_path: Path) -> None:
             folder.scan(tiny.folder(tmp_path / str(count), count), folder.Wording(), "white"), "0.001", folder.Wording(), "white"
         )
         assert len(held) == 1 and len(train) == count - 1
+
+
+def test_what_may_not_be_looked_at_is_an_error_with_its_name(monkeypatch: pytest.MonkeyPatch, imgs: Path) -> None:
+    def refuse(path: Path, real: Callable[[Path], bool] = Path.is_dir) -> bool:
+        if path.suffix == ".png":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(DataError, match="cannot be read"):
+        folder.paths(imgs, folder.Found([]))

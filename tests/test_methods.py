@@ -443,7 +443,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "no class pictures": ("dreambooth full", {"subject": {"class_count": 0}}, "--class-count 0: .* --prior-weight 0"),
     "odd batch": ("dreambooth full", {"optim": {"batch": 3}}, "--batch 3: class pictures stand in equal number"),
     "one token twice": ("textual inversion", {"method": {"new_tokens": ["<x>", "<x>"]}}, "one stands twice"),
-    "nothing trains": ("textual inversion", {"method": {"new_tokens": []}}, "nothing would train"),
+    "nothing trains": ("textual inversion", {"method": {"new_tokens": []}}, "nothing would train without a new token"),
     "no single file": (
         "dreambooth full",
         {"run": {"format": "single"}, "model": {"base": "flux"}},

@@ -207,7 +207,7 @@ class Job(Section):
                 s.prior and s.class_count == 0 and s.class_data is None,
                 "--class-count 0: prior preservation needs class pictures; give --class-data, or --prior-weight 0 to go without",
             ),
-            (m.kind == "none" and not tokens, "method.kind none: nothing would train; give a new token"),
+            (m.kind == "none" and not tokens, "nothing would train without a new token, as in --token '<owl>'"),
             (m.kind == "none" and m.text_encoder, "method.text_encoder: new tokens train alone with method.kind none; leave it out"),
             (m.kind == "full" and bool(tokens), "method.new_tokens: train with an adapter or alone, not with all weights"),
             (len({t.lower() for t in tokens}) < len(tokens), f"method.new_tokens {', '.join(tokens)}: one stands twice"),

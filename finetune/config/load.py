@@ -91,7 +91,7 @@ def parse(settings: Mapping[str, Any], names: Mapping[str, str] | None = None) -
         return Job.model_validate(settings)
     except ValidationError as e:
         lines = [_describe(error, names or {}) for error in e.errors()]
-        raise ConfigError("\n       ".join(lines), "`ft lora --help` lists the flags, `ft config` every setting") from e
+        raise ConfigError("\n       ".join(lines), "`ft COMMAND --help` lists the flags, `ft config` every setting") from e
 
 
 def _describe(error: Any, names: Mapping[str, str]) -> str:

@@ -145,8 +145,11 @@ def paths(folder: Path, found: Found) -> list[Path]:
     runs = [p.parent for p in folder.rglob("run.yaml")]  # with --data . the next run would train on the samples of the last
     for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
         name = path.relative_to(folder).as_posix()
-        if path.is_dir() or any(part.startswith(".") for part in path.relative_to(folder).parts):
-            continue
+        try:
+            if path.is_dir() or any(part.startswith(".") for part in path.relative_to(folder).parts):
+                continue
+        except OSError as e:
+            raise DataError(f"{path}: cannot be read ({e.strerror})", "give a folder of pictures that you may read") from e
         if any(path.is_relative_to(r) for r in runs):
             found.notes["file not used, as it lies in the folder of a run"] += 1
             continue
