@@ -261,7 +261,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         *columns(rows, LEARNED), *columns(rows, KEPT), "| compared | figure | difference |", "|---|---|---|",
     ]  # fmt: skip
     for a, b, figure in COMPARED:
-        values = [by_subject([r for r in rows if r["method"] == m], VALUE[figure]) for m in (a, b)]
+        done_of = [{(r["subject"], r["seed"]): r for r in rows if r["method"] == m} for m in (a, b)]
+        values = [by_subject([of[k] for k in sorted(done_of[0].keys() & done_of[1].keys())], VALUE[figure]) for of in done_of]
         lines.append(f"| {b} - {a} | {figure} | {shown(paired(*values))} |")
     return "\n".join(lines)
 
