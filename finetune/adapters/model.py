@@ -41,6 +41,14 @@ def save(net: Any, folder: Path, dtype: str) -> None:
         net.save_pretrained(folder, state_dict=state)
 
 
+def check_place(path: Path) -> None:
+    """Raises:
+    ConfigError: a folder that is no model is in the place of one.
+    """
+    if path.exists() and not (path / "model_index.json").exists():
+        raise ConfigError(f"{path}: is there already, and is no model", "choose another --out")
+
+
 def copy(source: Path, to: Path, variant: str | None) -> None:
     """A part's folder; the files of a variant under the plain names, for the written model has one set of weights."""
     shutil.copytree(source, to)
@@ -58,8 +66,7 @@ def write(source: Path, variant: str | None, path: Path, nets: Mapping[str, nn.M
     Raises:
         ConfigError: a folder that is no model is in the place.
     """
-    if path.exists() and not (path / "model_index.json").exists():
-        raise ConfigError(f"{path}: is there already, and is no model", "choose another --out")
+    check_place(path)
     index: dict[str, Any] = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
     parts = [k for k, v in index.items() if isinstance(v, list)]
     kept = {k: v if k not in parts or (source / k).is_dir() else [None, None] for k, v in index.items() if k != "_name_or_path"}

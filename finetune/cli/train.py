@@ -79,8 +79,8 @@ def make_job(name: str, given: Settings, recipe: Path | None, sets: list[str], n
     Raises:
         ConfigError: every mistake there is, or settings that belong to another command.
     """
-
-    given = merge(given, _own_rate(given, read_yaml(recipe) if recipe else {}))
+    own = read_yaml(recipe) if recipe else {}
+    given = merge(given, _own_rate(given, own))
 
     def resolved(flags: Settings) -> Job:
         job = resolve(flags, recipe, sets, names, DEFAULTS[name])
@@ -91,9 +91,7 @@ def make_job(name: str, given: Settings, recipe: Path | None, sets: list[str], n
         raise ConfigError(f"these settings are those of `ft {job.command}`, not of `ft {name}`", f"ft {job.command} --help")
 
     job = resolved(given)
-    if any("base" in layer.get("model", {}) for layer in (given, read_yaml(recipe) if recipe else {})) or any(
-        s.startswith("model.base=") for s in sets
-    ):
+    if any("base" in layer.get("model", {}) for layer in (given, own)) or any(s.startswith("model.base=") for s in sets):
         return job
     import sys
 

@@ -34,11 +34,9 @@ def attach(family: Family, nets: Mapping[str, nn.Module], job: Job) -> list[Grou
     for net in nets.values():
         net.requires_grad_(False)
         undrop(net)
-    taught = {DENOISER: o.lr} if m.kind != "none" else {}
-    if m.text_encoder:
-        taught |= {part: m.text_encoder_lr or o.lr / 5 for part in spec.taught_text}
     groups = []
-    for part, lr in taught.items():
+    for part in taught(family, job):
+        lr = o.lr if part == DENOISER else m.text_encoder_lr or o.lr / 5
         idle = family.idle(part) if part in spec.text else ()
         if m.kind == "full":
             found = full.attach(nets[part], idle)
@@ -51,6 +49,12 @@ def attach(family: Family, nets: Mapping[str, nn.Module], job: Job) -> list[Grou
         rows = {f"{part}.new_tokens": new_rows(family, nets[part], part, job).rows for part in spec.text}
         groups.append(Group(rows, lr, 0.0, m.token_until))
     return groups
+
+
+def taught(family: Family, job: Job) -> list[str]:
+    """The networks that train by the job's kind, an adapter or all weights: by their places in a step."""
+    m = job.method
+    return ([DENOISER] if m.kind != "none" else []) + (list(family.spec.taught_text) if m.text_encoder else [])
 
 
 def undrop(net: nn.Module) -> None:

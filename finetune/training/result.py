@@ -17,7 +17,7 @@ from finetune.config.job import Job
 from finetune.errors import ConfigError
 from finetune.families import single_file
 from finetune.families.load import Family
-from finetune.methods import adapter, textual_inversion
+from finetune.methods import adapter, method, textual_inversion
 from finetune.methods.method import DENOISER
 from finetune.training import record
 
@@ -40,9 +40,8 @@ def check(job: Job, family: Family) -> list[str]:
             f"--sample-prompt: the last pictures are drawn from the written file, and as one file a base of width {width} is no known one",
             "--format diffusers writes a folder",
         )
-    there = job.run.folder / "model"
-    if job.method.kind == "full" and there.exists() and not (there / "model_index.json").exists():
-        raise ConfigError(f"{there}: is there already, and is no model", "choose another --out")
+    if job.method.kind == "full":
+        model.check_place(job.run.folder / "model")
     if job.method.kind != "lora":
         return []
     found = adapter.matching(family.parts.skeleton(spec.denoiser), job.method.targets, spec.targets)
@@ -98,8 +97,7 @@ def write_adapter(out: Path, job: Job, family: Family, facts: Mapping[str, str],
 
 
 def write_model(out: Path, job: Job, family: Family, said: Contract, nets: Mapping[str, nn.Module], name: str) -> Path:
-    taught = {DENOISER, *(family.spec.taught_text if job.method.text_encoder else ())}
-    own = {family.spec.denoiser if part == DENOISER else part: net for part, net in nets.items() if part in taught}
+    own = {family.spec.denoiser if part == DENOISER else part: nets[part] for part in method.taught(family, job)}
     if job.run.format == "single":
         whole = own | {part: family.parts.load(part) for part in family.spec.parts if part not in own}
         path, second = out / f"{name}.safetensors", family.labels()[1].startswith("sd_v2")

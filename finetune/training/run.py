@@ -154,11 +154,11 @@ class Runner:
     def networks(self, denoiser: Any) -> dict[str, Any]:
         """What takes part in a step, by its place in it, with the denoiser if it is there already; what trains whole is fp32."""
         spec, m = self.family.spec, self.job.method
-        whole = {spec.denoiser, *(spec.taught_text if m.text_encoder else ())} if m.kind == "full" else set()
+        whole = method.taught(self.family, self.job) if m.kind == "full" else []
         parts = {method.DENOISER: spec.denoiser} | ({p: p for p in spec.text} if m.live else {})
         there = {method.DENOISER: denoiser} if denoiser is not None else {}
         load = self.family.parts.load
-        return {k: there.get(k) or load(part, torch.float32 if part in whole else None) for k, part in parts.items()}
+        return {k: there.get(k) or load(part, torch.float32 if k in whole else None) for k, part in parts.items()}
 
     def assemble(self, denoiser: Any = None) -> tuple[Training, int]:
         """Injects what trains, restores the newest valid checkpoint, and returns the step it stands at."""
