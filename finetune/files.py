@@ -10,10 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import platformdirs
+
 from finetune.errors import ResourceError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def cache_root() -> Path:
+    """Where everything lies that can be made again: $FT_CACHE, or the user's cache folder."""
+    return Path(os.environ.get("FT_CACHE") or Path(platformdirs.user_cache_dir("finetune", appauthor=False)))
 
 
 @contextmanager

@@ -12,6 +12,11 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from hypothesis import settings as hypothesis_settings
+
+hypothesis_settings.register_profile("quick", max_examples=100, deadline=None, database=None)
+hypothesis_settings.register_profile("thorough", max_examples=1000, deadline=None, database=None)  # --hypothesis-profile=thorough
+hypothesis_settings.load_profile("quick")
 
 torch.set_num_threads(1)
 

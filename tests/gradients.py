@@ -1,7 +1,6 @@
 """The gradient of one step, for any split of the global batch; run under torchrun it prints process 0's as a file."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,8 +27,9 @@ def gradients(settings: dict[str, Any], dtype: torch.dtype, step: int) -> dict[s
     denoiser = runner.family.parts.load("unet").to(dtype)
     with mock.patch("finetune.training.run.Step", lambda *parts: Step(*parts).to(dtype)):  # before it is wrapped
         training, _ = runner.assemble(denoiser)
-    latents = training.encoded.latents
-    training.encoded.latents = {k: replace(x, mean=x.mean.to(dtype), deviation=x.deviation.to(dtype)) for k, x in latents.items()}
+    training.encoded.place(torch.device("cpu"), 2**30)
+    for row in training.encoded.placed.values():
+        row |= {k: v.to(dtype) for k, v in row.items() if k != "crop"}
     with torch.no_grad():
         for i, p in enumerate(training.trainable.values()):  # B starts at 0, and then A has no gradient
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64) * 0.05)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from finetune import config
 from finetune.data.plan import IndexPlan
+from finetune.data.sample import UNKNOWN, Sample
 
 Settings = Callable[..., dict[str, Any]]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -86,15 +88,19 @@ def test_another_number_of_processes_is_refused(settings: Settings, train: Any) 
         train(run={"processes": 2})
 
 
+def samples(count: int) -> list[Sample]:
+    return [Sample(f"{i}", f"{i}", ("a",), bytes) for i in range(count)]
+
+
 @pytest.mark.parametrize(("count", "batch", "world"), [(c, b, w) for c in (1, 3, 7, 8) for b, w in ((1, 1), (4, 1), (4, 2), (6, 3))])
 def test_every_split_of_a_batch_holds_the_same_slots(count: int, batch: int, world: int) -> None:
-    plan = IndexPlan(tuple(f"{i}" for i in range(count)), (1.0,) * count, batch, seed=3)
+    plan = IndexPlan(samples(count), batch, seed=3)
     for step in range(3 * count):
         size = batch // world
         merged = [s for rank in range(world) for micro in plan.micro_batches(step, size, rank, world) for s in micro]
         assert sorted(merged, key=lambda s: s.slot) == plan.slots(step)
-    shown = [s.sample for step in range(3 * count) for s in plan.slots(step)]
-    epochs = [tuple(shown[i : i + count]) for i in range(0, 3 * count, count)]
+    steps = plan.epoch_steps
+    epochs = [tuple(s.sample for step in range(e * steps, (e + 1) * steps) for s in plan.slots(step))[:count] for e in range(3)]
     assert all(sorted(e) == list(range(count)) for e in epochs), "an epoch shows every picture once"
     assert len(set(epochs)) == 3 or count < 7
 
@@ -102,8 +108,7 @@ def test_every_split_of_a_batch_holds_the_same_slots(count: int, batch: int, wor
 @pytest.mark.parametrize(("batch", "world"), [(2, 1), (4, 1), (4, 2), (6, 3)])
 @pytest.mark.parametrize("groups", [(3, 20), (8, 2), (1, 1)])
 def test_every_batch_holds_as_many_class_pictures(groups: tuple[int, int], batch: int, world: int) -> None:
-    names = tuple(f"{i}" for i in range(sum(groups)))
-    plan = IndexPlan(names, (1.0,) * groups[0] + (0.5,) * groups[1], batch, 3, groups)
+    plan = IndexPlan([replace(s, weight=1.0 if i < groups[0] else 0.5) for i, s in enumerate(samples(sum(groups)))], batch, 3, groups)
     for step in range(2 * max(groups)):
         slots = plan.slots(step)
         assert sum(s.sample >= groups[0] for s in slots) == batch // 2 and plan.total_weight(step) == 0.75 * batch
@@ -114,6 +119,5 @@ def test_every_batch_holds_as_many_class_pictures(groups: tuple[int, int], batch
 
 
 def test_a_new_picture_moves_no_other() -> None:
-    few = IndexPlan(tuple("abcdef"), (1.0,) * 6, 2, 0)
-    more = IndexPlan(tuple("abcdefg"), (1.0,) * 7, 2, 0)
-    assert [i for i in more.order(0, 5) if i < 6] == list(few.order(0, 5))
+    few, more = (IndexPlan(samples(n), 2, 0).groups[0].order(UNKNOWN, 5) for n in (6, 7))
+    assert [i for i in more if i < 6] == few

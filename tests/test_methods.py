@@ -20,8 +20,8 @@ from finetune import cli, config
 from finetune.adapters import embedding, model
 from finetune.adapters.read import read
 from finetune.config.load import merge
+from finetune.data.captions import Wording
 from finetune.data.encoded import texts
-from finetune.data.folder import Wording
 from finetune.errors import ConfigError, DataError, FinetuneError
 from finetune.families import load, source
 from finetune.methods import method, textual_inversion

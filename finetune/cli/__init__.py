@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from finetune import __version__
-from finetune.cli import adapter, demo, generate, models, recipe, settings, train
+from finetune.cli import adapter, data, demo, generate, models, recipe, settings, train
 from finetune.errors import ConfigError, FinetuneError, plain
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("textual-inversion")(train.textual_inversion)
 app.command("ti", hidden=True)(train.textual_inversion)
 app.command("generate")(generate.command)
 app.command("demo")(demo.command)
+app.add_typer(data.app, name="data")
 app.add_typer(adapter.app, name="adapter")
 app.command("models")(models.command)
 app.add_typer(recipe.app, name="recipe")

@@ -48,6 +48,10 @@ DREAMBOOTH = {
     "--train-text-encoder": "method.text_encoder", "--text-encoder-lr": "method.text_encoder_lr", **_COMMON,
 }  # fmt: skip
 TEXTUAL_INVERSION = {**_MODEL, "--token": "method.new_tokens", **_TOKENS, "--template": "data.template", **_COMMON}
+DATA = {
+    **_MODEL, "--trigger": "data.trigger", "--caption": "data.caption", "--resolution": "data.resolution", "--holdout": "data.holdout",
+    "--batch": "optim.batch", "--mask": "data.mask", "--flip": "data.flip",
+}  # fmt: skip
 del TEXTUAL_INVERSION["--format"], DREAMBOOTH["--tensorboard"]  # 40 are enough
 
 

@@ -74,7 +74,7 @@ textual_inversion = _command(
 
 
 def make_job(name: str, given: Settings, recipe: Path | None, sets: list[str], names: Mapping[str, str]) -> Job:
-    """The job of a command line; where nothing names a base, says in one line which is used and why.
+    """The job of a command line.
 
     Raises:
         ConfigError: every mistake there is, or settings that belong to another command.
@@ -90,6 +90,21 @@ def make_job(name: str, given: Settings, recipe: Path | None, sets: list[str], n
             raise ConfigError(needed)
         raise ConfigError(f"these settings are those of `ft {job.command}`, not of `ft {name}`", f"ft {job.command} --help")
 
+    return _with_base(resolved, given, own, sets)
+
+
+def any_job(given: Settings, recipe: Path | None, sets: list[str], names: Mapping[str, str]) -> Job:
+    """The job that flags and a recipe of any command add up to, as far as its data go.
+
+    Raises:
+        ConfigError: every mistake there is.
+    """
+    found = recipes.find(recipe) if recipe else None
+    return _with_base(lambda flags: resolve(flags, found, sets, names, {}), given, read_yaml(found) if found else {}, sets)
+
+
+def _with_base(resolved: Callable[[Settings], Job], given: Settings, own: Settings, sets: list[str]) -> Job:
+    """The job; where nothing names a base, says in one line which is used and why."""
     job = resolved(given)
     if any("base" in layer.get("model", {}) for layer in (given, own)) or any(s.startswith("model.base=") for s in sets):
         return job

@@ -3,16 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+from finetune.config.data import Data
+from finetune.config.section import Positive, Section
+
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 Word = Annotated[str, Field(pattern=r"^[^\s,]{1,60}$")]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True)
 
 
 class Model(Section):
@@ -26,40 +23,6 @@ class Model(Section):
     prediction_type: Literal["epsilon", "v_prediction"] | None = Field(
         None, description="what a single-file base predicts, where the file does not say (Stable Diffusion 2)"
     )
-
-
-class Data(Section):
-    path: Path = Field(description="folder of pictures with captions")
-    caption: str | None = Field(None, description="one caption for all pictures")
-    trigger: str | None = Field(None, description="word put in front of every caption; say it to summon what was learned")
-    resolution: Annotated[int, Field(ge=16, le=4096)] | None = Field(
-        None, description="side of the training square in pixels (the base's own)"
-    )
-    background: str = Field("white", description="colour that transparent pictures are composited on")
-    caption_dropout: Fraction = Field(0.1, description="share of draws trained without caption, for classifier-free guidance")
-    template: Literal["object", "style", "none"] = Field(
-        "object", description="sentences that new tokens are said in where a picture has no caption"
-    )
-    holdout: str | None = Field(None, description="fraction of the pictures, or a folder, kept out of training to measure on")
-
-    @field_validator("holdout")
-    @classmethod
-    def _holdout(cls, value: str | None) -> str | None:
-        try:
-            fraction = float(value) if value is not None else None
-        except ValueError:
-            return value  # a folder
-        if fraction is not None and not 0 < fraction < 1:
-            raise ValueError("a fraction must lie between 0 and 1")
-        return value
-
-    @field_validator("background")
-    @classmethod
-    def _background(cls, value: str) -> str:
-        from PIL import ImageColor
-
-        ImageColor.getrgb(value)
-        return value
 
 
 class Subject(Section):
@@ -228,8 +191,9 @@ class Job(Section):
             (m.text_encoder_lr is not None and not m.text_encoder, "--text-encoder-lr: the text encoder does not train"),
             (m.vectors > 1 and not tokens, "--vectors: there is no new token"),
             (
-                s.class_data is not None and s.class_data.expanduser().resolve().is_relative_to(d.path.expanduser().resolve()),
-                f"--class-data {s.class_data}: lies in --data {d.path}, whose pictures are all the subject's; put it elsewhere",
+                s.class_data is not None
+                and any(s.class_data.expanduser().resolve().is_relative_to(p.path.expanduser().resolve()) for p in d.places),
+                f"--class-data {s.class_data}: lies in --data {d.path or ''}, whose pictures are all the subject's; put it elsewhere",
             ),
         ]
 

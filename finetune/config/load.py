@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from finetune.config.data import Source
 from finetune.config.job import Job
 from finetune.errors import ConfigError
 
@@ -103,7 +104,7 @@ def _describe(error: Any, names: Mapping[str, str]) -> str:
     if error["type"] == "missing":
         return f"{shown}: missing" if len(location) > 1 or shown != "data" else "--data: missing"
     reason = error["msg"].removeprefix("Value error, ")
-    if not location:
+    if not location or (len(location) == 1 and error["type"] == "value_error"):  # of several settings together
         return str(reason)
     value = error["input"]
     return f"{shown}: {reason[0].lower()}{reason[1:]}, not {value!r}"
@@ -111,7 +112,9 @@ def _describe(error: Any, names: Mapping[str, str]) -> str:
 
 def _suggestion(location: list[str]) -> str:
     known: list[str] = list(Job.model_fields)
-    if len(location) > 1 and location[0] in Job.model_fields:
+    if location[:2] == ["data", "sources"]:
+        known = list(Source.model_fields)
+    elif len(location) > 1 and location[0] in Job.model_fields:
         known = list(section_model(location[0]).model_fields)
     close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
     if close:

@@ -1,45 +1,107 @@
-"""Encoded pictures and captions on disk, under the hash of everything they depend on: a stale entry cannot be found."""
+"""Encoded pictures and captions on disk, under the hash of everything they depend on: a stale entry cannot be found.
+
+A *space* is a folder of shards for one encoder. A shard holds rows of one shape: `key` [N, 32] and tensors [N, ...]. Shards are
+written whole under a name made of their keys, so that any number of processes and runs can share a space. They are mapped into memory,
+so that rows cost none until they are read.
+"""
 
 import hashlib
 import json
-import os
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
-import platformdirs
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from finetune import files
 
+Row = dict[str, Tensor]
+ROWS, BYTES = 256, 64 * 2**20  # of a shard, at most
+KEY = "key"
 
-def default_root() -> Path:
-    return Path(os.environ.get("FT_CACHE") or Path(platformdirs.user_cache_dir("finetune", appauthor=False)))
+
+def key(**parts: object) -> bytes:
+    """32 bytes."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
+
+
+def space(kind: str, **encoder: object) -> Path:
+    """The folder for what one encoder makes, such as latents."""
+    return files.cache_root() / kind / key(**encoder).hex()[:32]
 
 
 class Cache:
-    """Tensors by content key. Entries are written whole, so any number of processes can share the folder."""
+    """The rows of a space."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.hits, self.misses = root, 0, 0
+        self.root = root
+        self.shards: dict[str, Row] = {}
+        self.rows: dict[bytes, tuple[str, int]] = {}
+        self.waiting: dict[bytes, Row] = {}
+        self.refresh()
 
-    @staticmethod
-    def key(**parts: object) -> str:
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    def refresh(self) -> None:
+        """Sees what others have written meanwhile; a damaged shard counts as none."""
+        for path in sorted(self.root.glob("*.safetensors")):
+            if path.stem not in self.shards:
+                try:
+                    shard = load_file(path)
+                    names = shard.pop(KEY).numpy()
+                except (OSError, SafetensorError, KeyError):
+                    continue
+                self.shards[path.stem] = shard
+                self.rows |= {bytes(name): (path.stem, i) for i, name in enumerate(names)}
 
-    def path(self, key: str) -> Path:
-        return self.root / key[:2] / f"{key}.safetensors"
+    def __contains__(self, name: bytes) -> bool:
+        return name in self.rows or name in self.waiting
 
-    def get(self, key: str) -> dict[str, Tensor] | None:
-        """The entry, or None; a damaged one counts as none."""
-        try:
-            entry = load_file(self.path(key))
-        except (OSError, SafetensorError):
-            self.misses += 1
-            return None
-        self.hits += 1
-        return entry
+    def __getitem__(self, name: bytes) -> Row:
+        """A row's tensors, which are the shard's: not to be changed."""
+        if name in self.waiting:
+            return self.waiting[name]
+        shard, i = self.rows[name]
+        return {k: v[i] for k, v in self.shards[shard].items()}
 
-    def put(self, key: str, tensors: dict[str, Tensor]) -> None:
-        contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        files.write(self.path(key), lambda p: save_file(contiguous, p))
+    def put(self, name: bytes, row: Mapping[str, Tensor]) -> None:
+        """A row to be written with the others of its shape; `flush` must follow the last."""
+        self.waiting[name] = {k: v.detach().cpu() for k, v in row.items()}
+        size = sum(v.nbytes for v in row.values())
+        if len(self.waiting) >= ROWS or len(self.waiting) * size >= BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what waits, one shard for each shape."""
+        shapes: dict[object, list[bytes]] = {}
+        for name, row in self.waiting.items():
+            shapes.setdefault(tuple((k, v.shape, v.dtype) for k, v in sorted(row.items())), []).append(name)
+        for names in shapes.values():
+            self._write(names, [self.waiting[n] for n in names])
+        self.waiting = {}
+        self.refresh()
+
+    def _write(self, names: Sequence[bytes], rows: Sequence[Row]) -> Path:
+        stacked = {k: torch.stack([row[k] for row in rows]) for k in rows[0]}
+        stacked[KEY] = torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8).view(len(names), 32)
+        path = self.root / f"{hashlib.sha256(b''.join(names)).hexdigest()[:32]}.safetensors"
+        files.write(path, lambda p: save_file(stacked, p))
+        self.shards.pop(path.stem, None)  # a damaged one had this name
+        return path
+
+    def keep(self, wanted: Container[bytes]) -> tuple[int, int]:
+        """Removes every row that is not wanted; returns how many rows, and bytes on disk, went."""
+        held: dict[str, dict[int, bytes]] = {}
+        for name, (stem, i) in self.rows.items():
+            held.setdefault(stem, {})[i] = name
+        rows, size = 0, 0
+        for stem, names in held.items():
+            left = [i for i, name in names.items() if name in wanted]
+            if len(left) == len(names):
+                continue
+            path, rows = self.root / f"{stem}.safetensors", rows + len(names) - len(left)
+            size += path.stat().st_size
+            if left:  # the rest moves to a shard of its own
+                size -= self._write([names[i] for i in left], [self[names[i]] for i in left]).stat().st_size
+            path.unlink(missing_ok=True)
+        return rows, size

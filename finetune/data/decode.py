@@ -1,29 +1,112 @@
-"""One decoder for every picture: orientation, depth, colour profile, transparency, then a square crop."""
+"""One decoder for every picture: orientation, depth, colour profile, transparency; and a look at a file's header alone. Torch-free."""
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cache
+from typing import Literal, NamedTuple
 
-from PIL import Image, ImageCms, ImageColor, ImageOps
+from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
 from finetune.errors import DataError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 # The file's bytes decide, not its name; EPS and other formats that run programs are not among them.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "MPO")
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif"}
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif"}
 MOST_PIXELS = 89_478_485  # Pillow warns above it
-VERSION = 2  # part of every cache key: raise it when the same file would decode to other pixels
+ORIENTATION = 0x0112  # EXIF
+VERSION = 3  # part of every cache key: raise it when the same file would decode to other pixels
+
+
+Mask = Image.Image  # L: white is what counts
+
+
+def content(data: bytes) -> str:
+    """What a picture is known by, whatever its file is called: the sha256 of its bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class Header(NamedTuple):
+    """What a file says of its picture before it is decoded."""
+
+    width: int  # upright
+    height: int
+    notes: tuple[str, ...]  # what decoding will convert
+    alpha: bool
 
 
 @dataclass(frozen=True)
 class Decoded:
     image: Image.Image  # RGB
     notes: tuple[str, ...]  # what was converted
+    alpha: Mask | None  # how opaque it was, before it was composited
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Whatever Pillow raises, as an error with the file's name."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+        raise DataError(f"{name}: more pixels than a picture should have", "scale it down") from e
+    except UnidentifiedImageError as e:
+        raise DataError(f"{name}: not a picture of a format that is read", "remove the file, or convert it to PNG") from e
+    except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, RuntimeError and more on damaged files
+        raise DataError(f"{name}: not a readable picture ({e})", "repair or remove the file") from e
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    if not data:
+        raise DataError(f"{name}: an empty file", "remove it")
+    image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
+    if image.width * image.height > MOST_PIXELS:
+        raise Image.DecompressionBombError
+    if min(image.size) < 8:
+        raise DataError(f"{name}: {image.width}x{image.height} pixels is too small", "remove the file")
+    return image
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """FORMATS, and HEIC where its package is installed."""
+    Image.init()  # which opening does too, but not safely in several threads at once
+    try:
+        import pillow_heif
+    except ImportError:
+        return FORMATS
+    pillow_heif.register_heif_opener()
+    return (*FORMATS, "HEIF")
+
+
+def header(data: bytes, name: str) -> Header:
+    """Reads no pixels, but for a file whose end looks wrong, which is decoded to be sure. The notes say {background} for its colour.
+
+    Raises:
+        DataError: as `decode`.
+    """
+    with _named(name):
+        image = _open(data, name)
+        if not _whole(data, image):
+            image.load()
+        width, height = image.size
+        if image.getexif().get(ORIENTATION, 1) >= 5:
+            width, height = height, width
+        return Header(width, height, tuple(_notes(image, "{background}")), image.has_transparency_data)
+
+
+def _whole(data: bytes, image: Image.Image) -> bool:
+    """Whether the file has the end that its format asks for; a picture that was cut short decodes to grey."""
+    if image.format in ("JPEG", "MPO"):
+        return data[-64:].rstrip(b"\0")[-2:] == b"\xff\xd9"
+    if image.format == "PNG":
+        return data[-12:] == b"\0\0\0\0IEND\xaeB`\x82"
+    if image.format == "WEBP":
+        return int.from_bytes(data[4:8], "little") + 8 <= len(data)
+    return False
 
 
 def decode(data: bytes, name: str, background: str = "white") -> Decoded:
@@ -32,35 +115,34 @@ def decode(data: bytes, name: str, background: str = "white") -> Decoded:
     Raises:
         DataError: not one of FORMATS, damaged, or too many pixels to be a picture.
     """
-    notes: list[str] = []
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MOST_PIXELS:
-            raise Image.DecompressionBombError
-        if getattr(image, "n_frames", 1) > 1:
-            notes.append("animated: first frame")
+    with _named(name):
+        image = _open(data, name)
+        notes = _notes(image, background)
         image.load()
-        image = _upright(image, notes)
-        image = _eight_bits(image, notes)
-        image = _srgb(image, notes)
-        image = _opaque(image, background, notes)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-        raise DataError(f"{name}: more pixels than a picture should have", "scale it down") from e
-    except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, RuntimeError and more on damaged files
-        raise DataError(f"{name}: not a readable picture ({e})", "repair or remove the file") from e
-    if min(image.size) < 8:
-        raise DataError(f"{name}: {image.width}x{image.height} pixels is too small", "remove the file")
-    return Decoded(image, tuple(notes))
+        image = _srgb(_eight_bits(ImageOps.exif_transpose(image)))
+        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        return Decoded(_opaque(image, background), tuple(notes), alpha)
 
 
-def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
-    if image.getexif().get(0x0112, 1) == 1:
-        return image
-    notes.append("rotated as its EXIF says")
-    return ImageOps.exif_transpose(image)
+def _notes(image: Image.Image, background: str) -> list[str]:
+    """What decoding converts."""
+    notes = []
+    if image.format != "MPO" and getattr(image, "is_animated", False):  # a phone's JPEG may carry a second picture
+        notes.append("animated: first frame")
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        notes.append("rotated as its EXIF says")
+    if image.mode.startswith(("I", "F")):
+        notes.append(f"{image.mode} rescaled to 8 bits")
+    if (profile := _profile(image)) is not None:
+        notes.append("ICC profile converted to sRGB" if profile else "unreadable ICC profile ignored")
+    if image.mode == "CMYK" and not profile:
+        notes.append("CMYK converted to sRGB")
+    if image.has_transparency_data:
+        notes.append(f"with transparency: composited on {background}")
+    return notes
 
 
-def _eight_bits(image: Image.Image, notes: list[str]) -> Image.Image:
+def _eight_bits(image: Image.Image) -> Image.Image:
     if not image.mode.startswith(("I", "F")):
         return image
     import numpy as np
@@ -68,81 +150,39 @@ def _eight_bits(image: Image.Image, notes: list[str]) -> Image.Image:
     # Pillow's own conversion clips 16-bit grey at 255, which turns a picture white.
     values = np.asarray(image, dtype=np.float64)
     top = 1.0 if values.max() <= 1 and image.mode == "F" else 65535.0 if values.max() > 255 or image.mode.startswith("I") else 255.0
-    notes.append(f"{image.mode} rescaled to 8 bits")
     return Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8), "L")
 
 
-def _srgb(image: Image.Image, notes: list[str]) -> Image.Image:
+def _profile(image: Image.Image) -> "ImageCms.ImageCmsProfile | Literal[False] | None":
+    """The colour profile to convert from; None where there is nothing to do, False where it cannot be read."""
     profile = image.info.get("icc_profile")
     if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L"):
-        return image
+        return None
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in (ImageCms.getProfileDescription(source) or "").lower():
-            return image
-        alpha = image.getchannel("A") if image.mode == "RGBA" else None
-        plain = image.convert("RGB") if image.mode == "RGBA" else image
-        converted = ImageCms.profileToProfile(plain, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return None if "srgb" in (ImageCms.getProfileDescription(source) or "").lower() else source
     except ImageCms.PyCMSError:
-        notes.append("unreadable ICC profile ignored")
+        return False
+
+
+def _srgb(image: Image.Image) -> Image.Image:
+    source = _profile(image)
+    if not source:
         return image
-    notes.append("ICC profile converted to sRGB")
-    if converted is None:
+    alpha = image.getchannel("A") if image.mode == "RGBA" else None
+    plain = image.convert("RGB") if image.mode == "RGBA" else image
+    try:
+        converted = ImageCms.profileToProfile(plain, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except ImageCms.PyCMSError:  # such as a profile for another number of channels
         return image
-    if alpha is not None:
+    if converted is not None and alpha is not None:
         converted.putalpha(alpha)
-    return converted
+    return converted or image
 
 
-def _opaque(image: Image.Image, background: str, notes: list[str]) -> Image.Image:
+def _opaque(image: Image.Image, background: str) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = image.convert("RGBA")
-    if rgba.getchannel("A").getextrema() != (255, 255):
-        notes.append(f"transparent: composited on {background}")
     colour = (*ImageColor.getrgb(background)[:3], 255)
     return Image.alpha_composite(Image.new("RGBA", rgba.size, colour), rgba).convert("RGB")
-
-
-class Crop(NamedTuple):
-    """Where a training picture was cut, in the order in which Stable Diffusion XL is told (heights before widths); in pixels."""
-
-    original_height: int
-    original_width: int
-    top: int  # of the resized picture
-    left: int
-    height: int
-    width: int
-
-
-def square(image: Image.Image, side: int) -> Image.Image:
-    """Resized to cover a square of `side` pixels, then centre-cropped."""
-    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS, centering=(0.5, 0.5))
-
-
-def square_crop(image: Image.Image, side: int) -> Crop:
-    """What `square` cuts."""
-    w, h = image.size
-    scale = side / min(w, h)
-    return Crop(h, w, round((h * scale - side) / 2), round((w * scale - side) / 2), side, side)
-
-
-def to_tensor(image: Image.Image) -> "Tensor":
-    """[3, H, W] fp32 in [-1, 1]."""
-    import numpy as np
-    import torch
-
-    return torch.from_numpy(np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1.0)
-
-
-def load(path: Path, content: str, background: str, side: int) -> tuple["Tensor", Crop]:
-    """One training picture, [3, side, side] in [-1, 1], and its crop.
-
-    Raises:
-        DataError: its bytes no longer have the sha256 `content`.
-    """
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != content:
-        raise DataError(f"{path}: changed while the run was starting", "run the command again")
-    image = decode(data, path.name, background).image
-    return to_tensor(square(image, side)), square_crop(image, side)

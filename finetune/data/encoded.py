@@ -1,21 +1,26 @@
-"""Samples as the family sees them: latents by picture, hidden states by caption, and the batches drawn from them."""
+"""Samples as the family sees them: latents by picture and variant, hidden states by caption, and the batches drawn from them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from finetune.data import decode, keys
+from finetune.data import cache, decode, keys
 from finetune.data.cache import Cache
-from finetune.data.folder import Sample
+from finetune.data.crop import Augment, Crop, View, cut, cut_mask, to_tensor
 from finetune.data.plan import Slot
+from finetune.data.sample import Sample, Size
+from finetune.errors import DataError
 
 if TYPE_CHECKING:
     from finetune.families.load import Family
 
 Text = dict[str, Tensor]
+AT_ONCE, PIXELS = 8, 1024 * 1024  # pictures that the autoencoder takes at once, and their pixels, at most
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -27,16 +32,17 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Latents:
-    """One picture: posterior mean and deviation [C, H, W] in the denoiser's units, and its crop [6]."""
+    """One picture: posterior mean and deviation [C, H, W] in the denoiser's units, its crop [6], and its mask [1, H, W] if it has one."""
 
     mean: Tensor
     deviation: Tensor
     crop: Tensor
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch on the CPU: x_0 and noise [B, C, H, W] fp32, u [B] uniform in [0, 1), a caption a slot, crops [B, 6], weights [B]."""
+    """Pictures of one size: x_0 and noise [B, C, H, W] fp32, u [B] uniform in [0, 1), a caption a slot, crops [B, 6], weights [B]."""
 
     x_0: Tensor
     noise: Tensor
@@ -44,6 +50,19 @@ class Batch:
     captions: list[str | None]  # None: what inference puts in the place of a caption
     crops: Tensor
     weights: Tensor
+    masks: Tensor | None  # [B, 1, H, W] in [0, 1]
+
+
+class Pixels(NamedTuple):
+    """How pictures become pixels: part of what a latent depends on."""
+
+    background: str = "white"
+    augment: Augment = Augment()
+
+    def key(self, sample: Sample, variant: int) -> bytes:
+        """What the latents of a picture's variant are kept under."""
+        view = self.augment.view(sample.content, variant)
+        return cache.key(image=sample.content, size=sample.size, view=view, background=self.background, mask=sample.masked)
 
 
 @dataclass
@@ -51,46 +70,156 @@ class Encoded:
     """Everything is looked up by sample, never by step or position."""
 
     samples: Sequence[Sample]
-    latents: dict[str, Latents]
+    latents: Cache
+    pixels: Pixels = field(default_factory=Pixels)
+    placed: dict[bytes, Text] = field(default_factory=dict)  # on the device, where all fit
 
-    def latent(self, sample: int, *key: keys.Key) -> Tensor:
-        """A draw from the posterior of a picture, [C, H, W]."""
-        drawn = self.latents[self.samples[sample].content]
-        return drawn.mean + drawn.deviation * torch.randn(drawn.mean.shape, generator=keys.generator(*key))
+    def __getitem__(self, sample: Sample) -> Latents:
+        """The plain variant of a picture."""
+        return self.look_up(sample, 0)
+
+    def look_up(self, sample: Sample, variant: int) -> Latents:
+        name = self.pixels.key(sample, variant)
+        return Latents(**(self.placed.get(name) or self.latents[name]))
 
     def crops(self, samples: Sequence[Sample]) -> Tensor:
-        """[B, 6], see `decode.Crop`."""
-        return torch.stack([self.latents[s.content].crop for s in samples])
+        """[B, 6] of the plain variants, see `crop.Crop`."""
+        return torch.stack([self[s].crop for s in samples])
+
+    def batches(self, slots: Sequence[Slot], seed: int, step: int, caption_dropout: float) -> list[Batch]:
+        """One batch for each size among the slots."""
+        sizes: dict[Size, list[Slot]] = {}
+        for slot in slots:
+            sizes.setdefault(self.samples[slot.sample].size, []).append(slot)
+        return [self.batch(rows, seed, step, caption_dropout) for rows in sizes.values()]
 
     def batch(self, slots: Sequence[Slot], seed: int, step: int, caption_dropout: float) -> Batch:
-        """Timestep, noise, posterior draw, choice and dropout of the caption are functions of (seed, step, slot)."""
-        x_0 = torch.stack([self.latent(s.sample, seed, "vae", step, s.slot) for s in slots])
+        """Timestep, noise, posterior draw, variant, choice and dropout of the caption are functions of (seed, step, slot)."""
+        samples, count = [self.samples[s.sample] for s in slots], self.pixels.augment.count
+        rows = [
+            self.look_up(s, keys.number(seed, "variant", step, k.slot) % count if count > 1 else 0)
+            for s, k in zip(samples, slots, strict=True)
+        ]
+        x_0 = torch.stack([draw(row, seed, "vae", step, s.slot) for row, s in zip(rows, slots, strict=True)])
         noise = torch.stack([torch.randn(x_0.shape[1:], generator=keys.generator(seed, "noise", step, s.slot)) for s in slots])
         u = torch.tensor([keys.uniform(seed, "timestep", step, s.slot) for s in slots], dtype=torch.float64)
-        samples = [self.samples[s.sample] for s in slots]
         captions = [s.captions[keys.number(seed, "caption", step, k.slot) % len(s.captions)] for s, k in zip(samples, slots, strict=True)]
         dropped = [keys.uniform(seed, "dropout", step, s.slot) < caption_dropout for s in slots]
         said = [None if d else c for c, d in zip(captions, dropped, strict=True)]
-        return Batch(x_0, noise, u, said, self.crops(samples), torch.tensor([s.weight for s in slots], dtype=torch.float32))
+        weights = torch.tensor([s.weight for s in slots], dtype=torch.float32)
+        return Batch(x_0, noise, u, said, torch.stack([r.crop for r in rows]), weights, _masks(rows))
+
+    def place(self, device: torch.device, room: int) -> bool:
+        """Moves all latents to the device if they take no more than `room` bytes there; says whether it did."""
+        names = {self.pixels.key(s, v) for s in self.samples for v in range(self.pixels.augment.count)}
+        if sum(t.nbytes for n in names for t in self.latents[n].values()) > room:
+            return False
+        self.placed = {n: {k: v if k == "crop" else v.to(device) for k, v in self.latents[n].items()} for n in names}
+        return True
 
 
-def encode_pictures(
-    family: "Family", samples: Sequence[Sample], side: int, background: str, cache: Cache, tick: Callable[[], None]
-) -> dict[str, Latents]:
-    """Every picture's latents, by content. One at a time: what is cached must not depend on its neighbours."""
-    weights = family.source.fingerprint("vae")
-    out = {}
-    for sample in samples:
-        key = Cache.key(image=sample.content, decoder=decode.VERSION, side=side, background=background, vae=weights)
-        entry = cache.get(key)
-        if entry is None:
-            pixels, crop = decode.load(sample.path, sample.content, background, side)
-            mean, deviation = family.encode(pixels[None])
-            entry = {"mean": mean[0].cpu(), "deviation": deviation[0].cpu(), "crop": torch.tensor(crop)}
-            cache.put(key, entry)
-        out[sample.content] = Latents(**entry)
-        tick()
-    return out
+def draw(row: Latents, *key: keys.Key) -> Tensor:
+    """A draw from the posterior of a picture, [C, H, W]; its noise is drawn on the CPU."""
+    noise = torch.randn(row.mean.shape, generator=keys.generator(*key))
+    return row.mean + row.deviation * noise.to(row.mean.device)
+
+
+def _masks(rows: Sequence[Latents]) -> Tensor | None:
+    if all(r.mask is None for r in rows):
+        return None
+    whole = torch.ones_like(rows[0].mean[:1])
+    return torch.stack([whole if r.mask is None else r.mask for r in rows])
+
+
+class Job(NamedTuple):
+    """A picture's variant that has to be encoded."""
+
+    name: bytes
+    sample: Sample
+    view: View
+
+
+def latents_of(family: "Family") -> Cache:
+    """The cache of what this family's autoencoder makes."""
+    return Cache(cache.space("latents", vae=family.source.fingerprint("vae"), decoder=decode.VERSION))
+
+
+def picture_jobs(samples: Sequence[Sample], pixels: Pixels, plain: Sequence[Sample] = ()) -> list[list[Job]]:
+    """Every variant of `samples` and the plain one of `plain`, once, in batches of one size that fit the autoencoder."""
+    wanted = {}
+    for sample, count in [*((s, pixels.augment.count) for s in samples), *((s, 1) for s in plain)]:
+        for variant in range(count):
+            name = pixels.key(sample, variant)
+            wanted[name] = Job(name, sample, pixels.augment.view(sample.content, variant))
+    sizes: dict[tuple[Size, bool], list[Job]] = {}
+    for job in wanted.values():
+        sizes.setdefault((job.sample.size, bool(job.sample.masked)), []).append(job)
+    return [jobs[i : i + _at_once(size)] for (size, _), jobs in sizes.items() for i in range(0, len(jobs), _at_once(size))]
+
+
+def _at_once(size: Size) -> int:
+    return max(1, min(AT_ONCE, PIXELS // (size.height * size.width)))
+
+
+def encode_pictures(family: "Family", jobs: Sequence[Sequence[Job]], background: str, store: Cache, tick: Callable[[int], None]) -> None:
+    """Encodes what `store` lacks and keeps it, even if `tick` raises, which is called with the number of pictures done."""
+    try:
+        with ThreadPoolExecutor() as pool:
+            for batch in jobs:
+                missing = [job for job in batch if job.name not in store]
+                for row, job in zip(_encode(family, missing, background, pool), missing, strict=True):
+                    store.put(job.name, row)
+                tick(len(batch))
+    finally:
+        store.flush()
+
+
+def _encode(family: "Family", jobs: Sequence[Job], background: str, pool: ThreadPoolExecutor) -> list[Text]:
+    """The rows of pictures of one size. As many are always encoded at once, so that a row does not depend on its neighbours."""
+    if not jobs:
+        return []
+    made = list(pool.map(lambda job: prepared(job.sample, job.view, background), jobs))
+    pixels = torch.stack([to_tensor(p.image) for p in made])
+    padded = torch.cat([pixels, pixels[-1:].expand(_at_once(jobs[0].sample.size) - len(jobs), *pixels.shape[1:])])
+    mean, deviation = (t[: len(jobs)].cpu() for t in family.encode(padded))
+    rows = [{"mean": m, "deviation": d, "crop": torch.tensor(p.crop)} for m, d, p in zip(mean, deviation, made, strict=True)]
+    grid = Size(*mean.shape[-2:])
+    masks = [None if p.mask is None else _mask(job, p.mask, grid) for job, p in zip(jobs, made, strict=True)]
+    return [row if mask is None else row | {"mask": mask} for row, mask in zip(rows, masks, strict=True)]
+
+
+class Prepared(NamedTuple):
+    """One variant of a picture as training sees it, and the mask of the whole picture, of any size."""
+
+    image: Image
+    crop: Crop
+    mask: Image | None
+
+
+def prepared(sample: Sample, view: View, background: str) -> Prepared:
+    """Raises:
+    DataError: the file's bytes are no longer those that were looked at, or cannot be decoded.
+    """
+    made = decode.decode(_verified(sample.read(), sample.content, sample.name), sample.name, background)
+    image, crop = cut(made.image, sample.size, view)
+    mask = made.alpha if sample.masked == "alpha" else None
+    if sample.mask is not None:
+        name = f"the mask of {sample.name}"
+        mask = decode.decode(_verified(sample.mask(), sample.masked, name), name, "black").image.convert("L")
+    return Prepared(image, crop, mask)
+
+
+def _verified(data: bytes, content: str, name: str) -> bytes:
+    if decode.content(data) != content:
+        raise DataError(f"{name}: changed while the run was starting", "run the command again")
+    return data
+
+
+def _mask(job: Job, mask: Image, grid: Size) -> Tensor:
+    made = cut_mask(mask, job.sample.size, grid, job.view)
+    if not made.any():
+        raise DataError(f"the mask of {job.sample.name}: nothing of the part that is trained on is white", "correct or remove the mask")
+    return made
 
 
 @torch.no_grad()
@@ -100,16 +229,23 @@ def texts(family: "Family", captions: Sequence[str]) -> list[Text]:
     return [{k: v.cpu() for k, v in row.items()} for row in family.text(nets, captions)]
 
 
-def encode_captions(family: "Family", captions: Sequence[str], cache: Cache, tick: Callable[[], None]) -> dict[str, Text]:
-    """What the text encoder makes of every caption, the empty one included."""
+def texts_of(family: "Family") -> Cache:
+    """The cache of what this family's text encoders make."""
     weights = family.source.fingerprint(*family.spec.text, *family.spec.tokenizers)
-    out = {}
-    for caption in sorted({*captions, ""}):
-        key = Cache.key(caption=caption, window=family.window, text_encoder=weights, dtype=str(family.dtype))
-        entry = cache.get(key)
-        if entry is None:
-            entry = texts(family, [caption])[0]
-            cache.put(key, entry)
-        out[caption] = entry
-        tick()
-    return out
+    return Cache(cache.space("texts", window=family.window, text_encoder=weights, dtype=str(family.dtype)))
+
+
+def caption_keys(captions: Sequence[str]) -> dict[str, bytes]:
+    """Where each caption's encoding is kept, and the empty one's."""
+    return {c: cache.key(caption=c) for c in sorted({*captions, ""})}
+
+
+def encode_captions(family: "Family", names: Mapping[str, bytes], store: Cache, tick: Callable[[], None]) -> None:
+    """Encodes what `store` lacks; one caption at a time, as what is kept must not depend on its neighbours."""
+    try:
+        for caption, name in names.items():
+            if name not in store:
+                store.put(name, texts(family, [caption])[0])
+            tick()
+    finally:
+        store.flush()

@@ -1,270 +1,258 @@
-"""A folder of pictures and captions as samples; whatever is dropped, converted or not used is said. Torch-free."""
+"""Folders of pictures: captions beside them or in a metadata file, masks beside them, and the `10_concept` convention. Torch-free."""
 
 import csv
-import hashlib
 import io
 import json
+import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from finetune.data import keys
-from finetune.data.decode import EXTENSIONS, decode
-from finetune.errors import ConfigError, DataError
+from finetune.data.captions import in_words
+from finetune.data.decode import EXTENSIONS
+from finetune.data.sample import Found, Item, Problem
+from finetune.errors import DataError
 
-PICTURE_LIKE = {".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".eps", ".raw", ".dng", ".cr2", ".nef"}
+PICTURE_LIKE = {".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".eps", ".raw", ".dng", ".cr2", ".nef"}
+HEIC = {".heic", ".heif"}
+CAPTIONS = (".txt", ".caption")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+MASK = re.compile(r"(-masklabel|\.mask)$")  # of a stem: cat-masklabel.png or cat.mask.png beside cat.jpg
+CONCEPT = re.compile(r"(\d{1,3})_(.+)")
+NO_CAPTION = "put the caption in a .txt file of the same name, or give --caption or --trigger for all"
 
-
-@dataclass(frozen=True)
-class Sample:
-    path: Path
-    name: str  # relative to the folder, with forward slashes
-    content: str  # sha256 of the file
-    captions: tuple[str, ...]  # one is drawn each time
-    weight: float = 1.0
-
-    @property
-    def caption(self) -> str:
-        """The one that stands for all of them where nothing is drawn, as in measuring."""
-        return self.captions[0]
+Entry = os.DirEntry[str]
 
 
-@dataclass
-class Found:
-    """A folder's samples in the order of their names, and what a person should know about it."""
-
-    samples: list[Sample]
-    dropped: dict[str, str] = field(default_factory=dict)  # file -> why
-    notes: Counter[str] = field(default_factory=Counter)  # what was converted -> how many
-
-    def describe(self, say: Callable[[str], None]) -> None:
-        for note, count in sorted(self.notes.items()):
-            say(f"  {count} {note}")
-        for name, why in list(self.dropped.items())[:20]:
-            say(f"  dropped {name}: {why}")
-        if len(self.dropped) > 20:
-            say(f"  dropped {len(self.dropped) - 20} more")
-
-
-@dataclass
-class Pictures:
-    """The sides of the data: to train on, the class pictures beside them, and held out; in this order in `all`."""
-
-    found: Found
-    train: list[Sample]
-    held: list[Sample]
-    classes: list[Sample] = field(default_factory=list)
-
-    @property
-    def all(self) -> list[Sample]:
-        return [*self.train, *self.classes, *self.held]
-
-    def fingerprint(self) -> str:
-        """A hash of every picture's bytes, caption and weight, whatever the files are called and wherever they lie."""
-        sides = [sorted((s.content, s.captions, s.weight) for s in side) for side in (self.train, self.classes, self.held)]
-        return hashlib.sha256(json.dumps(sides).encode()).hexdigest()
-
-    def describe(self, say: Callable[[str], None]) -> None:
-        """What was found, converted and dropped; nothing is silent."""
-        say(f"pictures: {len(self.train)} to train on" + (f", {len(self.held)} held out" if self.held else ""))
-        self.found.describe(say)
-
-
-@dataclass(frozen=True)
-class Wording:
-    """How captions are made: one for all, or the pictures' own with `trigger` in front of those that lack it and all of `tokens`.
-
-    A picture without a caption is said with each of `templates`, in which `{}` is the trigger.
+def read_file(path: str) -> bytes:
+    """Raises:
+    DataError: it cannot be read.
     """
-
-    caption: str | None = None
-    trigger: str | None = None
-    templates: tuple[str, ...] = ("{}",)
-    tokens: tuple[str, ...] = ()
-
-    def captions(self, own: str | None) -> tuple[str, ...]:
-        """Of a picture whose own caption is `own`; none where there is nothing to say."""
-        if not self.trigger:
-            return (own,) if own else ()
-        if own:
-            said = any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", own) for word in (self.trigger, *self.tokens))
-            return (own if said else f"{self.trigger}, {own}",)
-        return tuple(t.replace("{}", self.trigger) for t in self.templates)
+    try:
+        with open(path, "rb") as f:
+            return f.read()
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror})", "give pictures that you may read") from e
 
 
-def load(folder: Path, wording: Wording, background: str, holdout: str | None) -> Pictures:
-    """`scan` and `split` in one."""
-    found = scan(folder, wording, background)
-    return Pictures(found, *split(found, holdout, wording, background))
+def items(folder: Path, found: Found, each_line: bool, columns: "Columns") -> list[Item]:
+    """The pictures of a folder by name; what is left out or wrong is noted in `found`.
+
+    Captions: `metadata.jsonl`, `.csv` or `.parquet` (file_name and a caption), else `name.txt` or `name.caption` beside the picture,
+    whose lines are one caption, or with `each_line` one each.
+    """
+    entries = {name: entry for name, entry in walk(folder, found)}
+    pictures = {n: e for n, e in entries.items() if _usable(n, entries, found)}
+    concepts = _concepts(pictures, found)
+    listed = metadata(folder, entries, found, columns)
+    if listed is not None:
+        found.dropped |= dict.fromkeys((n for n in pictures if n not in listed), "not in the metadata file")
+        for name in listed.keys() - pictures.keys():
+            found.dropped.setdefault(name, "listed in the metadata file, but not a picture that is read")
+        pictures = {n: e for n, e in pictures.items() if n in listed}
+    masks = {MASK.sub("", _stem(n)): e.path for n, e in entries.items() if _is_mask(n)}
+    out = []
+    for name, entry in pictures.items():
+        repeats, concept = concepts.get(name.partition("/")[0], (1, ""))
+        own = listed[name] if listed is not None else _sidecar(name, entries, found, each_line)
+        mask, stat = masks.get(_stem(name)), entry.stat()
+        captions = own if any(own) or not concept else (concept,)
+        stamp = (os.path.abspath(entry.path), str(stat.st_size), str(stat.st_mtime_ns))
+        read, read_mask = partial(read_file, entry.path), partial(read_file, mask) if mask else None
+        words, around = in_words(_stem(name).rpartition("/")[2]), concept or _folder_words(folder, name)
+        out.append(Item(name, read, stamp, captions, words, read_mask, repeats, around))
+    return out
 
 
-def scan(folder: Path, wording: Wording, background: str, only: Sequence[Path] | None = None) -> Found:
-    """Reads every picture and caption once, so that what is wrong is known before a model is loaded.
-
-    `only` are pictures of the folder to read, whatever a metadata file lists.
-    Captions: the wording's if it has one, else `metadata.jsonl` or `.csv` (file_name, text), else `name.txt` beside the picture.
+def walk(folder: Path, found: Found) -> Iterator[tuple[str, Entry]]:
+    """Files below a folder by name, hidden ones and the folders of runs left out. No link leads out of the folder.
 
     Raises:
-        DataError: no such folder, no pictures, a damaged picture, a caption that is not UTF-8 or missing.
+        DataError: a folder cannot be read.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder", "--data takes a folder of pictures")
-    found = Found([])
-    listed = _metadata(folder) if only is None else None
-    chosen = list(only or (paths(folder, found) if listed is None else _listed(folder, listed, found)))
-    if not chosen:
-        others = f" (not usable: {', '.join(list(found.dropped)[:5])})" if found.dropped else ""
-        raise DataError(f"{folder}: no pictures{others}", f"pictures end in {', '.join(sorted(EXTENSIONS))}")
-    captions = {p: wording.captions(_caption(p, p.relative_to(folder).as_posix(), wording.caption, listed, found)) for p in chosen}
-    if missing := [p.relative_to(folder).as_posix() for p, c in captions.items() if not c]:
-        raise DataError(
-            f"{folder}: {len(missing)} of {len(chosen)} pictures have no caption: {_some(missing)}",
-            "put the caption in a .txt file of the same name, or give --caption or --trigger for all",
-        )
-    with ThreadPoolExecutor() as pool:
-        for path, (content, notes) in zip(chosen, pool.map(lambda p: _check(p, background), chosen), strict=True):
-            found.samples.append(Sample(path, path.relative_to(folder).as_posix(), content, captions[path]))
-            found.notes.update(notes)
-    return found
+    root = os.path.realpath(folder)
 
-
-def _some(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _inside(folder: Path, path: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
-
-
-def paths(folder: Path, found: Found) -> list[Path]:
-    """The pictures of a folder by name; what is left out is noted in `found`."""
-    chosen = []
-    runs = [p.parent for p in folder.rglob("run.yaml")]  # with --data . the next run would train on the samples of the last
-    for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
-        name = path.relative_to(folder).as_posix()
+    def inside(place: str, prefix: str) -> Iterator[tuple[str, Entry]]:
         try:
-            if path.is_dir() or any(part.startswith(".") for part in path.relative_to(folder).parts):
-                continue
+            with os.scandir(place) as there:
+                entries = sorted((e for e in there if not e.name.startswith(".")), key=lambda e: e.name)
+            for entry in entries:
+                name = prefix + entry.name
+                if entry.is_symlink() and not os.path.realpath(entry.path).startswith(root + os.sep):
+                    found.dropped[name] = "a link that leaves the folder"
+                elif not entry.is_dir():
+                    yield name, entry
+                elif entry.is_symlink():
+                    found.dropped[name] = "a link to a folder, which is not followed"
+                elif os.path.exists(os.path.join(entry.path, "run.yaml")):  # with --data . it would learn from its own samples
+                    found.note("folder not used, as it is that of a run", name)
+                else:
+                    yield from inside(entry.path, name + "/")
         except OSError as e:
-            raise DataError(f"{path}: cannot be read ({e.strerror})", "give a folder of pictures that you may read") from e
-        if any(path.is_relative_to(r) for r in runs):
-            found.notes["file not used, as it lies in the folder of a run"] += 1
-            continue
-        if not _inside(folder, path):
-            found.dropped[name] = "a link that leaves the folder"
-        elif path.suffix.lower() in EXTENSIONS:
-            chosen.append(path)
-        elif path.suffix.lower() in PICTURE_LIKE:
-            found.dropped[name] = f"{path.suffix.lower()} is not read; convert it to PNG"
-    return chosen
+            raise DataError(f"{place}: cannot be read ({e.strerror})", "give a folder of pictures that you may read") from e
+
+    yield from inside(str(folder), "")
 
 
-def _listed(folder: Path, listed: dict[str, str], found: Found) -> Iterable[Path]:
-    for path in paths(folder, found):
-        name = path.relative_to(folder).as_posix()
-        if name in listed:
-            yield path
+def _folder_words(folder: Path, name: str) -> str:
+    above = name.rpartition("/")[0].rpartition("/")[2]
+    return in_words(above or folder.resolve().name)
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0] or name
+
+
+def _is_mask(name: str) -> bool:
+    stem, _, end = name.rpartition(".")
+    return f".{end.lower()}" in EXTENSIONS and bool(MASK.search(stem))
+
+
+def _usable(name: str, entries: Mapping[str, Entry], found: Found) -> bool:
+    """Whether a file is a picture to train on; says so where it looks like one and is not read."""
+    end = f".{name.rpartition('.')[2].lower()}"
+    if end in HEIC and find_spec("pillow_heif") is None:
+        found.dropped[name] = f"{end} needs a package: pip install 'finetune[heic]'"
+    elif end in EXTENSIONS:
+        return not _is_mask(name)
+    elif end in PICTURE_LIKE:
+        found.dropped[name] = f"{end} is not read; convert it to PNG"
+    elif end in CAPTIONS and not any(_stem(name) + e in entries or _stem(name) + e.upper() in entries for e in EXTENSIONS):
+        if name.rpartition("/")[2].lower() not in ("readme.txt", "license.txt", "licence.txt"):
+            found.note("caption file without a picture", name)
+    return False
+
+
+def _concepts(pictures: Mapping[str, Entry], found: Found) -> dict[str, tuple[int, str]]:
+    """Top folder -> repeats and name, where every picture lies in a folder such as `10_sks dog`."""
+    tops = {n.partition("/")[0] if "/" in n else "" for n in pictures}
+    named = {top: CONCEPT.fullmatch(top) for top in tops}
+    if not tops or not all(named.values()):
+        return {}
+    out = {top: (int(m[1]), m[2].replace("_", " ").strip()) for top, m in named.items() if m}
+    if not all(1 <= repeats <= 500 for repeats, _ in out.values()):
+        return {}
+    for top, (repeats, concept) in sorted(out.items()):
+        text = f"in {top}/: shown {repeats} times an epoch, as {concept!r} where there is no caption"
+        found.notes[text] = [n for n in pictures if n.startswith(top + "/")]
+    return out
+
+
+def _sidecar(name: str, entries: Mapping[str, Entry], found: Found, each_line: bool) -> tuple[str, ...]:
+    """The captions of the file beside a picture."""
+    there = [_stem(name) + e for e in CAPTIONS if _stem(name) + e in entries]
+    if not there:
+        return ()
+    if len(there) > 1:
+        found.note(".caption file not used, as there is a .txt", name)
+    try:
+        text = read_file(entries[there[0]].path).decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        found.problems.append(Problem(there[0], f"not UTF-8 (byte {e.start})", UTF8))
+        return ("?",)  # it has one, which is a problem of its own
+    lines = [" ".join(line.split()) for line in (text.splitlines() if each_line else [text])]
+    return tuple(line for line in lines if line) or ("",)
+
+
+UTF8 = "save the file as UTF-8"
+
+
+class Columns:
+    """The names of the columns that hold a picture and its caption: as given, or the first that is there of those in use."""
+
+    IMAGE = ("image", "img", "jpg", "png", "webp", "picture", "pixel_values")
+    CAPTION = ("text", "caption", "captions", "prompt", "txt", "description", "sentences")
+
+    def __init__(self, image: str | None = None, caption: str | None = None) -> None:
+        self.image, self.caption = image, caption
+
+    def caption_of(self, there: Sequence[str]) -> str | None:
+        return self._one("caption", self.caption, self.CAPTION, there)
+
+    def image_of(self, there: Sequence[str]) -> str | None:
+        return self._one("image", self.image, self.IMAGE, there)
+
+    @staticmethod
+    def _one(what: str, given: str | None, usual: Sequence[str], there: Sequence[str]) -> str | None:
+        if given is not None and given not in there:
+            raise DataError(f"data.{what}_column {given}: no such column; there are {', '.join(there)}")
+        return given or next((c for c in usual if c in there), None)
+
+
+USUAL = Columns()
+
+
+def caption_list(value: object) -> tuple[str, ...] | None:
+    """A caption cell, a text or several; None for anything else."""
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, Sequence) and all(isinstance(v, str) for v in value):
+        return tuple(" ".join(v.split()) for v in value if v.strip())
+    return () if value is None else None
+
+
+def metadata(folder: Path, entries: Mapping[str, Entry], found: Found, columns: Columns) -> dict[str, tuple[str, ...]] | None:
+    """file_name -> captions of the metadata file, or None where there is none."""
+    there = [name for name in METADATA if name in entries]
+    if not there:
+        return None
+    path, listed = folder / there[0], {}
+    found.dropped |= dict.fromkeys(there[1:], f"not used, as there is a {path.name}")
+    for where, row in _rows(path, found):
+        file, name = row.get("file_name"), columns.caption_of(list(row))
+        captions = caption_list(row[name]) if name else None
+        if not isinstance(file, str) or captions is None:
+            found.problems.append(Problem(where, f"expected file_name and text, found {', '.join(map(str, row)) or 'nothing'}"))
+        elif (clean := os.path.normpath(file).replace(os.sep, "/")) in listed:
+            found.problems.append(Problem(where, f"{file} stands twice", "give its captions as one list, or leave one out"))
+        elif clean not in entries and not (folder / file).resolve().is_relative_to(folder.resolve()):
+            found.problems.append(Problem(where, f"{file} leaves the folder", "name files below the folder of the metadata file"))
+        elif clean not in entries and not (folder / file).is_file():
+            found.problems.append(Problem(where, f"no such file: {file}", "correct the name, or remove the row"))
         else:
-            found.dropped[name] = "not in the metadata file"
-    for name in listed.keys() - {p.relative_to(folder).as_posix() for p in paths(folder, Found([]))}:
-        found.dropped.setdefault(name, "listed in the metadata file, but not a picture that is read")
+            listed[clean] = captions
+    return listed
 
 
-def _metadata(folder: Path) -> dict[str, str] | None:
-    """file_name -> text of `metadata.jsonl` or `metadata.csv`, or None where there is neither."""
-    for name in ("metadata.jsonl", "metadata.csv"):
-        path = folder / name
-        if not path.exists():
-            continue
-        text = _utf8(path)
-        rows = list(csv.DictReader(io.StringIO(text))) if name.endswith("csv") else _json_lines(path, text)
-        listed = {}
-        for number, row in enumerate(rows, 2 if name.endswith("csv") else 1):
-            file, caption = row.get("file_name"), row.get("text")
-            if not isinstance(file, str) or not isinstance(caption, str):
-                raise DataError(f"{path}, line {number}: expected file_name and text, found {', '.join(map(str, row)) or 'nothing'}")
-            if not _inside(folder, folder / file):
-                raise DataError(f"{path}, line {number}: {file} leaves the folder")
-            if not (folder / file).is_file():
-                raise DataError(f"{path}, line {number}: no such file: {file}")
-            listed[Path(file).as_posix()] = caption
-        return listed
-    return None
+def _rows(path: Path, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each row stands, and the row."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        try:
+            rows = pq.read_table(path).to_pylist()
+        except (OSError, ValueError) as e:
+            raise DataError(f"{path}: not a Parquet file ({e})") from e
+        yield from ((f"{path.name}, row {i}", row) for i, row in enumerate(rows))
+        return
+    try:
+        text = read_file(str(path)).decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        found.problems.append(Problem(path.name, f"not UTF-8 (byte {e.start})", UTF8))
+        return
+    parse: Callable[[str, str, Found], Iterator[tuple[str, dict[str, Any]]]] = _csv if path.suffix == ".csv" else _json_lines
+    yield from parse(path.name, text, found)
 
 
-def _json_lines(path: Path, text: str) -> list[dict[str, object]]:
-    rows = []
+def _csv(name: str, text: str, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text))
+    yield from ((f"{name}, line {reader.line_num}", row) for row in reader)
+
+
+def _json_lines(name: str, text: str, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+        where = f"{name}, line {number}"
         try:
             row = json.loads(line)
         except ValueError as e:
-            raise DataError(f"{path}, line {number}: not JSON ({e})") from e
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: expected an object with file_name and text")
-        rows.append(row)
-    return rows
-
-
-def _utf8(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise DataError(f"{path}: not UTF-8 (byte {e.start})", "save the file as UTF-8") from e
-    except OSError as e:
-        raise DataError(f"{path}: cannot be read ({e.strerror})") from e
-
-
-def _caption(path: Path, name: str, one: str | None, listed: dict[str, str] | None, found: Found) -> str | None:
-    sidecar = path.with_suffix(".txt")
-    if one is not None:
-        if sidecar.exists():
-            found.notes["caption file not used, as --caption is for all"] += 1
-        return one
-    if listed is not None:
-        return listed[name]
-    return " ".join(_utf8(sidecar).split()) if sidecar.exists() else None
-
-
-def _check(path: Path, background: str) -> tuple[str, tuple[str, ...]]:
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise DataError(f"{path}: cannot be read ({e.strerror})") from e
-    return hashlib.sha256(data).hexdigest(), decode(data, str(path), background).notes
-
-
-def split(found: Found, holdout: str | None, wording: Wording, background: str) -> tuple[list[Sample], list[Sample]]:
-    """Training and held-out samples. A picture's side depends on its bytes alone: it stays when others come and go.
-
-    Raises:
-        ConfigError: nothing would be left on one side.
-    """
-    if holdout is None:
-        return found.samples, []
-    try:
-        fraction = float(holdout)
-    except ValueError:
-        other = scan(Path(holdout).expanduser(), wording, background)
-        known = {s.content for s in other.samples}
-        found.dropped |= {f"{holdout}/{name}": why for name, why in other.dropped.items()}
-        found.notes.update(other.notes)
-        train = [s for s in found.samples if s.content not in known]
-        if len(train) < len(found.samples):
-            found.dropped |= {s.name: "also in the --holdout folder" for s in found.samples if s.content in known}
-        return _both(train, other.samples, holdout)
-    rank = {s.content: keys.uniform("holdout", s.content) for s in found.samples}
-    # Few pictures may all fall on one side: then the likeliest is held out.
-    held = [s for s in found.samples if rank[s.content] < max(fraction, min(rank.values()) + 1e-12)]
-    return _both([s for s in found.samples if s not in held], held, holdout)
-
-
-def _both(train: list[Sample], held: list[Sample], holdout: str) -> tuple[list[Sample], list[Sample]]:
-    if not train or not held:
-        side = "training" if not train else "measuring"
-        raise ConfigError(f"--holdout {holdout}: leaves no picture for {side}", "choose another fraction, or give a folder")
-    return train, held
+            found.problems.append(Problem(where, f"not JSON ({e})"))
+            continue
+        if isinstance(row, dict):
+            yield where, row
+        else:
+            found.problems.append(Problem(where, "expected an object with file_name and text"))

@@ -1,16 +1,21 @@
-"""The index plan: which sample stands in which slot of which step, as a pure function of the seed.
+"""The index plan: which sample stands in which slot of which step, as a pure function of the seed. Torch-free.
 
 A *slot* is a position in the global batch, whatever the number of processes and of accumulation steps:
 process r of W takes micro-batch m of M as slots [(m W + r) B, (m W + r + 1) B). The slots go round the groups (DreamBooth's
-instance and class pictures), so that every batch holds as many of each. A group is an endless row of epochs, each of which
-shows every sample of the group once, in an order of its own; a batch may reach over the end of one.
+instance and class pictures), so that every batch holds as many of each.
+
+A group is a row of epochs. An epoch draws every sample of the group as often as its `times` says (once, but for repeats and weights),
+in batches that are of one size each. What a size's last batch lacks is filled with further draws of the same size.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle, islice
 
 from finetune.data import keys
+from finetune.data.sample import Sample, Size
 
 
 @dataclass(frozen=True)
@@ -20,45 +25,94 @@ class Slot:
     weight: float
 
 
-@dataclass(frozen=True)
-class IndexPlan:
-    """`names` are the samples' content keys, `weights` their loss weights, `batch` the global batch size.
+@dataclass
+class Group:
+    """Samples of which every step takes `batch`, all of one size. `first` is the index of the first in the dataset."""
 
-    `groups` are the sizes of the groups, which stand one behind the other; `batch` is a multiple of their number.
-    """
-
-    names: tuple[str, ...]
-    weights: tuple[float, ...]
+    samples: Sequence[Sample]
+    first: int
     batch: int
     seed: int
-    groups: tuple[int, ...] = ()
+    starts: list[int] = field(default_factory=lambda: [0])  # the step at which each epoch begins, as far as anyone asked
+    made: dict[int, list[list[int]]] = field(default_factory=dict)  # the last epochs that were asked for
+
+    def __post_init__(self) -> None:
+        self.cells: dict[Size, dict[object, list[int]]] = {}  # size -> times -> samples
+        for i, s in enumerate(self.samples):
+            self.cells.setdefault(s.size, {}).setdefault(s.times, []).append(i)
+
+    def draws(self, size: Size, epoch: int) -> int:
+        """How many draws an epoch has of a size, without what fills the last batch; fractions are carried from epoch to epoch."""
+        return sum(_draws(self.samples[cell[0]], len(cell), epoch) for cell in self.cells[size].values())
+
+    def count(self, epoch: int) -> int:
+        """Batches of an epoch."""
+        return sum(-(-self.draws(size, epoch) // self.batch) for size in self.cells)
+
+    def fills(self, epoch: int) -> int:
+        """Draws of an epoch that only fill a batch."""
+        return sum(-self.draws(size, epoch) % self.batch for size in self.cells)
+
+    def order(self, size: Size, epoch: int) -> list[int]:
+        """An epoch's draws of a size, in the order of a hash of (seed, epoch, picture, which of its draws): adding one moves no other."""
+        drawn: list[tuple[int, int, int]] = []
+        for cell in self.cells[size].values():
+            ranked = sorted((self._key(epoch, i, 0), i) for i in cell)
+            whole, rest = divmod(_draws(self.samples[cell[0]], len(cell), epoch), len(cell))
+            for copy in range(whole + 1):
+                chosen = ranked if copy < whole else ranked[:rest]
+                drawn += [(key if copy == 0 else self._key(epoch, i, copy), i, copy) for key, i in chosen]
+        return [i for _, i, _ in sorted(drawn)]
+
+    def _key(self, epoch: int, i: int, copy: int) -> int:
+        more = (copy,) if copy else ()
+        return keys.number(self.seed, "order", epoch, self.samples[i].content, *more)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch, as indices into the dataset."""
+        if epoch not in self.made:
+            ranked = []
+            for size in self.cells:
+                order = self.order(size, epoch)
+                padded = list(islice(cycle(order), -(-len(order) // self.batch) * self.batch))
+                for start in range(0, len(padded), self.batch):
+                    key = keys.number(self.seed, "batch", epoch, *size, start) if len(self.cells) > 1 else start
+                    ranked.append((key, size, [self.first + i for i in padded[start : start + self.batch]]))
+            self.made = {e: b for e, b in self.made.items() if abs(e - epoch) < 2} | {epoch: [b for _, _, b in sorted(ranked)]}
+        return self.made[epoch]
+
+    def at(self, step: int) -> list[int]:
+        """A step's samples."""
+        while self.starts[-1] <= step:
+            self.starts.append(self.starts[-1] + self.count(len(self.starts) - 1))
+        epoch = bisect_right(self.starts, step) - 1
+        return self.batches(epoch)[step - self.starts[epoch]]
+
+
+def _draws(sample: Sample, count: int, epoch: int) -> int:
+    total = sample.times * count
+    return int((epoch + 1) * total) - int(epoch * total)
+
+
+class IndexPlan:
+    """`groups` are the sizes of the groups, which stand one behind the other in `samples`; `batch` is a multiple of their number."""
+
+    def __init__(self, samples: Sequence[Sample], batch: int, seed: int, groups: Sequence[int] = ()) -> None:
+        self.samples, self.batch = samples, batch
+        counts = [g for g in groups if g] or [len(samples)]
+        firsts = [sum(counts[:i]) for i in range(len(counts))]
+        self.groups = [Group(samples[f : f + n], f, batch // len(counts), seed) for f, n in zip(firsts, counts, strict=True)]
 
     @property
-    def ranges(self) -> list[range]:
-        """The samples of each group."""
-        ends = [sum(self.groups[: i + 1]) for i in range(len(self.groups))] or [len(self.names)]
-        return [range(end - size, end) for end, size in zip(ends, self.groups or (len(self.names),), strict=True)]
-
-    @property
-    def epoch_steps(self) -> float:
-        """Steps until every sample of the largest group was shown once."""
-        return max(len(r) for r in self.ranges) / (self.batch // len(self.ranges))
-
-    def order(self, group: int, epoch: int) -> tuple[int, ...]:
-        """A group's samples in the order of a hash of (seed, epoch, name): adding one moves no other."""
-        chosen = self.ranges[group]
-        return _order(self.names[chosen.start : chosen.stop], chosen.start, self.seed, epoch)
+    def epoch_steps(self) -> int:
+        """Steps until every sample of the largest group was shown."""
+        return max(group.count(0) for group in self.groups)
 
     def slots(self, step: int) -> list[Slot]:
         """The global batch of one optimizer step, `batch` slots long."""
-        count, ranges = self.batch // len(self.ranges), self.ranges
-        out = []
-        for slot in range(self.batch):
-            row, group = divmod(slot, len(ranges))
-            epoch, place = divmod(step * count + row, len(ranges[group]))
-            sample = self.order(group, epoch)[place]
-            out.append(Slot(sample, slot, self.weights[sample]))
-        return out
+        rows = zip(*(group.at(step) for group in self.groups), strict=True)
+        drawn = [sample for row in rows for sample in row]
+        return [Slot(sample, slot, self.samples[sample].weight) for slot, sample in enumerate(drawn)]
 
     def total_weight(self, step: int) -> float:
         """The one normaliser of a step's loss: every process knows it without asking."""
@@ -71,8 +125,12 @@ class IndexPlan:
         return [slots[s : s + size] for s in starts]
 
 
-@lru_cache(maxsize=8)
-def _order(names: Sequence[str], first: int, seed: int, epoch: int) -> tuple[int, ...]:
-    # A name can stand twice when two files are equal: the index parts them.
-    ranked = sorted(range(len(names)), key=lambda i: (keys.number(seed, "order", epoch, names[i]), i))
-    return tuple(first + i for i in ranked)
+def describe(samples: Sequence[Sample], batch: int, say: Callable[[str], None]) -> None:
+    """What pictures are cut to, and what an epoch of them is, in batches of so many."""
+    group = Group(samples, 0, batch, 0)
+    counts = Counter(s.size for s in samples)
+    say("  cut to " + ", ".join(f"{size}: {count}" for size, count in sorted(counts.items())))
+    if enlarged := sum(s.size.height > s.original.height or s.size.width > s.original.width for s in samples):
+        say(f"  {enlarged} enlarged, as they are smaller than that")
+    if fills := group.fills(0):
+        say(f"  an epoch is {group.count(0)} steps; {fills} further draws fill the last batch{' of each size' * (len(counts) > 1)}")

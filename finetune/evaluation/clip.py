@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.bases import TINY
-from finetune.data import decode
+from finetune.data import crop
 
 
 class Clip:
@@ -24,7 +24,7 @@ class Clip:
     def pictures(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB pictures of any size -> [N, D]."""
         side = self.model.config.vision_config.image_size
-        pixels = torch.stack([decode.to_tensor(decode.square(i.convert("RGB"), side)) for i in images])
+        pixels = torch.stack([crop.to_tensor(crop.square(i.convert("RGB"), side)) for i in images])
         return _unit(self.model.get_image_features(pixel_values=pixels))
 
     @torch.no_grad()

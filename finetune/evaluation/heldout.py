@@ -9,6 +9,7 @@ from torch import Tensor
 
 from finetune.data import keys
 from finetune.data.encoded import Encoded
+from finetune.data.sample import Size
 from finetune.families.load import Family
 from finetune.objectives.objective import Objective
 
@@ -41,13 +42,12 @@ def losses(
     batch: int = 8,
 ) -> Tensor:
     """[N, BINS] unweighted losses, fp32 on the CPU; `predict` takes x_t, t, captions and crops; `poll` is called before each batch."""
-    rows = []
+    rows: dict[int, Tensor] = {}
     plain = objective.unweighted()
-    for start in range(0, len(indices), batch):
+    for chosen in _batches(encoded, indices, batch):
         poll()
-        chosen = list(indices)[start : start + batch]
         samples = [encoded.samples[i] for i in chosen]
-        x_0 = torch.stack([encoded.latents[s.content].mean for s in samples]).to(family.device)
+        x_0 = torch.stack([encoded[s].mean for s in samples]).to(family.device)
         captions, crops = [s.caption for s in samples], encoded.crops(samples)
         columns = []
         for b, t in enumerate(timesteps(objective)):
@@ -55,8 +55,16 @@ def losses(
             t_batch = t.expand(len(samples)).to(family.device)
             error = plain(lambda x_t, t, c=captions, k=crops: predict(x_t, t, c, k), x_0, noise.to(family.device), t_batch)  # type: ignore[misc]
             columns.append(error.flatten(1).mean(1).cpu())
-        rows.append(torch.stack(columns, 1))
-    return torch.cat(rows)
+        rows |= dict(zip(chosen, torch.stack(columns, 1), strict=True))
+    return torch.stack([rows[i] for i in indices])
+
+
+def _batches(encoded: Encoded, indices: Sequence[int], batch: int) -> list[list[int]]:
+    """Parts of at most `batch` pictures of one size."""
+    sizes: dict[Size, list[int]] = {}
+    for i in indices:
+        sizes.setdefault(encoded.samples[i].size, []).append(i)
+    return [same[start : start + batch] for same in sizes.values() for start in range(0, len(same), batch)]
 
 
 def paired(before: Tensor, after: Tensor) -> Interval:

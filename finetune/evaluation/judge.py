@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.bases import TINY
-from finetune.data import decode
+from finetune.data import crop
 
 
 class Judge:
@@ -25,7 +25,7 @@ class Judge:
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor, Tensor]:
         """RGB pictures of any size -> features [N, D] of length 1, name logits [N, names], style logits [N, styles]."""
-        pixels = torch.stack([decode.to_tensor(decode.square(i.convert("RGB"), 64)) for i in images])
+        pixels = torch.stack([crop.to_tensor(crop.square(i.convert("RGB"), 64)) for i in images])
         pooled = self.model.resnet(pixels).pooler_output.flatten(1)
         logits = self.model.classifier(pooled)
         return torch.nn.functional.normalize(pooled, dim=1), logits[:, : len(self.names)], logits[:, len(self.names) :]

@@ -14,7 +14,6 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from finetune import files
-from finetune.data.cache import default_root
 from finetune.errors import AccessError, ConfigError
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -54,7 +53,7 @@ def unpickle(path: Path) -> Path:
     Raises:
         AccessError: it holds anything but tensors, or is damaged.
     """
-    target = default_root() / "bases" / f"{files.sha256(path)}.safetensors"
+    target = files.cache_root() / "bases" / f"{files.sha256(path)}.safetensors"
     if target.exists():
         return target
     import torch
@@ -137,7 +136,7 @@ def write_configs(configs: dict[str, Any], folder: Path) -> None:
 def skeleton(configs: dict[str, Any]) -> Path:
     """`write_configs` into the cache, once."""
     digest = hashlib.sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()
-    folder = default_root() / "bases" / f"configs-{digest}"
+    folder = files.cache_root() / "bases" / f"configs-{digest}"
     files.publish(folder, lambda p: write_configs(configs, p))
     return folder
 
@@ -150,7 +149,7 @@ def unpack(checkpoint: Checkpoint) -> Path:
     """
     config = skeleton(checkpoint.configs)
     key = hashlib.sha256(f"{files.sha256(checkpoint.path)} {config.name}".encode()).hexdigest()
-    folder = default_root() / "bases" / key
+    folder = files.cache_root() / "bases" / key
     if (folder / "model_index.json").exists():
         return folder
     import diffusers

@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from finetune import files
 from finetune.data import keys
+from finetune.data.crop import to_image
 from finetune.data.encoded import Text
 from finetune.families.load import Family
 
@@ -46,8 +47,7 @@ def draw(
             output_type="latent",
         ).images
         for one in latents.split(1):  # an autoencoder takes more memory than a denoiser
-            pixels = family.decode(one, side)[0]
-            out.append(Image.fromarray(((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()))
+            out.append(to_image(family.decode(one, side)[0]))
     return out
 
 

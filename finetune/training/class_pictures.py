@@ -10,10 +10,12 @@ from typing import Any
 
 from finetune import files
 from finetune.config.job import Job
-from finetune.data import folder
-from finetune.data.cache import Cache, default_root
+from finetune.data import cache, folder, scan
+from finetune.data.captions import Wording
+from finetune.data.decode import EXTENSIONS
 from finetune.data.encoded import texts
-from finetune.data.folder import Found, Sample, Wording
+from finetune.data.sample import Found, Sample
+from finetune.data.scan import Origin
 from finetune.errors import ConfigError
 from finetune.families.load import Family
 from finetune.sampling import draw
@@ -48,12 +50,12 @@ class ClassPictures:
 
     @property
     def key(self) -> str:
-        return Cache.key(**self.facts)[:12]
+        return cache.key(**self.facts).hex()[:12]
 
     @property
     def folder(self) -> Path:
         own = self.job.subject.class_data
-        return own.expanduser() if own else default_root() / "class-pictures" / self.key
+        return own.expanduser() if own else files.cache_root() / "class-pictures" / self.key
 
     def path(self, number: int) -> Path:
         return self.folder / f"class-{self.key}-{number:06d}.png"
@@ -61,14 +63,17 @@ class ClassPictures:
     @cached_property
     def own(self) -> Found:
         """A person's pictures in the folder: all that no base drew, for this job or for another."""
-        wording = Wording(trigger=self.job.subject.class_word)
-        there = folder.paths(self.folder, Found([])) if self.folder.is_dir() else []
-        if all(DRAWN.fullmatch(p.name) for p in there):
-            return Found([])
-        found = folder.scan(self.folder, wording, self.job.data.background)
-        found.samples = [s for s in found.samples if not DRAWN.fullmatch(s.path.name)]
-        found.dropped = {name: why for name, why in found.dropped.items() if not DRAWN.fullmatch(Path(name).name)}
+        there = [name for name, _ in folder.walk(self.folder, Found())] if self.folder.is_dir() else []
+        if not any(_own(name) and Path(name).suffix.lower() in EXTENSIONS for name in there):
+            return Found()
+        found = scan.scan(self._origin, _own)
+        found.dropped = {name: why for name, why in found.dropped.items() if _own(name)}
+        found.refuse()
         return found
+
+    @property
+    def _origin(self) -> Origin:
+        return Origin(str(self.folder), Wording(trigger=self.job.subject.class_word), self.job.data.background)
 
     @property
     def count(self) -> int:
@@ -117,6 +122,12 @@ class ClassPictures:
 
     def samples(self) -> list[Sample]:
         """All of them, with the loss weight of the prior; a person's own captions have the class word in front."""
-        subject, paths = self.job.subject, [self.path(n) for n in range(self.count)]
-        drawn = folder.scan(self.folder, Wording(trigger=subject.class_word), self.job.data.background, paths).samples if paths else []
-        return [replace(s, weight=subject.prior_weight) for s in (*self.own.samples, *drawn)]
+        names = {self.path(n).name for n in range(self.count)}
+        drawn = scan.scan(self._origin, lambda name: name in names) if names else Found()
+        drawn.refuse()
+        return [replace(s, weight=self.job.subject.prior_weight) for s in (*self.own.samples, *drawn.samples)]
+
+
+def _own(name: str) -> bool:
+    """Whether a file is a person's, and not drawn by a base, for this job or for another."""
+    return not DRAWN.fullmatch(Path(name).name)

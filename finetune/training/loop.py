@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from finetune.config.job import Job
 from finetune.data import keys
 from finetune.data.encoded import Batch, Encoded, Text, to_device
-from finetune.data.plan import IndexPlan, Slot
+from finetune.data.plan import IndexPlan
 from finetune.errors import FinetuneError
 from finetune.families.load import Family
 from finetune.objectives.objective import Objective
@@ -97,31 +97,37 @@ class Training:
         return inner
 
 
-def micro_batch(run: Training, step: int, slots: list[Slot]) -> Batch:
-    job = run.job
-    return run.encoded.batch(slots, job.run.seed, step, job.data.caption_dropout)
+def batches(run: Training, step: int) -> list[tuple[int, Batch]]:
+    """This process's micro-batches, each with its first slot; one that holds pictures of several sizes is as many."""
+    job, accelerator = run.job, run.accelerator
+    micro = run.plan.micro_batches(step, job.optim.batch, accelerator.process_index, accelerator.num_processes)
+    return [(slots[0].slot, b) for slots in micro for b in run.encoded.batches(slots, job.run.seed, step, job.data.caption_dropout)]
 
 
 def loss_sum(run: Training, batch: Batch) -> Tensor:
-    """Sum over the micro-batch of each picture's weighted mean error; the caller divides by the weight of the whole step."""
+    """Sum over the micro-batch of each picture's weighted mean error, of its masked part if it has a mask; the caller divides by the
+    weight of the whole step."""
     device = run.accelerator.device
     t = run.objective.timesteps(batch.u)
     x_0, noise, t, weights = (to_device(v, device) for v in (batch.x_0, batch.noise, t, batch.weights))
     error = run.objective(lambda x_t, t: run.module(x_t, t, batch.captions, batch.crops), x_0, noise, t)
-    return (error.flatten(1).mean(1) * weights).sum()
+    if batch.masks is None:
+        return (error.flatten(1).mean(1) * weights).sum()
+    masks = to_device(batch.masks, device)
+    return ((error * masks).flatten(1).sum(1) / (masks.flatten(1).sum(1) * error.shape[1]) * weights).sum()
 
 
 def gradient(run: Training, step: int) -> Tensor:
     """Adds the step's gradient up over micro-batches; returns this process's share of the loss, on the device."""
     accelerator, job, total = run.accelerator, run.job, run.plan.total_weight(step)
     share = torch.zeros((), device=accelerator.device)
-    batches = run.plan.micro_batches(step, job.optim.batch, accelerator.process_index, accelerator.num_processes)
-    for i, slots in enumerate(batches):
+    made = batches(run, step)
+    for i, (slot, batch) in enumerate(made):
         if job.method.dropout:
-            torch.manual_seed(keys.number(job.run.seed, "adapter dropout", step, slots[0].slot))
-        last = i + 1 == len(batches)
+            torch.manual_seed(keys.number(job.run.seed, "adapter dropout", step, slot, i))
+        last = i + 1 == len(made)
         with nullcontext() if last else accelerator.no_sync(run.module):
-            loss = loss_sum(run, micro_batch(run, step, slots)) / total
+            loss = loss_sum(run, batch) / total
             # DDP averages over processes; the loss is a sum.
             accelerator.backward(loss * accelerator.num_processes)
         share += loss.detach()

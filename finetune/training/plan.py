@@ -1,6 +1,7 @@
 """`--dry-run`: what a run would do, from the data and the base's configs alone; no weights are loaded."""
 
 import io
+from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.config.job import Job
+from finetune.data.plan import IndexPlan, describe
 from finetune.families import load, source
 from finetune.families.load import Family
 from finetune.methods import method
 from finetune.objectives.objective import objective
 from finetune.training import result
-from finetune.training.requirements import add_tokens, check_subject, pictures, report_long_captions, side
+from finetune.training.requirements import add_tokens, buckets, check_subject, cut, pictures, report_long_captions, side
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 # Coarse, on purpose: sustained multiply-adds a second in training. CPU: one core-pair with AVX-512; accelerator: a consumer card in bf16.
@@ -80,9 +82,10 @@ def plan(job: Job) -> Plan:
     where, size = family.source, side(job, family)
     lines: list[str] = []
     found.describe(lines.append)
-    captions = sorted({c for s in found.all for c in s.captions})
+    cut(found, buckets(job, family))
+    captions = found.captions
     trains = check(job, family, captions)
-    cut = report_long_captions(family, captions, lines.append)
+    long = report_long_captions(family, captions, lines.append)
     skeleton = family.parts.skeleton(where.spec.denoiser)
     objective(family.schedule(), job.objective)
     lines += family.notes()
@@ -95,6 +98,8 @@ def plan(job: Job) -> Plan:
     # Weights, fp32 masters with gradient and two moments, and activations as a multiple of the latents' share of work.
     memory = frozen * width + count * 16 + job.optim.batch * flops / 2000 * (0.3 if job.run.gradient_checkpointing else 1)
     shown = batch // 2 if job.subject.prior else batch  # the other half are class pictures
+    epoch = IndexPlan(found.train, shown, job.run.seed).groups[0]
+    describe(found.train, shown, lines.append)
     facts = {
         "command": job.command,
         "base": where.id,
@@ -104,11 +109,14 @@ def plan(job: Job) -> Plan:
         "class_pictures": job.subject.class_count if job.subject.prior else 0,
         "trigger": job.trigger,
         "captions": len({c for s in found.train for c in s.captions}),
-        "captions_cut": cut,
+        "captions_cut": long,
         "resolution": size,
         "steps": job.optim.steps,
         "global_batch": batch,
-        "epochs": round(job.optim.steps * shown / len(found.train), 2),
+        "epochs": round(job.optim.steps / epoch.count(0), 2),
+        "steps_per_epoch": epoch.count(0),
+        "buckets": {str(size): count for size, count in sorted(Counter(s.size for s in found.train).items())},
+        "fills_per_epoch": epoch.fills(0),
         "adapted_layers": len(matched),
         "trainable_parameters": count,
         "trainable_by_part": trains,

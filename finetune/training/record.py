@@ -14,7 +14,8 @@ from finetune.errors import ConfigError
 
 # Settings that `identity` holds in another form: as content, and as the global batch.
 COVERED = {
-    "data.path", "data.caption", "data.trigger", "data.holdout", "data.template", "optim.batch", "optim.accumulate",
+    "data.path", "data.sources", "data.image_column", "data.caption_column", "data.split",
+    "data.caption", "data.trigger", "data.holdout", "data.template", "optim.batch", "optim.accumulate",
     "subject.class_data", "subject.class_count", "subject.class_steps", "subject.class_guidance", "subject.class_batch",
 }  # fmt: skip
 PACKAGES = ("torch", "diffusers", "peft", "accelerate", "transformers", "safetensors")

@@ -1,10 +1,17 @@
 """What a job asks of its pictures and of its base, before anything is trained: read, checked, said."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from finetune.config.job import Job
-from finetune.data import folder
-from finetune.data.folder import Pictures, Wording
+from finetune.data import scan
+from finetune.data.buckets import Buckets, largest_step
+from finetune.data.captions import Wording
+from finetune.data.crop import Augment
+from finetune.data.encoded import Pixels
+from finetune.data.folder import Columns
+from finetune.data.sample import Pictures
+from finetune.data.scan import Origin
 from finetune.data.templates import TEMPLATES
 from finetune.errors import ConfigError
 from finetune.families.load import Family
@@ -13,10 +20,49 @@ RARE = 40_000  # place in CLIP's vocabulary, which is ordered by frequency, from
 
 
 def pictures(job: Job) -> Pictures:
-    """The job's own pictures; class pictures need its base."""
+    """The job's own pictures; class pictures need its base, and so do buckets."""
+    return scan.load(origins(job), job.data.holdout)
+
+
+def origins(job: Job) -> list[Origin]:
+    """Where the job's pictures come from and how they are taken."""
     d = job.data
-    templates = TEMPLATES[d.template if job.method.new_tokens else "none"]
-    return folder.load(d.path.expanduser(), Wording(d.caption, job.trigger, templates, job.method.new_tokens), d.background, d.holdout)
+    wording = Wording(
+        trigger=job.trigger, templates=TEMPLATES[d.template if job.method.new_tokens else "none"], tokens=job.method.new_tokens,
+        shuffle=d.shuffle_tags, keep=d.keep_tags, drop=d.tag_dropout, wildcards=d.wildcards, variants=d.caption_variants,
+        seed=job.run.seed,
+    )  # fmt: skip
+    return [
+        Origin(
+            str(s.path), replace(wording, caption=s.caption, prefix=s.prefix or "", suffix=s.suffix or ""), d.background, s.mask or "none",
+            Columns(s.image_column, s.caption_column), s.split, d.caption_lines == "each", s.repeats, s.weight,
+        )
+        for s in d.places
+    ]  # fmt: skip
+
+
+def pixels(job: Job) -> Pixels:
+    """How the job's pictures become pixels."""
+    d = job.data
+    return Pixels(d.background, Augment(d.flip, d.random_crop, d.colour_jitter, d.variants))
+
+
+def buckets(job: Job, family: Family) -> Buckets:
+    """The sizes that the job's pictures are cut to.
+
+    Raises:
+        ConfigError: the base's autoencoder cannot make them.
+    """
+    d, first, multiple = job.data, side(job, family), family.factor
+    sides = (first, *(_multiple("data.resolutions", r, multiple) for r in d.resolutions if r != first))
+    step = _multiple("data.bucket_step", d.bucket_step or largest_step(min(sides), multiple), multiple)
+    return Buckets(sides, step, d.bucket_min or min(sides) // 2, d.bucket_max or max(sides) * 2, not d.buckets, d.enlarge)
+
+
+def cut(pictures: Pictures, made: Buckets) -> None:
+    """Gives every picture the size that it is cut to: those to train on one at each resolution, the held-out ones at the first."""
+    pictures.train, pictures.classes = made.assign(pictures.train), made.assign(pictures.classes)
+    pictures.held = made.assign(pictures.held, made.sides[:1])
 
 
 def add_tokens(job: Job, family: Family, captions: Sequence[str]) -> None:
@@ -64,9 +110,12 @@ def side(job: Job, family: Family) -> int:
     Raises:
         ConfigError: the base's autoencoder cannot make it.
     """
-    chosen = job.data.resolution or family.resolution
-    if chosen % family.factor:
-        raise ConfigError(f"--resolution {chosen}: must be a multiple of {family.factor} for this base")
+    return _multiple("--resolution", job.data.resolution or family.resolution, family.factor)
+
+
+def _multiple(name: str, chosen: int, multiple: int) -> int:
+    if chosen % multiple:
+        raise ConfigError(f"{name} {chosen}: must be a multiple of {multiple} for this base")
     return chosen
 
 

@@ -1,7 +1,7 @@
 """A run from its job to its files, phase by phase: what is loaded for one phase is freed before the next."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,7 @@ from finetune.adapters import embedding
 from finetune.adapters.contract import Contract
 from finetune.adapters.read import read
 from finetune.config.job import Job
-from finetune.data import encoded as data
-from finetune.data.cache import Cache, default_root
-from finetune.data.encoded import Encoded
-from finetune.data.plan import IndexPlan
+from finetune.data.plan import IndexPlan, describe
 from finetune.errors import ConfigError, Stopped
 from finetune.families import load, source
 from finetune.methods import method
@@ -24,9 +21,10 @@ from finetune.objectives.objective import objective
 from finetune.sampling.generate import compose
 from finetune.training import checkpoint, device, optimizer, record, result, signals
 from finetune.training.class_pictures import ClassPictures
+from finetune.training.encoding import Work, encode
 from finetune.training.loop import Step, Training, loop, shape
 from finetune.training.observe import Observer, Weights, averaged
-from finetune.training.requirements import add_tokens, check_subject, pictures, report_long_captions, side
+from finetune.training.requirements import add_tokens, buckets, check_subject, cut, pictures, side
 from finetune.training.tracking import Tracker
 
 
@@ -44,6 +42,11 @@ class Runner:
         self.main = self.accelerator.is_main_process
         self.tracker = Tracker(self.out, self.main, job.run.tensorboard)
         self.stop, self.polls = signals.Stop(), 0
+
+    @property
+    def global_batch(self) -> int:
+        """Pictures a step, over all processes."""
+        return self.job.optim.batch * self.job.optim.accumulate * int(self.accelerator.num_processes)
 
     def run(self) -> dict[str, Any]:
         with signals.watch() as self.stop:
@@ -69,8 +72,8 @@ class Runner:
         dtype = device.DTYPES[device.precision(job, self.accelerator.device)]
         self.family = load.family(where, self.accelerator.device, dtype)
         self.side = side(job, self.family)
-        check_subject(job, self.family, job.optim.batch * job.optim.accumulate * self.accelerator.num_processes)
-        add_tokens(job, self.family, sorted({c for s in self.pictures.all for c in s.captions}))
+        check_subject(job, self.family, self.global_batch)
+        add_tokens(job, self.family, self.pictures.captions)
         self.objective = objective(self.family.schedule().to(self.accelerator.device), job.objective)
         result.check(job, self.family)
         for note in self.family.notes():
@@ -81,6 +84,8 @@ class Runner:
             record.clear(self.out)
         self.accelerator.wait_for_everyone()
         self.draw_class_pictures()
+        cut(self.pictures, buckets(job, self.family))
+        describe(self.pictures.train, self.global_batch // (2 if self.pictures.classes else 1), self.tracker.say)
         base = {p: where.fingerprint(p) for p in (*where.spec.parts, *where.spec.tokenizers, "scheduler")}
         self.base_sha = base[where.spec.denoiser]
         self.identity = record.identity(job, self.pictures.fingerprint(), base, self.accelerator.num_processes)
@@ -128,28 +133,12 @@ class Runner:
         return done
 
     def encode(self) -> None:
-        cache, family, job = Cache(default_root()), self.family, self.job
-        captions = sorted({c for s in self.pictures.all for c in s.captions} | set(job.run.sample_prompt))
-        report_long_captions(family, captions, self.tracker.say)
-        mine = self.pictures.all[self.accelerator.process_index :: self.accelerator.num_processes]
-        with self.tracker.phase("encoding pictures", len(mine)) as tick:
-            data.encode_pictures(family, mine, self.side, job.data.background, cache, self.polled(tick))
-        self.accelerator.wait_for_everyone()  # what the others encoded is in the cache now
-        latents = data.encode_pictures(family, self.pictures.all, self.side, job.data.background, cache, lambda: None)
-        family.parts.free("vae")
-        self.encoded, self.texts = Encoded(self.pictures.all, latents), {}
-        if job.method.live:
-            return
-        with self.tracker.phase("encoding captions", len(captions) + 1) as tick:
-            self.texts = data.encode_captions(family, captions, cache, self.polled(tick))
-        family.parts.free(*family.spec.text)
-
-    def polled(self, tick: Callable[[], None]) -> Callable[[], None]:
-        def both() -> None:
-            tick()
-            self.stop.poll()
-
-        return both
+        accelerator = self.accelerator
+        work = Work(
+            self.tracker.phase, self.tracker.say, self.stop.poll, accelerator.process_index, accelerator.num_processes,
+            accelerator.wait_for_everyone,
+        )  # fmt: skip
+        self.encoded, self.texts = encode(self.job, self.family, self.pictures, self.job.run.sample_prompt, work)
 
     def networks(self, denoiser: Any) -> dict[str, Any]:
         """What takes part in a step, by its place in it, with the denoiser if it is there already; what trains whole is fp32."""
@@ -173,11 +162,9 @@ class Runner:
             self.tracker.say(f"trains: {what}, {count:,} parameters, rate {group.lr:g}")
         adamw = optimizer.adamw(groups, job.optim.betas)
         module, prepared = accelerator.prepare(Step(family, nets, self.texts), adamw)
-        samples = self.pictures.train
-        batch = job.optim.batch * job.optim.accumulate * accelerator.num_processes
-        samples, groups_of = samples + self.pictures.classes, (len(samples), len(self.pictures.classes))
-        names, weights = tuple(s.content for s in samples), tuple(s.weight for s in samples)
-        plan = IndexPlan(names, weights, batch, job.run.seed, groups_of if groups_of[1] else ())
+        sides = self.pictures.train, self.pictures.classes
+        samples = [s for side in sides for s in side]
+        plan = IndexPlan(samples, self.global_batch, job.run.seed, [len(side) for side in sides])
         shadow = [p.detach().clone() for p in trainable.values()] if job.optim.ema else None
         training = Training(job, accelerator, self.family, module, trainable, prepared, self.objective, plan, self.encoded, shadow)
         training.settle = lambda step: method.settle(nets, job, step)
@@ -272,7 +259,7 @@ class Runner:
         facts = {
             "pictures": len(self.pictures.train),
             "class pictures": len(self.pictures.classes),
-            "pictures a step": job.optim.batch * job.optim.accumulate * self.accelerator.num_processes,
+            "pictures a step": self.global_batch,
             "best held-out loss": f"{self.observer.best:.4f}" if best.exists() else "not measured",
         }
         result.write_card(self.out, job, self.contract, written, self.family.source.licence, facts, samples)

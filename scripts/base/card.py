@@ -59,7 +59,7 @@ def train(node_modules: Path, out: Path) -> None:
     captions = [f"{n}, {s} style" for n in judge.names for s in STYLES]
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        stacked = torch.stack([decode.to_tensor(i) for i in images])
+        stacked = torch.stack([crop.to_tensor(i) for i in images])
         scores = clip(input_ids=ids, pixel_values=stacked).logits_per_image.view(len(images), len(judge.names), len(STYLES)).amax(2)
     _, real, _ = judge([on_white(f) for f in real_files])
     held = [p for e in everyone if e.held_out and e.fluent for p in (e.fluent,)]

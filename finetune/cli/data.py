@@ -1,0 +1,138 @@
+"""`ft data`: check pictures and captions, show what training sees of them, caption them, encode them ahead."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from finetune.cli import flags
+from finetune.cli.train import any_job
+from finetune.config import Job
+from finetune.errors import ConfigError, DataError, plain
+
+app = typer.Typer(help="Check, show, caption and encode pictures before training.", no_args_is_help=True)
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+Recipe = Annotated[Path | None, typer.Option("--recipe", help="recipe whose data it is; flags win over it", show_default=False)]
+Set = Annotated[list[str] | None, typer.Option("--set", help="any setting: section.key=value", metavar="TEXT", show_default=False)]
+
+
+@contextmanager
+def _phase(name: str, total: int) -> Iterator[Any]:
+    """A progress bar on stderr, as a run has."""
+    from finetune.training.tracking import Tracker
+
+    with Tracker(Path(), active=True).phase(name, total) as tick:
+        yield tick
+
+
+def _say(line: str) -> None:
+    typer.echo(plain(line), err=True)
+
+
+@app.command("check")
+@flags.with_flags(flags.DATA)
+def check(
+    *,
+    recipe: Recipe = None,
+    set_: Set = None,
+    vae: Annotated[
+        str | None, typer.Option("--vae", help="base whose autoencoder to try on these pictures", metavar="BASE", show_default=False)
+    ] = None,
+    sheet: Annotated[Path | None, typer.Option("--sheet", help="with --vae, where to draw the worst", show_default=False)] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="exit with 3 on warnings too")] = False,
+    json_: Json = False,
+    **given: Any,
+) -> None:
+    """Say what is wrong with pictures and captions before any model is loaded; exit with 3 on errors."""
+    from finetune import cli
+    from finetune.sampling import draw
+    from finetune.training import dataset
+
+    if sheet and not vae:
+        raise ConfigError("--sheet: needs --vae, whose worst pictures it shows")
+    report, drawn = dataset.report(_job(given | ({"base": vae} if vae and not given.get("base") else {}), recipe, set_), vae, _phase)
+    if json_:
+        cli.emit(report.data())
+    else:
+        print(plain("\n".join(dataset.text(report))))
+    if sheet and drawn:
+        draw.save_png(drawn, sheet.expanduser(), {})
+        _say(f"wrote {sheet}")
+    errors, warnings = report.count("error"), report.count("warning")
+    if errors or (strict and warnings):
+        raise DataError(f"{errors} errors, {warnings} warnings", "each is named above" if not json_ else "")
+
+
+@app.command("preview")
+@flags.with_flags(flags.DATA)
+def preview(
+    *,
+    recipe: Recipe = None,
+    set_: Set = None,
+    out: Annotated[Path, typer.Option("--out", help="the sheet")] = Path("preview.png"),
+    count: Annotated[int, typer.Option("--count", min=1, max=1000, help="pictures, evenly taken")] = 24,
+    **given: Any,
+) -> None:
+    """Draw a sheet of the crops that training sees, with captions and buckets."""
+    from finetune.sampling import draw
+    from finetune.training import dataset
+
+    page, total = dataset.sheet(_job(given, recipe, set_), count)
+    draw.save_png(page, out.expanduser(), {})
+    _say(f"{min(count, total)} of {total} pictures")
+    print(out)
+
+
+@app.command("cache")
+@flags.with_flags(flags.DATA)
+def cache(
+    *,
+    recipe: Recipe = None,
+    set_: Set = None,
+    prune: Annotated[bool, typer.Option("--prune", help="instead, remove the latents and captions that no run's folder refers to")] = False,
+    json_: Json = False,
+    **given: Any,
+) -> None:
+    """Encode pictures and captions ahead of a run, which then begins at once."""
+    from finetune import cli
+
+    if prune:
+        from finetune.data.prune import prune as remove
+
+        gone = remove()
+        facts = {"rows": gone.rows, "bytes": gone.size, "runs": gone.runs}
+        line = f"removed {gone.rows} entries, {gone.size / 1e6:.1f} MB; what {gone.runs} runs refer to stays"
+    else:
+        from finetune.training import dataset
+
+        facts = dataset.encode_ahead(_job(given, recipe, set_), _phase, _say)
+        line = f"encoded: {facts['pictures']} pictures, variants counted, and {facts['captions']} captions"
+    cli.emit(facts) if json_ else print(line)
+
+
+@app.command("caption")
+def caption(
+    data: Annotated[Path, typer.Option("--data", help="folder of pictures", show_default=False)],
+    model: Annotated[str, typer.Option("--model", help="image-to-text model: Hub id or folder", show_default=False)],
+    prompt: Annotated[str | None, typer.Option("--prompt", help="what to ask a model that can be asked", show_default=False)] = None,
+    prefix: Annotated[str, typer.Option("--prefix", help="put in front of every caption")] = "",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="pictures at once")] = 1,
+    tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="longest caption, in the model's tokens")] = 60,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace captions that are there; they are kept otherwise")] = False,
+) -> None:
+    """Write a caption beside every picture that has none. The same command again goes on where it stopped."""
+    from finetune.data import captioner
+
+    folder = data.expanduser()
+    todo, kept = captioner.pictures(folder, overwrite)
+    if todo:
+        made = captioner.load(model, prompt, tokens)
+        with _phase("captioning", len(todo)) as tick:
+            count = captioner.write(folder, todo, made, batch, prefix, overwrite, tick)
+    print(f"{count if todo else 0} captions written, {kept} kept")
+
+
+def _job(given: dict[str, Any], recipe: Path | None, sets: list[str] | None) -> Job:
+    return any_job(flags.settings(flags.DATA, given), recipe, sets or [], flags.names(flags.DATA))

@@ -1,0 +1,130 @@
+"""Pictures that lie many in one file: webdataset tar shards and Parquet tables with image bytes. Torch-free."""
+
+import json
+import os
+import tarfile
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from finetune.data.captions import in_words
+from finetune.data.decode import EXTENSIONS
+from finetune.data.folder import Columns, caption_list
+from finetune.data.sample import Found, Item, Problem
+from finetune.errors import DataError
+
+TEXTS = (".txt", ".caption")
+
+
+def stamp(path: Path) -> tuple[str, str, str]:
+    stat = path.stat()
+    return os.path.abspath(path), str(stat.st_size), str(stat.st_mtime_ns)
+
+
+def _part(path: str, offset: int, size: int) -> bytes:
+    with open(path, "rb") as f:
+        f.seek(offset)
+        return f.read(size)
+
+
+def tar_items(path: Path, found: Found, columns: Columns) -> list[Item]:
+    """A webdataset shard: members whose names are the same up to the file name's first dot are one sample: `0001.jpg`, `0001.txt`.
+
+    Nothing is unpacked: members are read where they lie, so that no name can lead anywhere.
+
+    Raises:
+        DataError: not a plain tar file.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = [(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
+    except (tarfile.TarError, OSError) as e:
+        hint = "compressed shards cannot be read in place; `gunzip` them" if path.suffix in (".gz", ".tgz") else ""
+        raise DataError(f"{path}: not a tar file ({e})", hint) from e
+    groups: dict[str, dict[str, tuple[int, int]]] = {}
+    for name, offset, size in members:
+        folder, _, file = name.rpartition("/")
+        stem, _, end = file.partition(".")
+        if file.startswith("."):
+            continue
+        groups.setdefault(f"{folder}/{stem}".lstrip("/"), {})[f".{end.lower()}"] = (offset, size)
+    out, place = [], str(path)
+    for stem, files in groups.items():
+        pictures = [end for end in files if end in EXTENSIONS]
+        name = f"{path.name}/{stem}{pictures[0] if pictures else ''}"
+        if not pictures:
+            found.dropped[name] = f"no picture among {', '.join(files)}"
+            continue
+        offset, size = files[pictures[0]]
+        own = _own(name, {end: partial(_part, place, *files[end]) for end in files}, found, columns)
+        out.append(Item(name, partial(_part, place, offset, size), (*stamp(path), str(offset)), own, in_words(stem.rpartition("/")[2])))
+    return out
+
+
+def _own(name: str, files: Mapping[str, Any], found: Found, columns: Columns) -> tuple[str, ...]:
+    """The caption of a sample: its text file, or the caption of its JSON file."""
+    try:
+        for end in TEXTS:
+            if end in files:
+                return (" ".join(files[end]().decode("utf-8-sig").split()),)
+        if ".json" in files:
+            row = json.loads(files[".json"]())
+            column = columns.caption_of(list(row)) if isinstance(row, dict) else None
+            return (caption_list(row[column]) or ()) if column else ()
+    except ValueError as e:
+        found.problems.append(Problem(name, f"its caption cannot be read ({e})", "save it as UTF-8"))
+        return ("?",)
+    return ()
+
+
+def parquet_items(path: Path, found: Found, columns: Columns) -> list[Item]:
+    """A table whose picture column holds bytes, or a record of `bytes` and `path`, as `datasets` writes them.
+
+    Raises:
+        DataError: not a Parquet file, or without a column of pictures.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path)
+        there = table.schema_arrow.names
+    except (OSError, ValueError, pa.ArrowException) as e:
+        raise DataError(f"{path}: not a Parquet file ({e})") from e
+    picture, caption = columns.image_of(there), columns.caption_of(there)
+    if picture is None:
+        raise DataError(f"{path}: no column of pictures; there are {', '.join(there)}", "--set data.image_column=NAME says which")
+    out = []
+    for group in range(table.num_row_groups):
+        texts = (
+            table.read_row_group(group, [caption]).column(0).to_pylist() if caption else [None] * table.metadata.row_group(group).num_rows
+        )
+        for row, text in enumerate(texts):
+            name = f"{path.name}/{group}.{row}"
+            read = partial(_cell, str(path), group, picture, row, name)
+            out.append(Item(name, read, (*stamp(path), str(group), str(row)), caption_list(text) or ()))
+    return out
+
+
+def _cell(path: str, group: int, column: str, row: int, name: str) -> bytes:
+    return image_bytes(_column(path, group, column)[row].as_py(), name)
+
+
+@lru_cache(maxsize=2)
+def _column(path: str, group: int, column: str) -> Any:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path).read_row_group(group, [column]).column(0)
+
+
+def image_bytes(value: object, name: str) -> bytes:
+    """Raises:
+    DataError: the cell holds no picture's bytes.
+    """
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes):
+        raise DataError(
+            f"{name}: holds no picture's bytes but {type(data).__name__}", "another data.image_column, or a table with the bytes inside"
+        )
+    return data

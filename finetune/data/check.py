@@ -1,0 +1,174 @@
+"""What is wrong, doubtful or worth knowing about a run's pictures and captions; each is decoded once. Torch-free."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from finetune.data import decode
+from finetune.data.buckets import kept
+from finetune.data.index import Index
+from finetune.data.sample import Found, Pictures, Sample
+from finetune.errors import DataError
+
+VERSION = 1  # of a look: raise it when the same picture would be told otherwise
+NEAR_BITS, NEAR_LEVELS = 6, 6.0  # two pictures are near duplicates within so many of 64 bits, and levels of 255 on average
+BLURRED = 12.0  # variance of the Laplacian, on levels of 255, at most 512 pixels wide; sharp drawings and photos have hundreds
+ENLARGED, CROPPED = 1.5, 0.3  # times, and share of the area, from which a picture is named
+
+Level = Literal["error", "warning", "note"]
+
+
+class Finding(NamedTuple):
+    level: Level
+    text: str
+    names: tuple[str, ...]
+
+
+class Look(NamedTuple):
+    """What one picture's pixels say."""
+
+    name: str
+    hash: int  # 64 bits: whether brightness rises from each of 8x9 cells to the next
+    small: tuple[int, ...]  # 8x8 grey levels
+    sharpness: float
+
+
+@dataclass
+class Report:
+    """Findings, and the numbers that stand beside them."""
+
+    findings: list[Finding] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, level: Level, text: str, names: Iterable[str]) -> None:
+        if names := tuple(names):
+            self.findings.append(Finding(level, text, names))
+
+    def count(self, level: Level) -> int:
+        return sum(len(f.names) for f in self.findings if f.level == level)
+
+    def data(self) -> dict[str, Any]:
+        """For `--json`."""
+        kinds = {f"{level}s": [{"what": f.text, "files": list(f.names)} for f in self.findings if f.level == level] for level in LEVELS}
+        return self.facts | kinds
+
+
+LEVELS: tuple[Level, ...] = ("error", "warning", "note")
+
+
+def check(found: Found, pictures: Pictures | None, trigger: str | None, tick: Callable[[], None]) -> Report:
+    """`found` is all that a scan found; `pictures` are the sides with their buckets, where there was nothing to refuse."""
+    report = Report()
+    for problem in found.problems:
+        report.add("error", problem.text, [problem.name])
+    for name, why in found.dropped.items():
+        report.add("warning", f"not used: {why}", [name])
+    for text, names in sorted(found.notes.items()):
+        report.add("warning" if text.startswith(("animated", "caption file without")) else "note", text, names)
+    looks = _looks(found.samples, report, tick)
+    _duplicates(found.samples, looks, pictures, report)
+    report.add("warning", "blurred or blank", [s.name for s in looks.values() if s.sharpness < BLURRED])
+    _captions(found.samples, trigger, report)
+    if pictures:
+        _sizes(pictures.train, report)
+    report.findings = _merged(report.findings)
+    return report
+
+
+def _merged(findings: Sequence[Finding]) -> list[Finding]:
+    """One finding for each level and text, errors first."""
+    out: dict[tuple[Level, str], list[str]] = {}
+    for level in LEVELS:
+        for f in findings:
+            if f.level == level:
+                out.setdefault((level, f.text), []).extend(f.names)
+    return [Finding(level, text, tuple(names)) for (level, text), names in out.items()]
+
+
+def _looks(samples: Sequence[Sample], report: Report, tick: Callable[[], None]) -> dict[str, Look]:
+    """What every different picture's pixels say, by content; one that cannot be decoded is an error."""
+    index, unique = Index("looks", "all", VERSION), {s.content: s for s in samples}
+    kept_rows = {content: index.get(content) for content in unique}
+    out = {}
+
+    def fresh(sample: Sample) -> "Look | DataError":
+        try:
+            return look(decode.decode(sample.read(), sample.name).image, sample.name)
+        except DataError as e:
+            return e
+
+    with ThreadPoolExecutor() as pool:
+        new = [s for c, s in unique.items() if kept_rows[c] is None]
+        for sample, made in zip(new, pool.map(fresh, new), strict=True):
+            if isinstance(made, DataError):
+                report.add("error", made.message.removeprefix(f"{sample.name}: "), [sample.name])
+            else:
+                out[sample.content] = made
+                index.put(sample.content, made[1:])
+            tick()
+    for content, row in kept_rows.items():
+        if row is not None:
+            out[content] = Look(unique[content].name, row[0], tuple(row[1]), row[2])
+            tick()
+    index.save()
+    return out
+
+
+def look(image: Image.Image, name: str) -> Look:
+    grey = image.convert("L")
+    cells = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    bits = (cells[:, 1:] > cells[:, :-1]).flatten()
+    small = np.asarray(grey.resize((8, 8), Image.Resampling.BOX)).flatten().tolist()
+    if grey.width > 512:
+        grey = grey.resize((512, max(1, round(grey.height * 512 / grey.width))), Image.Resampling.BOX)
+    g = np.asarray(grey, dtype=np.float32)
+    laplacian = g[:-2, 1:-1] + g[2:, 1:-1] + g[1:-1, :-2] + g[1:-1, 2:] - 4 * g[1:-1, 1:-1]
+    return Look(name, int("".join("1" if b else "0" for b in bits), 2), tuple(small), float(laplacian.var()))
+
+
+def _duplicates(samples: Sequence[Sample], looks: dict[str, Look], pictures: Pictures | None, report: Report) -> None:
+    same: dict[str, list[str]] = {}
+    for s in samples:
+        same.setdefault(s.content, []).append(s.name)
+    for names in same.values():
+        report.add("warning", f"the same picture as {names[0]}", names[1:])
+    contents = list(looks)
+    if not contents:
+        return
+    hashes = np.array([looks[c].hash for c in contents], dtype=np.uint64)
+    small = np.array([looks[c].small for c in contents], dtype=np.float32)
+    held = {s.content for s in pictures.held} if pictures else set()
+    for i, content in enumerate(contents):
+        near = np.flatnonzero(np.bitwise_count(hashes[i + 1 :] ^ hashes[i]) <= NEAR_BITS) + i + 1
+        for j in near[np.abs(small[near] - small[i]).mean(1) <= NEAR_LEVELS]:
+            leak = ", and one of the two is held out" if (content in held) != (contents[j] in held) else ""
+            report.add("warning", f"nearly the same picture as {looks[content].name}{leak}", [looks[contents[j]].name])
+
+
+def _captions(samples: Sequence[Sample], trigger: str | None, report: Report) -> None:
+    said: dict[str, list[str]] = {}
+    for s in samples:
+        said.setdefault(s.caption, []).append(s.name)
+    if len(said) > 1:
+        for caption, names in said.items():
+            if len({s.content for s in samples if s.caption == caption} if len(names) > 1 else names) > 1:
+                report.add("note", f"captioned alike: {caption[:60]!r}", names)
+    report.facts["captions"] = len(said)
+    if trigger:
+        report.facts["trigger"] = {"word": trigger, "captions": sum(trigger in s.caption for s in samples)}
+    tags = Counter(tag.strip() for s in samples for tag in s.caption.split(",") if tag.strip())
+    report.facts["most frequent tags"] = {tag: n for tag, n in tags.most_common(10) if n > 1}
+
+
+def _sizes(samples: Sequence[Sample], report: Report) -> None:
+    for s in samples:
+        scale = max(s.size.height / s.original.height, s.size.width / s.original.width)
+        if scale > ENLARGED:
+            report.add("warning", f"small: {s.original} pixels, enlarged {scale:.1f} times to {s.size}", [s.name])
+        if (lost := 1 - kept(s)) > CROPPED:
+            report.add("warning", f"loses {lost:.0%} of its area when cut from {s.original} to {s.size}", [s.name])

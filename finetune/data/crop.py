@@ -1,0 +1,116 @@
+"""What of a picture is trained on: cut to its bucket's size, perhaps mirrored, moved or tinted, in a finite number of variants."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from PIL import Image, ImageEnhance
+
+from finetune.data import keys
+from finetune.data.sample import Size
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Box = tuple[float, float, float, float]
+
+
+class Crop(NamedTuple):
+    """Where a training picture was cut, in the order in which Stable Diffusion XL is told (heights before widths); in pixels."""
+
+    original_height: int
+    original_width: int
+    top: int  # of the resized (and mirrored) picture
+    left: int
+    height: int
+    width: int
+
+
+class View(NamedTuple):
+    """One variant of a picture: which part, mirrored or not, which tint. The default is what is measured on."""
+
+    flip: bool = False
+    across: float = 0.5  # where the crop lies in what is left over: 0 is left, 1 is right
+    down: float = 0.5
+    tint: tuple[float, float, float] = (1.0, 1.0, 1.0)  # brightness, contrast, saturation
+
+
+PLAIN = View()
+
+
+@dataclass(frozen=True)
+class Augment:
+    """A finite set of variants, the same for every seed, so that each is encoded once and kept."""
+
+    flip: bool = False
+    crop: bool = False
+    tint: float = 0.0  # largest change of brightness, contrast and saturation, as a share
+    variants: int = 4  # of crop and tint; mirrored ones come on top
+
+    @property
+    def count(self) -> int:
+        return (self.variants if self.crop or self.tint else 1) * (2 if self.flip else 1)
+
+    def view(self, content: str, number: int) -> View:
+        """Variant `number` of a picture; number 0 is the plain one."""
+        number, mirrored = divmod(number, 2) if self.flip else (number, 0)
+
+        def place(axis: str) -> float:
+            return keys.uniform("crop", axis, content, number) if self.crop and number else 0.5
+
+        def factor(what: str) -> float:
+            return 1 + self.tint * (2 * keys.uniform("tint", what, content, number) - 1) if self.tint and number else 1.0
+
+        return View(bool(mirrored), place("across"), place("down"), (factor("brightness"), factor("contrast"), factor("saturation")))
+
+
+def box(original: Size, size: Size, view: View = PLAIN) -> tuple[Box, Crop]:
+    """The part of the picture (mirrored already) that covers `size`: left, upper, right, lower in its pixels, and the crop."""
+    scale = max(size.height / original.height, size.width / original.width)
+    height, width = max(size.height, round(original.height * scale)), max(size.width, round(original.width * scale))
+    top, left = round((height - size.height) * view.down), round((width - size.width) * view.across)
+    y, x = original.height / height, original.width / width
+    part = (left * x, top * y, min((left + size.width) * x, original.width), min((top + size.height) * y, original.height))
+    return part, Crop(*original, top, left, *size)
+
+
+def cut(image: Image.Image, size: Size, view: View = PLAIN) -> tuple[Image.Image, Crop]:
+    """Mirrored, resized to cover `size`, cropped, tinted: in this order. No side is ever stretched by more than a pixel."""
+    image = _mirrored(image, view)
+    part, crop = box(Size(image.height, image.width), size, view)
+    made = image.resize((size.width, size.height), Image.Resampling.LANCZOS, part)
+    for enhance, factor in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), view.tint, strict=True):
+        made = made if factor == 1 else enhance(made).enhance(factor)
+    return made, crop
+
+
+def cut_mask(mask: Image.Image, size: Size, grid: Size, view: View = PLAIN) -> "Tensor":
+    """[1, h, w] in [0, 1] on the latents' `grid`: the share of each cell's area that is white. The mask may be of another scale."""
+    import numpy as np
+    import torch
+
+    mask = _mirrored(mask, view)
+    part, _ = box(Size(mask.height, mask.width), size, view)
+    made = mask.resize((grid.width, grid.height), Image.Resampling.BOX, part)
+    return torch.from_numpy(np.asarray(made, dtype=np.float32)[None] / 255)
+
+
+def square(image: Image.Image, side: int) -> Image.Image:
+    """The middle of a picture, `side` pixels wide and high."""
+    return cut(image, Size(side, side))[0]
+
+
+def _mirrored(image: Image.Image, view: View) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else image
+
+
+def to_image(pixels: "Tensor") -> Image.Image:
+    """[3, H, W] in [-1, 1] as a picture."""
+    return Image.fromarray(((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+
+
+def to_tensor(image: Image.Image) -> "Tensor":
+    """[3, H, W] fp32 in [-1, 1]."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1.0)

@@ -1,0 +1,90 @@
+"""Pictures of a Hub dataset, or of a folder that `datasets.save_to_disk` wrote, read through the package `datasets`."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from finetune.data.archives import image_bytes
+from finetune.data.folder import Columns, caption_list
+from finetune.data.sample import Found, Item
+from finetune.errors import AccessError, ConfigError, DataError
+
+
+def saved(path: Path) -> bool:
+    """Whether `save_to_disk` wrote this folder: of one split or of several."""
+    return (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()
+
+
+def items(place: str, split: str | None, found: Found, columns: Columns) -> list[Item]:
+    """`place` is a folder of `save_to_disk`, or a Hub id with an optional @revision.
+
+    Raises:
+        DataError: no column of pictures.
+        AccessError: the Hub has no such dataset, or cannot be reached.
+        ConfigError: there are several splits and none is chosen.
+    """
+    table = _table(place, split)
+    picture, caption = columns.image_of(table.column_names), columns.caption_of(table.column_names)
+    if picture is None:
+        raise DataError(
+            f"{place}: no column of pictures; there are {', '.join(table.column_names)}", "--set data.image_column=NAME says which"
+        )
+    texts = table[caption] if caption else [None] * len(table)
+    pictures, stamp, roots = _encoded(table, picture), table._fingerprint, _roots(place)
+    return [
+        Item(f"{i:07d}", partial(_cell, pictures, i, roots, f"{place}, row {i}"), (place, stamp, str(i)), caption_list(text) or ())
+        for i, text in enumerate(texts)
+    ]
+
+
+def _roots(place: str) -> tuple[Path, ...]:
+    """Where the files may lie that a table names: in its own folder, or in the Hub's caches."""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return tuple(Path(p).resolve() for p in (place, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE) if Path(p).is_dir())
+
+
+def _table(place: str, split: str | None) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        if Path(place).is_dir():
+            made = datasets.load_from_disk(place)
+        else:
+            name, _, revision = place.partition("@")
+            made = datasets.load_dataset(name, revision=revision or None)
+    except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetsError, ValueError, OSError) as e:
+        raise AccessError(f"--data {place}: no such folder, and no dataset that the Hub gives ({str(e).splitlines()[0]})", HINT) from e
+    if not isinstance(made, dict):
+        return made
+    if split is None and len(made) > 1 and "train" not in made:
+        raise ConfigError(f"--data {place}: has the splits {', '.join(made)}", "--set data.split=NAME chooses one")
+    chosen = split or ("train" if "train" in made else next(iter(made)))
+    if chosen not in made:
+        raise ConfigError(f"data.split {chosen}: {place} has {', '.join(made)}")
+    return made[chosen]
+
+
+HINT = "--data takes a folder, a .tar or .parquet file, or a dataset's id such as owner/name; HF_TOKEN opens those that ask for it"
+
+
+def _encoded(table: Any, picture: str) -> Any:
+    """The picture column as bytes, not decoded by `datasets`: there is one decoder."""
+    import datasets
+
+    table = table.select_columns([picture])
+    if isinstance(table.features[picture], datasets.Image):
+        return table.cast_column(picture, datasets.Image(decode=False))
+    return table
+
+
+def _cell(table: Any, row: int, roots: tuple[Path, ...], name: str) -> bytes:
+    value = next(iter(table[row].values()))
+    if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
+        path = Path(value["path"]).resolve()
+        if not any(path.is_relative_to(root) for root in roots):
+            raise DataError(f"{name}: names a file outside of the dataset", "a table with the pictures' bytes inside")
+        return path.read_bytes()
+    return image_bytes(value, name)

@@ -1,0 +1,151 @@
+"""A training picture as the data knows it, and what a person should be told of a set of them. Torch-free."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import NamedTuple
+
+from finetune.errors import DataError
+
+SHOWN = 5  # names in a message
+
+
+class Size(NamedTuple):
+    """Of a picture in pixels; the height first, as Stable Diffusion XL is told it."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"  # as people write it
+
+
+UNKNOWN = Size(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture of a source, before anything looked at it."""
+
+    name: str  # within its source, with forward slashes
+    read: Callable[[], bytes]
+    stamp: tuple[str, ...]  # what tells without reading it that it has not changed: place, size, time
+    captions: tuple[str, ...] = ()  # its own
+    words: str = ""  # its name as words, for a caption's {name}
+    mask: Callable[[], bytes] | None = None
+    repeats: int = 1
+    concept: str = ""  # what its folder is called after the number of repeats
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A picture that may be drawn for a batch. `size` is what it is cut to, once the base is known."""
+
+    name: str
+    content: str  # sha256 of the file
+    captions: tuple[str, ...]  # one is drawn each time
+    read: Callable[[], bytes] = field(compare=False, repr=False)
+    original: Size = UNKNOWN  # upright
+    weight: float = 1.0  # of its loss
+    times: Fraction = Fraction(1)  # how often an epoch shows it
+    size: Size = UNKNOWN
+    mask: Callable[[], bytes] | None = field(default=None, compare=False, repr=False)
+    masked: str = ""  # sha256 of the mask's file, or "alpha"
+
+    @property
+    def caption(self) -> str:
+        """The one that stands for all of them where nothing is drawn, as in measuring."""
+        return self.captions[0]
+
+
+class Problem(NamedTuple):
+    """What keeps a picture from training."""
+
+    name: str
+    text: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.text}"
+
+
+@dataclass
+class Found:
+    """A source's samples in the order of their names, and what a person should know about it."""
+
+    samples: list[Sample] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)  # with which no run begins
+    dropped: dict[str, str] = field(default_factory=dict)  # file -> why; a run goes without it
+    notes: dict[str, list[str]] = field(default_factory=dict)  # what was converted, or is worth knowing -> files
+
+    def note(self, text: str, name: str) -> None:
+        self.notes.setdefault(text, []).append(name)
+
+    def add(self, other: "Found", prefix: str = "") -> None:
+        self.samples += [replace(s, name=prefix + s.name) for s in other.samples]
+        self.problems += [p._replace(name=prefix + p.name) for p in other.problems]
+        self.dropped |= {f"{prefix}{name}": why for name, why in other.dropped.items()}
+        for text, names in other.notes.items():
+            self.notes.setdefault(text, []).extend(prefix + name for name in names)
+
+    def refuse(self) -> None:
+        """Raises:
+        DataError: there are problems; it names the first of them.
+        """
+        if not self.problems:
+            return
+        kinds: dict[str, list[str]] = {}
+        for p in self.problems:
+            kinds.setdefault(p.text, []).append(p.name)
+        shown = [f"{some(names)}: {text}" for text, names in list(kinds.items())[:SHOWN]]
+        more = ["more, which `ft data check` lists"] if len(kinds) > SHOWN else []
+        raise DataError("; ".join(shown + more), self.problems[0].hint)
+
+    def describe(self, say: Callable[[str], None]) -> None:
+        for text, names in sorted(self.notes.items()):
+            say(f"  {len(names)} {text}")
+        for name, why in list(self.dropped.items())[:20]:
+            say(f"  dropped {name}: {why}")
+        if len(self.dropped) > 20:
+            say(f"  dropped {len(self.dropped) - 20} more")
+
+
+@dataclass
+class Pictures:
+    """The sides of the data: to train on, the class pictures beside them, and held out; in this order in `all`."""
+
+    found: Found
+    train: list[Sample]
+    held: list[Sample]
+    classes: list[Sample] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[Sample]:
+        return [*self.train, *self.classes, *self.held]
+
+    @property
+    def captions(self) -> list[str]:
+        """Every one that may be said, once."""
+        return sorted({c for s in (*self.train, *self.classes) for c in s.captions} | {s.caption for s in self.held})
+
+    def fingerprint(self) -> str:
+        """A hash of every picture's bytes, caption and share, whatever the files are called and wherever they lie."""
+        sides = [sorted(map(_facts, side)) for side in (self.train, self.classes, self.held)]
+        return hashlib.sha256(json.dumps(sides).encode()).hexdigest()
+
+    def describe(self, say: Callable[[str], None]) -> None:
+        """What was found, converted and dropped; nothing is silent."""
+        say(f"pictures: {len(self.train)} to train on" + (f", {len(self.held)} held out" if self.held else ""))
+        self.found.describe(say)
+
+
+def _facts(s: Sample) -> tuple[str, tuple[str, ...], float, str, tuple[int, ...], str]:
+    return s.content, s.captions, s.weight, str(s.times), tuple(s.size), s.masked
+
+
+def some(names: Iterable[str], most: int = SHOWN) -> str:
+    """The first of many names."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

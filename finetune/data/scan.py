@@ -1,0 +1,223 @@
+"""From the places that a run names to its samples: every picture's header and captions, what is wrong, and the sides. Torch-free."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from finetune.data import archives, decode, folder, hub, keys
+from finetune.data.captions import Wording
+from finetune.data.folder import NO_CAPTION, USUAL, Columns
+from finetune.data.index import Index
+from finetune.data.sample import Found, Item, Pictures, Problem, Sample, Size
+from finetune.errors import ConfigError, DataError
+
+SHARDS = (".tar", ".parquet")
+MASKS = ("none", "alpha", "file")
+WIDEST_MASK = 0.02  # share by which a mask's proportions may differ from its picture's
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One place that pictures come from, and how they are taken."""
+
+    place: str  # a folder, a .tar or .parquet file, or a dataset's id
+    wording: Wording
+    background: str = "white"
+    mask: str = "none"  # one of MASKS
+    columns: Columns = USUAL
+    split: str | None = None
+    each_line: bool = False
+    repeats: int = 1
+    weight: float | None = None  # of its draws among those of all sources
+
+
+def items(origin: Origin, found: Found) -> list[Item]:
+    """What a place holds, whatever kind of place it is.
+
+    Raises:
+        DataError, AccessError: there is nothing that can be read.
+    """
+    path = Path(origin.place).expanduser()
+    if path.is_file():
+        return _shard(path, found, origin.columns)
+    if not path.is_dir():
+        if _is_id(origin.place):
+            return hub.items(origin.place, origin.split, found, origin.columns)
+        raise DataError(f"{origin.place}: no such folder or file", hub.HINT)
+    if hub.saved(path):
+        return hub.items(str(path), origin.split, found, origin.columns)
+    out = folder.items(path, found, origin.each_line, origin.columns)
+    shards = sorted(p for p in path.rglob("*") if p.suffix in SHARDS and p.name not in folder.METADATA)
+    if out:
+        found.dropped |= {p.relative_to(path).as_posix(): "an archive beside pictures; name it as a source of its own" for p in shards}
+        return out
+    return [item for p in shards for item in _shard(p, found, origin.columns)]
+
+
+def _is_id(place: str) -> bool:
+    """Whether a name can be a Hub dataset's: `owner/name`, perhaps with a revision."""
+    owner, slash, name = place.partition("/")
+    return bool(slash and owner and name) and "/" not in name and not place.startswith((".", "~", os.sep)) and not owner.startswith(".")
+
+
+def _shard(path: Path, found: Found, columns: Columns) -> list[Item]:
+    if path.suffix == ".parquet":
+        return archives.parquet_items(path, found, columns)
+    if path.suffix in (".tar", ".gz", ".tgz"):
+        return archives.tar_items(path, found, columns)
+    raise DataError(f"{path}: neither a folder nor an archive", hub.HINT)
+
+
+def scan(origin: Origin, only: Callable[[str], bool] = lambda name: True) -> Found:
+    """Looks at every picture's header and caption, so that what is wrong is known before a model is loaded.
+
+    No pixels are decoded, but for files whose end looks wrong. A picture that was seen before and has the same size and time is not
+    read again. `only` chooses among their names.
+
+    Raises:
+        DataError, AccessError: there are no pictures at all; what is wrong with single ones is in the result's `problems`.
+    """
+    found = Found()
+    chosen = [item for item in items(origin, found) if only(item.name)]
+    if not chosen and not found.problems:
+        others = f" (not usable: {', '.join(list(found.dropped)[:5])})" if found.dropped else ""
+        raise DataError(f"{origin.place}: no pictures{others}", f"pictures end in {', '.join(sorted(decode.EXTENSIONS))}")
+    index = Index("pictures", os.path.abspath(origin.place), decode.VERSION)
+    looks = {i: index.get("\n".join(item.stamp)) for i, item in enumerate(chosen)}
+    new = [i for i, row in looks.items() if row is None]
+    with ThreadPoolExecutor() as pool:
+        for i, row in zip(new, pool.map(lambda i: _look(chosen[i]), new), strict=True):
+            looks[i] = row
+            if not isinstance(row, Problem):
+                index.put("\n".join(chosen[i].stamp), row)
+    index.save()
+    for i, item in enumerate(chosen):
+        _add(item, looks[i], origin, found)
+    return found
+
+
+def _look(item: Item) -> "list[Any] | Problem":
+    """Content, width, height, what will be converted, and whether there is transparency."""
+    try:
+        data = item.read()
+        return [decode.content(data), *decode.header(data, item.name)]
+    except DataError as e:
+        return Problem(item.name, e.message.removeprefix(f"{item.name}: "), e.hint)
+
+
+def _add(item: Item, row: "list[Any] | Problem", origin: Origin, found: Found) -> None:
+    """The sample that an item makes, or what is wrong with it."""
+    if isinstance(row, Problem):
+        found.problems.append(row)
+        return
+    content, width, height, notes, alpha = row
+    captions = origin.wording.every(item, item.captions, content)
+    if not captions:
+        found.problems.append(Problem(item.name, "empty caption file" if item.captions else "no caption", NO_CAPTION))
+        return
+    if origin.wording.caption is not None and item.captions:
+        found.note("caption file not used, as --caption is for all", item.name)
+    for text in notes:
+        found.note(text.replace("{background}", origin.background), item.name)
+    masked, mask = "", None
+    if origin.mask == "alpha" and alpha:
+        masked = "alpha"
+    elif origin.mask == "file" and item.mask is not None:
+        mask = item.mask
+        masked = _check_mask(item, mask, Size(height, width), found)
+    elif item.mask is not None:
+        found.note("mask file not used; --set data.mask=file uses it", item.name)
+    if origin.mask != "none":
+        found.note("with a mask" if masked else "without a mask: all of it counts", item.name)
+    original, times = Size(height, width), Fraction(origin.repeats * item.repeats)
+    found.samples.append(Sample(item.name, content, captions, item.read, original, times=times, mask=mask, masked=masked))
+
+
+def _check_mask(item: Item, read: Callable[[], bytes], picture: Size, found: Found) -> str:
+    """The hash of a mask that fits its picture; a problem if it does not."""
+    name = f"the mask of {item.name}"
+    try:
+        data = read()
+        head = decode.header(data, name)
+    except DataError as e:
+        found.problems.append(Problem(item.name, e.message, e.hint))
+        return ""
+    if abs(head.width * picture.height / (head.height * picture.width) - 1) > WIDEST_MASK:
+        here = f"its mask is {head.width}x{head.height}, and the picture {picture}"
+        found.problems.append(Problem(item.name, here, "make it of the same proportions"))
+    return decode.content(data)
+
+
+def load(origins: Sequence[Origin], holdout: str | None) -> Pictures:
+    """The pictures of all places, their sides, and how often an epoch shows each.
+
+    Raises:
+        DataError: a picture or caption is wrong, with all their names.
+        ConfigError: nothing would be left on one side.
+    """
+    found, parts = Found(), []
+    for origin in origins:
+        part = scan(origin)
+        prefix = f"{origin.place}/" if len(origins) > 1 else ""
+        found.add(part, prefix)
+        parts.append(found.samples[-len(part.samples) :] if part.samples else [])
+    found.refuse()
+    chosen, held = split(found, holdout, origins[0])
+    keep = {id(s) for s in chosen}
+    train = weigh([[s for s in part if id(s) in keep] for part in parts], origins)
+    return Pictures(found, train, held)
+
+
+def weigh(parts: list[list[Sample]], origins: Sequence[Origin]) -> list[Sample]:
+    """Where sources have weights, an epoch shows each of their pictures so often that the draws stand in that proportion."""
+    if all(o.weight is None for o in origins):
+        return [s for part in parts for s in part]
+    shares = [Fraction(str(o.weight or 1)) / max(len(part), 1) for o, part in zip(origins, parts, strict=True)]
+    least = min(share for share, part in zip(shares, parts, strict=True) if part)
+    return [replace(s, times=share / least) for share, part in zip(shares, parts, strict=True) for s in part]
+
+
+def split(found: Found, holdout: str | None, origin: Origin) -> tuple[list[Sample], list[Sample]]:
+    """Training and held-out samples. A picture's side depends on its bytes alone: it stays when others come and go.
+
+    `origin` says how a folder of held-out pictures is read.
+
+    Raises:
+        ConfigError: nothing would be left on one side.
+    """
+    samples = found.samples
+    if holdout is None:
+        return samples, []
+    try:
+        fraction = float(holdout)
+    except ValueError:
+        other = scan(replace(origin, place=holdout))
+        other.refuse()
+        known = {s.content for s in other.samples}
+        found.dropped |= {f"{holdout}/{name}": why for name, why in other.dropped.items()}
+        for text, names in other.notes.items():
+            found.notes.setdefault(text, []).extend(f"{holdout}/{name}" for name in names)
+        found.dropped |= {s.name: "also in the --holdout folder" for s in samples if s.content in known}
+        return _both([s for s in samples if s.content not in known], other.samples, holdout)
+    rank = {s.content: keys.uniform("holdout", s.content) for s in samples}
+    # Few pictures may all fall on one side: then the likeliest is held out.
+    bound = max(fraction, min(rank.values()) + 1e-12)
+    return _both([s for s in samples if rank[s.content] >= bound], [s for s in samples if rank[s.content] < bound], holdout)
+
+
+def _both(train: list[Sample], held: list[Sample], holdout: str) -> tuple[list[Sample], list[Sample]]:
+    if not train or not held:
+        side = "training" if not train else "measuring"
+        raise ConfigError(f"--holdout {holdout}: leaves no picture for {side}", "choose another fraction, or give a folder")
+    return train, held
+
+
+def file_item(path: Path) -> Item:
+    """A single picture file, without a caption."""
+    stat = path.stat()
+    return Item(path.name, partial(folder.read_file, str(path)), (os.path.abspath(path), str(stat.st_size), str(stat.st_mtime_ns)))

@@ -1,0 +1,169 @@
+"""What `ft data` does with a job's data, without training: check it, show it, encode it ahead."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+
+from finetune.config.job import Job
+from finetune.data import check, preview, scan
+from finetune.data.check import Report
+from finetune.data.crop import PLAIN, to_image, to_tensor
+from finetune.data.encoded import picture_jobs, prepared
+from finetune.data.plan import Group, describe
+from finetune.data.sample import Found, Pictures, Sample
+from finetune.errors import ConfigError
+from finetune.families import autoencoder, load, source
+from finetune.families.load import Family
+from finetune.sampling import draw
+from finetune.training import device
+from finetune.training.encoding import Phase, Work, encode
+from finetune.training.plan import weightless
+from finetune.training.requirements import add_tokens, buckets, cut, origins, pictures, pixels
+
+ROUND_TRIP = 20.0  # dB of PSNR below which a picture is named: a base cannot draw what its autoencoder cannot hold
+WORST = 8
+
+
+def _sides(job: Job, found: Found) -> Pictures | None:
+    """The sides of the data, where nothing keeps a run from beginning."""
+    return None if found.problems else scan.load(origins(job), job.data.holdout)
+
+
+def report(job: Job, vae: str | None, phase: Phase) -> tuple[Report, Image.Image | None]:
+    """Everything there is to say of a job's data; with `vae`, a base, a sheet of what its autoencoder holds worst, too.
+
+    Raises:
+        DataError, ConfigError: there is no data, or a setting does not fit the base.
+    """
+    family = weightless(job)
+    found, places = Found(), origins(job)
+    for origin in places:
+        found.add(scan.scan(origin), f"{origin.place}/" if len(places) > 1 else "")
+    sides = _sides(job, found)
+    if sides:
+        cut(sides, buckets(job, family))
+    with phase("looking at pictures", len({s.content for s in found.samples})) as tick:
+        made = check.check(found, sides, job.trigger, tick)
+    made.facts = {"pictures": len(found.samples), "problems": len(found.problems), "base": family.source.id} | made.facts
+    if sides:
+        _add_numbers(job, sides, made)
+        _add_tokens(job, family, sides, made)
+    sheet = _round_trip(job, vae, sides, made, phase) if vae and sides else None
+    made.findings.sort(key=lambda f: check.LEVELS.index(f.level))
+    return made, sheet
+
+
+def _add_numbers(job: Job, sides: Pictures, made: Report) -> None:
+    batch = job.optim.batch * job.optim.accumulate * (job.run.processes or 1) // (2 if job.subject.prior else 1)
+    epoch = Group(sides.train, 0, batch, 0)
+    made.facts |= {
+        "to train on": len(sides.train),
+        "held out": len(sides.held),
+        "buckets": {str(size): count for size, count in sorted(Counter(s.size for s in sides.train).items())},
+        "steps per epoch": epoch.count(0),
+        "fills per epoch": epoch.fills(0),
+        "epochs": round(job.optim.steps / epoch.count(0), 2),
+    }
+
+
+def _add_tokens(job: Job, family: Family, sides: Pictures, made: Report) -> None:
+    room, counts = family.window - 2, {}
+    try:
+        add_tokens(job, family, sides.captions)
+    except ConfigError as e:
+        made.add("error", e.message, ["captions"])
+    for s in (*sides.train, *sides.held):
+        counts[s.name] = max(family.tokens(c) for c in s.captions)
+    made.facts["tokens"] = {"most": max(counts.values()), "mean": round(sum(counts.values()) / len(counts), 1), "read": room}
+    for name, count in counts.items():
+        if count > room:
+            made.add("warning", f"a caption of {count} tokens is cut to {room}", [name])
+
+
+def _round_trip(job: Job, base: str, sides: Pictures, made: Report, phase: Phase) -> Image.Image:
+    """The error of encoding and decoding, for every picture; the worst are named and shown beside what became of them."""
+    m = job.model
+    where = source.resolve(base, m.variant, prediction=m.prediction_type, allow_pickle=m.allow_pickle)
+    family = load.family(where, torch.accelerator.current_accelerator() or torch.device("cpu"))
+    sizes = buckets(job, family)
+    samples = sizes.assign([*sides.train, *sides.held], sizes.sides[:1])
+    errors = {}
+    with phase("encoding and decoding", len(samples)) as tick:
+        for sample in samples:
+            errors[sample.name], _ = _decoded(family, sample, job.data.background)
+            tick()
+    ranked = sorted(samples, key=lambda s: errors[s.name])
+    worst = {s.name: round(errors[s.name], 2) for s in ranked[:WORST]}
+    made.facts["autoencoder"] = {"base": where.id, "mean PSNR": round(sum(errors.values()) / len(errors), 2), "worst": worst}
+    for sample in ranked:
+        if errors[sample.name] < ROUND_TRIP:
+            made.add("warning", f"the autoencoder of {where.id} holds it badly: {errors[sample.name]:.1f} dB", [sample.name])
+    rows = [(f"{errors[s.name]:.1f} dB", _decoded(family, s, job.data.background)[1]) for s in ranked[:WORST]]
+    return draw.sheet(rows, ["picture", "decoded"])
+
+
+def _decoded(family: Family, sample: Sample, background: str) -> tuple[float, list[Image.Image]]:
+    """Peak signal to noise of one picture's round trip in dB; the picture and what came back."""
+    before = prepared(sample, PLAIN, background).image
+    pixels = to_tensor(before)[None]
+    after = autoencoder.decode(family.parts.load("vae"), family.encode(pixels)[0])
+    error = float(((after - pixels) / 2).square().mean())
+    return -10 * math.log10(max(error, 1e-10)), [before, to_image(after[0])]
+
+
+def text(made: Report) -> list[str]:
+    """A report as a person reads it."""
+    f, lines = made.facts, []
+    lines.append(f"{f['pictures']} pictures" + (f": {f['to train on']} to train on, {f['held out']} held out" if "held out" in f else ""))
+    if "buckets" in f:
+        lines.append("buckets: " + ", ".join(f"{size}: {count}" for size, count in f["buckets"].items()))
+        lines.append(
+            f"an epoch: {f['steps per epoch']} steps, {f['fills per epoch']} draws to fill batches; the run is {f['epochs']} epochs"
+        )
+        t = f["tokens"]
+        lines.append(
+            f"captions: {f['captions']} different; {t['mean']} tokens on average, {t['most']} at most, of {t['read']} that are read"
+        )
+    if "trigger" in f:
+        lines.append(f"trigger {f['trigger']['word']!r}: in {f['trigger']['captions']} captions")
+    if f.get("most frequent tags"):
+        lines.append("most frequent: " + ", ".join(f"{tag[:40]} {n}" for tag, n in f["most frequent tags"].items()))
+    if "autoencoder" in f:
+        lines.append(f"autoencoder of {f['autoencoder']['base']}: {f['autoencoder']['mean PSNR']} dB on average")
+    for level in check.LEVELS:
+        found = [x for x in made.findings if x.level == level]
+        if found:
+            lines.append(f"{level}s: {made.count(level)}")
+        for x in found:
+            names = ", ".join(x.names[:5]) + (f" and {len(x.names) - 5} more" if len(x.names) > 5 else "")
+            lines.append(f"  {names}: {x.text}")
+    return lines
+
+
+def sheet(job: Job, count: int) -> tuple[Image.Image, int]:
+    """The crops of the first `count` pictures, evenly taken, and how many there are in all."""
+    sides = pictures(job)
+    cut(sides, buckets(job, weightless(job)))
+    step = max(1, -(-len(sides.train) // count))
+    return preview.sheet(preview.shown(sides.train[::step], pixels(job))), len(sides.train)
+
+
+def encode_ahead(job: Job, phase: Phase, say: Callable[[str], None]) -> dict[str, int]:
+    """Builds what a run of this job would look up; returns how many pictures (variants counted) and captions there are.
+
+    Class pictures are not among them: a run draws those itself.
+    """
+    accelerator, m = device.accelerator_for(job), job.model
+    where = source.resolve(m.base, m.variant, prediction=m.prediction_type, allow_pickle=m.allow_pickle)
+    family = load.family(where, accelerator.device, device.DTYPES[device.precision(job, accelerator.device)])
+    sides = pictures(job)
+    sides.describe(say)
+    add_tokens(job, family, sides.captions)
+    cut(sides, buckets(job, family))
+    describe(sides.train, job.optim.batch * job.optim.accumulate, say)
+    work = Work(phase, say, rank=accelerator.process_index, world=accelerator.num_processes, wait=accelerator.wait_for_everyone)
+    _, texts = encode(job, family, sides, job.run.sample_prompt, work)
+    return {"pictures": sum(map(len, picture_jobs(sides.train, pixels(job), sides.held))), "captions": len(texts)}

@@ -1,0 +1,139 @@
+"""From places to samples: which captions, which sides, what is left out, and what is refused by name."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from test_decode import png
+
+from finetune.data import folder, scan
+from finetune.data.captions import Wording
+from finetune.data.sample import Found, Sample
+from finetune.data.scan import Origin
+from finetune.errors import ConfigError, DataError
+
+
+def look(root: Path, background: str = "white", **wording: Any) -> Found:
+    """What a folder holds; raises where a run would."""
+    made = scan.scan(Origin(str(root), Wording(**wording), background))
+    made.refuse()
+    return made
+
+
+def split(pictures: Found, holdout: str) -> tuple[list[Sample], list[Sample]]:
+    return scan.split(pictures, holdout, Origin("", Wording()))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"not a picture", png(tiny.picture(0))[:200], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"GIF89a"]
+)
+def test_damaged_pictures_are_refused_by_name(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(data)
+    with pytest.raises(DataError, match=r"broken\.png: (not a (readable )?picture|an empty file)"):
+        look(tmp_path, caption="x")
+
+
+def test_captions_come_from_sidecars_metadata_or_one_for_all(tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "a", 3)
+    assert [s.caption for s in look(root).samples] == ["red disc", "blue disc", "green disc"]
+    assert next(s.caption for s in look(root, trigger="tok").samples) == "tok, red disc"
+    found = look(root, caption="one")
+    assert {s.caption for s in found.samples} == {"one"} and len(found.notes["caption file not used, as --caption is for all"]) == 3
+    rows = [json.dumps({"file_name": "00.png", "text": "from jsonl"}), "", json.dumps({"file_name": "01.png", "text": "two"})]
+    (root / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    found = look(root)
+    assert [s.caption for s in found.samples] == ["from jsonl", "two"] and found.dropped == {"02.png": "not in the metadata file"}
+    (root / "metadata.jsonl").unlink()
+    (root / "metadata.csv").write_text('file_name,text\n00.png,"a, b"\n', encoding="utf-8")
+    assert [s.caption for s in look(root).samples] == ["a, b"]
+
+
+BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "empty": (lambda r: [p.unlink() for p in r.iterdir()], "no pictures"),
+    "no captions": (lambda r: [p.unlink() for p in r.glob("*.txt")], r"00\.png, 01\.png, 02\.png: no caption"),
+    "one caption missing": (lambda r: (r / "01.txt").unlink(), r"01\.png: no caption"),
+    "caption not UTF-8": (lambda r: (r / "01.txt").write_bytes(b"\xff\xfe\x00caf\xe9"), r"01\.txt: not UTF-8"),
+    "metadata names a missing file": (
+        lambda r: (r / "metadata.jsonl").write_text('{"file_name": "9.png", "text": "x"}'),
+        "line 1: no such file",
+    ),
+    "metadata leaves the folder": (
+        lambda r: (r / "metadata.jsonl").write_text('{"file_name": "../x.png", "text": "x"}'),
+        r"line 1: \.\./x\.png leaves the folder",
+    ),
+    "metadata is not JSON": (lambda r: (r / "metadata.jsonl").write_text("{"), "line 1: not JSON"),
+    "metadata lacks text": (
+        lambda r: (r / "metadata.csv").write_text("file_name,label\n00.png,x\n"),
+        "line 2: expected file_name and text",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FOLDERS)
+def test_bad_folders_are_refused_by_name(case: str, tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "a", 3)
+    spoil, message = BAD_FOLDERS[case]
+    spoil(root)
+    with pytest.raises(DataError, match=message):
+        look(root)
+
+
+def test_what_is_dropped_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "find_spec", lambda name: None)
+    root = tiny.folder(tmp_path / "a", 2)
+    (root / "x.heic").write_bytes(b"")
+    (root / ".hidden.png").write_bytes(b"")
+    tiny.picture(9).save(tmp_path / "outside.png")
+    (root / "link.png").symlink_to(tmp_path / "outside.png")
+    found = look(root, caption="c")
+    assert len(found.samples) == 2
+    assert found.dropped == {"link.png": "a link that leaves the folder", "x.heic": ".heic needs a package: pip install 'finetune[heic]'"}
+
+
+def test_a_pictures_side_never_changes(tmp_path: Path) -> None:
+    small, large = (look(tiny.folder(tmp_path / n, c)) for n, c in (("a", 10), ("b", 30)))
+    sides = [[{s.content for s in side} for side in split(f, "0.4")] for f in (small, large)]
+    assert sides[0][0] <= sides[1][0] and sides[0][1] <= sides[1][1]
+    assert not sides[1][0] & sides[1][1]
+    other = tiny.folder(tmp_path / "c", 4)
+    train, held = split(small, str(other))
+    assert len(train) == 6 and len(held) == 4, "a picture that is also in the held-out folder is not trained on"
+    with pytest.raises(ConfigError, match="leaves no picture for training"):
+        split(look(other), str(other))
+
+
+def test_what_lies_in_a_runs_folder_is_not_trained_on(tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "imgs", 2)
+    tiny.picture(5).save((root / "runs" / "lora" / "samples").mkdir(parents=True) or root / "runs" / "lora" / "samples" / "x.png")
+    (root / "runs" / "lora" / "run.yaml").write_text("")
+    found = look(root)
+    assert len(found.samples) == 2 and len(found.notes["folder not used, as it is that of a run"]) == 1
+
+
+def test_a_trigger_is_a_whole_word(tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "imgs", 2)
+    (root / "00.txt").write_text("category of disc")
+    (root / "01.txt").write_text("cat on a disc")
+    assert [s.caption for s in look(root, trigger="cat").samples] == [
+        "cat, category of disc",
+        "cat on a disc",
+    ]
+
+
+def test_a_small_folder_always_has_a_held_out_picture(tmp_path: Path) -> None:
+    for count in (2, 3, 5):
+        train, held = split(look(tiny.folder(tmp_path / str(count), count)), "0.001")
+        assert len(held) == 1 and len(train) == count - 1
+
+
+def test_what_may_not_be_looked_at_is_an_error_with_its_name(monkeypatch: pytest.MonkeyPatch, imgs: Path) -> None:
+    def refuse(place: str) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"imgs: cannot be read \(Permission denied\)"):
+        look(imgs)
