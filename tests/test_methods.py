@@ -350,7 +350,7 @@ def test_class_pictures_lie_apart_from_the_subjects(make: Make, imgs: Path) -> N
 
 def test_each_of_several_tokens_stands_where_its_caption_says_it() -> None:
     wording = Wording(trigger="<a> <b>", tokens=("<a>", "<b>"), templates=("a {}",))
-    assert [wording.captions(c) for c in ("an <a> cat", "red", None)] == [("an <a> cat",), ("<a> <b>, red",), ("a <a> <b>",)]
+    assert [wording.captions(own) for own in (["an <a> cat"], ["red"], [])] == [("an <a> cat",), ("<a> <b>, red",), ("a <a> <b>",)]
 
 
 def test_a_token_is_read_in_any_case_and_never_inside_a_word(bases: Bases) -> None:

@@ -70,8 +70,10 @@ def check(found: Found, pictures: Pictures | None, trigger: str | None, tick: Ca
         report.add("warning", f"not used: {why}", [name])
     for text, names in sorted(found.notes.items()):
         report.add("warning" if text.startswith(("animated", "caption file without")) else "note", text, names)
-    looks = _looks(found.samples, report, tick)
-    _duplicates(found.samples, looks, pictures, report)
+    known = {s.name for s in found.samples}
+    samples = [*found.samples, *(s for s in (pictures.held if pictures else []) if s.name not in known)]  # those of a --holdout folder
+    looks = _looks(samples, report, tick)
+    _duplicates(samples, looks, pictures, report)
     report.add("warning", "blurred or blank", [s.name for s in looks.values() if s.sharpness < BLURRED])
     _captions(found.samples, trigger, report)
     if pictures:
@@ -92,7 +94,8 @@ def _merged(findings: Sequence[Finding]) -> list[Finding]:
 
 def _looks(samples: Sequence[Sample], report: Report, tick: Callable[[], None]) -> dict[str, Look]:
     """What every different picture's pixels say, by content; one that cannot be decoded is an error."""
-    index, unique = Index("looks", "all", VERSION), {s.content: s for s in samples}
+    index, unique = Index("looks", "all", VERSION), {s.content: s for s in reversed(samples)}
+    unique = dict(reversed(unique.items()))  # each by its first name
     kept_rows = {content: index.get(content) for content in unique}
     out = {}
 
@@ -115,8 +118,8 @@ def _looks(samples: Sequence[Sample], report: Report, tick: Callable[[], None]) 
         if row is not None:
             out[content] = Look(unique[content].name, row[0], tuple(row[1]), row[2])
             tick()
-    index.save()
-    return out
+    index.save(forget=False)
+    return {content: out[content] for content in unique if content in out}
 
 
 def look(image: Image.Image, name: str) -> Look:

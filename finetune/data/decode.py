@@ -13,7 +13,7 @@ from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 from finetune.errors import DataError
 
 # The file's bytes decide, not its name; EPS and other formats that run programs are not among them.
-FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "MPO")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")  # MPO, of phones, is opened as JPEG
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif"}
 MOST_PIXELS = 89_478_485  # Pillow warns above it
 ORIENTATION = 0x0112  # EXIF

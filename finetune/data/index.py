@@ -10,10 +10,7 @@ from finetune.errors import ResourceError
 
 
 class Index:
-    """JSON values by name, for one place; what is not asked for again is forgotten when it is saved.
-
-    A wrong entry does no harm: a picture's content is verified when it is used.
-    """
+    """JSON values by name, for one place. A wrong entry does no harm: a picture's content is verified when it is used."""
 
     def __init__(self, kind: str, place: str, version: int) -> None:
         self.path = files.cache_root() / "index" / f"{kind}-{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
@@ -36,7 +33,9 @@ class Index:
     def put(self, key: str, value: Any) -> None:
         self.asked[key], self.changed = value, True
 
-    def save(self) -> None:
-        if self.changed or len(self.asked) < len(self.rows):
+    def save(self, forget: bool) -> None:
+        """Writes what was found; with `forget`, nothing else than what was asked for."""
+        rows = self.asked if forget else self.rows | self.asked
+        if self.changed or len(rows) < len(self.rows):
             with suppress(ResourceError):  # it only saves time
-                files.write_text(self.path, json.dumps({"version": self.version, "rows": self.asked}))
+                files.write_text(self.path, json.dumps({"version": self.version, "rows": rows}))

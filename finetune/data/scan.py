@@ -73,17 +73,17 @@ def _shard(path: Path, found: Found, columns: Columns) -> list[Item]:
     raise DataError(f"{path}: neither a folder nor an archive", hub.HINT)
 
 
-def scan(origin: Origin, only: Callable[[str], bool] = lambda name: True) -> Found:
+def scan(origin: Origin, given: Sequence[Item] | None = None) -> Found:
     """Looks at every picture's header and caption, so that what is wrong is known before a model is loaded.
 
     No pixels are decoded, but for files whose end looks wrong. A picture that was seen before and has the same size and time is not
-    read again. `only` chooses among their names.
+    read again. `given` are items of the place, where it is not to be searched for them.
 
     Raises:
         DataError, AccessError: there are no pictures at all; what is wrong with single ones is in the result's `problems`.
     """
     found = Found()
-    chosen = [item for item in items(origin, found) if only(item.name)]
+    chosen = items(origin, found) if given is None else given
     if not chosen and not found.problems:
         others = f" (not usable: {', '.join(list(found.dropped)[:5])})" if found.dropped else ""
         raise DataError(f"{origin.place}: no pictures{others}", f"pictures end in {', '.join(sorted(decode.EXTENSIONS))}")
@@ -95,7 +95,7 @@ def scan(origin: Origin, only: Callable[[str], bool] = lambda name: True) -> Fou
             looks[i] = row
             if not isinstance(row, Problem):
                 index.put("\n".join(chosen[i].stamp), row)
-    index.save()
+    index.save(forget=given is None)
     for i, item in enumerate(chosen):
         _add(item, looks[i], origin, found)
     return found
@@ -198,6 +198,7 @@ def split(found: Found, holdout: str | None, origin: Origin) -> tuple[list[Sampl
     except ValueError:
         other = scan(replace(origin, place=holdout))
         other.refuse()
+        other.samples = [replace(s, name=f"{holdout}/{s.name}") for s in other.samples]
         known = {s.content for s in other.samples}
         found.dropped |= {f"{holdout}/{name}": why for name, why in other.dropped.items()}
         for text, names in other.notes.items():

@@ -66,8 +66,10 @@ class ClassPictures:
         there = [name for name, _ in folder.walk(self.folder, Found())] if self.folder.is_dir() else []
         if not any(_own(name) and Path(name).suffix.lower() in EXTENSIONS for name in there):
             return Found()
-        found = scan.scan(self._origin, _own)
-        found.dropped = {name: why for name, why in found.dropped.items() if _own(name)}
+        aside = Found()
+        found = scan.scan(self._origin, [item for item in scan.items(self._origin, aside) if _own(item.name)])
+        found.dropped = {name: why for name, why in aside.dropped.items() if _own(name)}
+        found.problems += aside.problems
         found.refuse()
         return found
 
@@ -122,8 +124,7 @@ class ClassPictures:
 
     def samples(self) -> list[Sample]:
         """All of them, with the loss weight of the prior; a person's own captions have the class word in front."""
-        names = {self.path(n).name for n in range(self.count)}
-        drawn = scan.scan(self._origin, lambda name: name in names) if names else Found()
+        drawn = scan.scan(self._origin, [scan.file_item(self.path(n)) for n in range(self.count)]) if self.count else Found()
         drawn.refuse()
         return [replace(s, weight=self.job.subject.prior_weight) for s in (*self.own.samples, *drawn.samples)]
 

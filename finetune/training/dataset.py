@@ -96,7 +96,7 @@ def _round_trip(job: Job, base: str, sides: Pictures, made: Report, phase: Phase
             errors[sample.name], _ = _decoded(family, sample, job.data.background)
             tick()
     ranked = sorted(samples, key=lambda s: errors[s.name])
-    worst = {s.name: round(errors[s.name], 2) for s in ranked[:WORST]}
+    worst = [{"file": s.name, "PSNR": round(errors[s.name], 2)} for s in ranked[:WORST]]
     made.facts["autoencoder"] = {"base": where.id, "mean PSNR": round(sum(errors.values()) / len(errors), 2), "worst": worst}
     for sample in ranked:
         if errors[sample.name] < ROUND_TRIP:
