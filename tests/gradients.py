@@ -1,6 +1,7 @@
 """The gradient of one step, for any split of the global batch; run under torchrun it prints process 0's as a file."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,12 +17,12 @@ from finetune.training.run import Runner
 WEIGHTS = (1.0, 0.5, 2.0, 1.0, 0.25, 3.0, 1.0)
 
 
-def gradients(settings: dict[str, Any], dtype: torch.dtype, step: int) -> dict[str, Tensor]:
-    """Gradients by parameter, with unequal sample weights; `step` chooses the batch (the last one of an epoch is partial)."""
+def gradients(settings: dict[str, Any], dtype: torch.dtype, step: int, weights: Sequence[float] | None = WEIGHTS) -> dict[str, Tensor]:
+    """Gradients by parameter, with unequal sample weights; `step` chooses the batch."""
     runner = Runner(config.parse(settings))
     runner.prepare()
     runner.encode()
-    for sample, weight in zip(runner.pictures.train, WEIGHTS, strict=True):
+    for sample, weight in zip(runner.pictures.train, weights or [1.0] * len(runner.pictures.train), strict=True):
         object.__setattr__(sample, "weight", weight)
     runner.family.dtype = dtype
     denoiser = runner.family.parts.load("unet").to(dtype)

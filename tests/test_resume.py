@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from test_batches import mixed
 
 from finetune import config
 from finetune.config.load import merge
@@ -43,6 +44,15 @@ def test_k_steps_and_the_rest_are_all_steps(train: Train, tmp_path: Path, k: int
     train(**same | {"optim": {"ema": 0.9, "steps": k}}, run=parts)
     resumed = train(**same, run=parts)
     assert adapter_bytes(resumed) == adapter_bytes(whole)
+
+
+def test_a_run_goes_on_exactly_without_what_was_cached(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    same = {"data": mixed(tmp_path / "data")}
+    whole = train(**same, run={"out": str(tmp_path / "whole")})
+    parts = {"out": str(tmp_path / "parts")}
+    train(**same, optim={"steps": 3}, run=parts)
+    monkeypatch.setenv("FT_CACHE", str(tmp_path / "another cache"))
+    assert adapter_bytes(train(**same, run=parts)) == adapter_bytes(whole)
 
 
 def test_a_finished_run_does_nothing(train: Train, tmp_path: Path) -> None:
@@ -99,6 +109,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "subject": {"token": "sks", "class_word": "disc", "class_count": 3, "class_steps": 2},
     },
     "textual-inversion": {"method": {"kind": "none", "new_tokens": ["<x>"], "vectors": 2}},
+    "mixed data": {},  # two sources, several sizes, masks, tags in other orders: see `mixed`
 }  # fmt: skip
 
 
@@ -107,6 +118,8 @@ def test_kill_at_any_time_and_the_same_command_again(
     settings: Callable[..., dict[str, Any]], train: Train, tmp_path: Path, kind: str
 ) -> None:
     long = merge(KINDS[kind], {"optim": {"steps": 60}, "run": {"checkpoint_every": 1}})
+    if kind == "mixed data":
+        long["data"] = mixed(tmp_path / "data")
     whole = train(**merge(long, {"run": {"out": str(tmp_path / "whole")}}))
     words = command(settings(**long), tmp_path)
     out = tmp_path / "out"
