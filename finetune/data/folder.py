@@ -19,6 +19,7 @@ from finetune.errors import DataError
 PICTURE_LIKE = {".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".eps", ".raw", ".dng", ".cr2", ".nef"}
 HEIC = {".heic", ".heif"}
 CAPTIONS = (".txt", ".caption")
+NO_CAPTIONS = {"readme.txt", "license.txt", "licence.txt", "notice.txt", "requirements.txt"}
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 MASK = re.compile(r"(-masklabel|\.mask)$")  # of a stem: cat-masklabel.png or cat.mask.png beside cat.jpg
 CONCEPT = re.compile(r"(\d{1,3})_(.+)")
@@ -44,8 +45,9 @@ def items(folder: Path, found: Found, each_line: bool, columns: "Columns") -> li
     Captions: `metadata.jsonl`, `.csv` or `.parquet` (file_name and a caption), else `name.txt` or `name.caption` beside the picture,
     whose lines are one caption, or with `each_line` one each.
     """
-    entries = {name: entry for name, entry in walk(folder, found)}
-    pictures = {n: e for n, e in entries.items() if _usable(n, entries, found)}
+    entries = dict(walk(folder, found))
+    pictures = {n: e for n, e in entries.items() if _usable(n, found)}
+    _alone(entries, found)
     concepts = _concepts(pictures, found)
     listed = metadata(folder, entries, found, columns)
     if listed is not None:
@@ -54,7 +56,7 @@ def items(folder: Path, found: Found, each_line: bool, columns: "Columns") -> li
             found.dropped.setdefault(name, "listed in the metadata file, but not a picture that is read")
         pictures = {n: e for n, e in pictures.items() if n in listed}
     masks = {MASK.sub("", _stem(n)): e.path for n, e in entries.items() if _is_mask(n)}
-    out = []
+    out, top = [], folder.resolve().name
     for name, entry in pictures.items():
         repeats, concept = concepts.get(name.partition("/")[0], (1, ""))
         own = listed[name] if listed is not None else _sidecar(name, entries, found, each_line)
@@ -62,7 +64,7 @@ def items(folder: Path, found: Found, each_line: bool, columns: "Columns") -> li
         captions = own if any(own) or not concept else (concept,)
         stamp = (os.path.abspath(entry.path), str(stat.st_size), str(stat.st_mtime_ns))
         read, read_mask = partial(read_file, entry.path), partial(read_file, mask) if mask else None
-        words, around = in_words(_stem(name).rpartition("/")[2]), concept or _folder_words(folder, name)
+        words, around = in_words(_stem(name).rpartition("/")[2]), concept or in_words(name.rpartition("/")[0].rpartition("/")[2] or top)
         out.append(Item(name, read, stamp, captions, words, read_mask, repeats, around))
     return out
 
@@ -97,13 +99,12 @@ def walk(folder: Path, found: Found) -> Iterator[tuple[str, Entry]]:
     yield from inside(str(folder), "")
 
 
-def _folder_words(folder: Path, name: str) -> str:
-    above = name.rpartition("/")[0].rpartition("/")[2]
-    return in_words(above or folder.resolve().name)
-
-
 def _stem(name: str) -> str:
     return name.rpartition(".")[0] or name
+
+
+def is_archive(name: str) -> bool:
+    return name.endswith((".tar", ".parquet")) and name not in METADATA
 
 
 def _is_mask(name: str) -> bool:
@@ -111,7 +112,7 @@ def _is_mask(name: str) -> bool:
     return f".{end.lower()}" in EXTENSIONS and bool(MASK.search(stem))
 
 
-def _usable(name: str, entries: Mapping[str, Entry], found: Found) -> bool:
+def _usable(name: str, found: Found) -> bool:
     """Whether a file is a picture to train on; says so where it looks like one and is not read."""
     end = f".{name.rpartition('.')[2].lower()}"
     if end in HEIC and find_spec("pillow_heif") is None:
@@ -120,10 +121,17 @@ def _usable(name: str, entries: Mapping[str, Entry], found: Found) -> bool:
         return not _is_mask(name)
     elif end in PICTURE_LIKE:
         found.dropped[name] = f"{end} is not read; convert it to PNG"
-    elif end in CAPTIONS and not any(_stem(name) + e in entries or _stem(name) + e.upper() in entries for e in EXTENSIONS):
-        if name.rpartition("/")[2].lower() not in ("readme.txt", "license.txt", "licence.txt"):
-            found.note("caption file without a picture", name)
+    elif is_archive(name):
+        found.dropped[name] = "an archive beside pictures; name it as a source of its own"
     return False
+
+
+def _alone(entries: Mapping[str, Entry], found: Found) -> None:
+    """Notes caption files whose picture is missing, as its name may be mistyped."""
+    stems = {_stem(n) for n in entries if not n.endswith(CAPTIONS)}
+    for name in entries:
+        if name.endswith(CAPTIONS) and _stem(name) not in stems and name.rpartition("/")[2].lower() not in NO_CAPTIONS:
+            found.note("caption file without a picture", name)
 
 
 def _concepts(pictures: Mapping[str, Entry], found: Found) -> dict[str, tuple[int, str]]:

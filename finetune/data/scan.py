@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from finetune.data.index import Index
 from finetune.data.sample import Found, Item, Pictures, Problem, Sample, Size
 from finetune.errors import ConfigError, DataError
 
-SHARDS = (".tar", ".parquet")
 MASKS = ("none", "alpha", "file")
 WIDEST_MASK = 0.02  # share by which a mask's proportions may differ from its picture's
 
@@ -52,11 +51,12 @@ def items(origin: Origin, found: Found) -> list[Item]:
     if hub.saved(path):
         return hub.items(str(path), origin.split, found, origin.columns)
     out = folder.items(path, found, origin.each_line, origin.columns)
-    shards = sorted(p for p in path.rglob("*") if p.suffix in SHARDS and p.name not in folder.METADATA)
     if out:
-        found.dropped |= {p.relative_to(path).as_posix(): "an archive beside pictures; name it as a source of its own" for p in shards}
         return out
-    return [item for p in shards for item in _shard(p, found, origin.columns)]
+    shards = [name for name, _ in folder.walk(path, Found()) if folder.is_archive(name)]
+    for name in shards:
+        found.dropped.pop(name)
+    return [item for name in shards for item in _shard(path / name, found, origin.columns)]
 
 
 def _is_id(place: str) -> bool:
@@ -134,8 +134,11 @@ def _add(item: Item, row: "list[Any] | Problem", origin: Origin, found: Found) -
         found.note("mask file not used; --set data.mask=file uses it", item.name)
     if origin.mask != "none":
         found.note("with a mask" if masked else "without a mask: all of it counts", item.name)
-    original, times = Size(height, width), Fraction(origin.repeats * item.repeats)
+    original, times = _size(height, width), _times(origin.repeats * item.repeats)
     found.samples.append(Sample(item.name, content, captions, item.read, original, times=times, mask=mask, masked=masked))
+
+
+_size, _times = cache(Size), cache(Fraction)  # one object for all that are equal: there may be millions
 
 
 def _check_mask(item: Item, read: Callable[[], bytes], picture: Size, found: Found) -> str:

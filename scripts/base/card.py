@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, CLIPModel
 from vae import reconstruction_mse
 
 from finetune.bases import TINY
-from finetune.data import decode, keys
+from finetune.data import crop, keys
 from finetune.evaluation.judge import Judge, found
 from finetune.sampling import draw
 
