@@ -30,6 +30,7 @@ from finetune.data.scan import Origin
 from finetune.training.loop import gradient, update
 from finetune.training.run import Runner
 
+DEMO = Path("finetune/bases/demo")
 KINDS = 100  # different photos; the others differ in a comment alone, which makes them other files
 
 
@@ -66,45 +67,42 @@ def timed(origin: Origin) -> float:
     return round(time.perf_counter() - start, 2)
 
 
-def samples(out: Path) -> list[Sample]:
-    """All photos, in the buckets of the embedded base."""
-    return Buckets((64,), 8, 32, 128).assign(scan.scan(Origin(str(out / "photos"), Wording())).samples)
+def samples(photos: Path) -> list[Sample]:
+    """All of a folder, in the buckets of the embedded base."""
+    return Buckets((64,), 8, 32, 128).assign(scan.scan(Origin(str(photos), Wording())).samples)
 
 
-def fill(out: Path) -> None:
-    """Latents of the embedded base's shape for all photos, in shards."""
-    pixels, store = Pixels(), Cache(out / "latents")
-    for s in samples(out):
+def filled(photos: Path, root: Path) -> Encoded:
+    """Latents of the embedded base's shape for all photos of a folder, in shards."""
+    pixels, store, made = Pixels(), Cache(root), samples(photos)
+    for s in made:
         if (name := pixels.key(s, 0)) not in store:
             shape = (4, s.size.height // 8, s.size.width // 8)
             crop = torch.tensor([*s.original, 0, 0, *s.size])
             store.put(name, {"mean": torch.randn(shape), "deviation": torch.rand(shape), "crop": crop})
     store.flush()
+    return Encoded(made, store, pixels)
 
 
 def memory_growth(out: Path, count: int) -> int:
     """Bytes a picture of a process that knows all of them and has drawn each; called in a process of its own."""
-    few = Encoded(samples(out)[:8], Cache(out / "latents"))
-    few.batches(IndexPlan(few.samples, 4, 0).slots(0), 0, 0, 0.1)  # what is loaded once
-    del few
+    drawn(filled(DEMO, out / "few"), 6)  # what is loaded once
     before = memory()
-    drawn(Encoded(samples(out), Cache(out / "latents")), count // 4)
+    kept = Encoded(samples(out / "photos"), Cache(out / "latents"))
+    drawn(kept, count // 4)
     return round((memory() - before) / count)
 
 
-def drawn(encoded: Encoded, steps: int) -> list[float]:
-    """Seconds of each of so many batches of 4."""
-    plan, times = IndexPlan(encoded.samples, 4, 0), []
+def drawn(encoded: Encoded, steps: int) -> None:
+    """So many batches of 4."""
+    plan = IndexPlan(encoded.samples, 4, 0)
     for step in range(steps):
-        start = time.perf_counter()
         encoded.batches(plan.slots(step), 0, step, 0.1)
-        times.append(time.perf_counter() - start)
-    return times
 
 
 def training_steps(out: Path, many: Encoded, steps: int) -> dict[str, float]:
     """Steps of `ft lora` on the embedded base and batches of the photos, in turn."""
-    runner = Runner(config.parse({"model": {"base": "tiny"}, "data": {"path": "finetune/bases/demo"}, "run": {"out": str(out / "run")}}))
+    runner = Runner(config.parse({"model": {"base": "tiny"}, "data": {"path": str(DEMO)}, "run": {"out": str(out / "run")}}))
     runner.prepare()
     runner.encode()
     training, _ = runner.assemble()
@@ -128,15 +126,14 @@ def main(out: Path, count: int, steps: int) -> dict[str, Any]:
     photos(out / "photos", count)
     origin, size = Origin(str(out / "photos"), Wording()), sum(p.stat().st_size for p in (out / "photos").glob("*.jpg"))
     os.environ["FT_CACHE"] = str(out / "cache")
-    for index in (out / "cache" / "index").glob("*.json"):
-        index.unlink()
-    scan.scan(Origin("finetune/bases/demo", Wording()))  # imports and code, once
+    (out / "cache" / "index.sqlite").unlink(missing_ok=True)
+    scan.scan(Origin(str(DEMO), Wording()))  # imports and code, once
     made: dict[str, Any] = {"pictures": count, "megabytes": round(size / 1e6), "threads": torch.get_num_threads()}
     made |= {"scan_seconds": timed(origin), "rescan_seconds": timed(origin)}
-    fill(out)
+    filled(out / "photos", out / "latents")
     own = subprocess.run([sys.executable, __file__, "--out", str(out), "--memory"], capture_output=True, text=True, check=True)
     made["bytes_a_picture"] = int(own.stdout)
-    return made | training_steps(out, Encoded(samples(out), Cache(out / "latents")), steps)
+    return made | training_steps(out, Encoded(samples(out / "photos"), Cache(out / "latents")), steps)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Pictures that lie many in one file: webdataset tar shards and Parquet tables with image bytes. Torch-free."""
 
 import json
-import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from finetune.errors import DataError
 TEXTS = (".txt", ".caption")
 
 
-def stamp(path: Path) -> tuple[str, str, str]:
+def stamp(path: Path, *within: object) -> str:
     stat = path.stat()
-    return os.path.abspath(path), str(stat.st_size), str(stat.st_mtime_ns)
+    return "\n".join(map(str, (path.name, stat.st_size, stat.st_mtime_ns, *within)))
 
 
 def _part(path: str, offset: int, size: int) -> bytes:
@@ -28,7 +27,7 @@ def _part(path: str, offset: int, size: int) -> bytes:
         return f.read(size)
 
 
-def tar_items(path: Path, found: Found, columns: Columns) -> list[Item]:
+def tar_items(path: Path, found: Found, columns: Columns) -> Iterator[Item]:
     """A webdataset shard: members whose names are the same up to the file name's first dot are one sample: `0001.jpg`, `0001.txt`.
 
     Nothing is unpacked: members are read where they lie, so that no name can lead anywhere.
@@ -49,7 +48,7 @@ def tar_items(path: Path, found: Found, columns: Columns) -> list[Item]:
         if file.startswith("."):
             continue
         groups.setdefault(f"{folder}/{stem}".lstrip("/"), {})[f".{end.lower()}"] = (offset, size)
-    out, place = [], str(path)
+    place = str(path)
     for stem, files in groups.items():
         pictures = [end for end in files if end in EXTENSIONS]
         name = f"{path.name}/{stem}{pictures[0] if pictures else ''}"
@@ -58,8 +57,7 @@ def tar_items(path: Path, found: Found, columns: Columns) -> list[Item]:
             continue
         offset, size = files[pictures[0]]
         own = _own(name, {end: partial(_part, place, *files[end]) for end in files}, found, columns)
-        out.append(Item(name, partial(_part, place, offset, size), (*stamp(path), str(offset)), own, in_words(stem.rpartition("/")[2])))
-    return out
+        yield Item(name, partial(_part, place, offset, size), stamp(path, offset), own, in_words(stem.rpartition("/")[2]))
 
 
 def _own(name: str, files: Mapping[str, Any], found: Found, columns: Columns) -> tuple[str, ...]:
@@ -78,7 +76,7 @@ def _own(name: str, files: Mapping[str, Any], found: Found, columns: Columns) ->
     return ()
 
 
-def parquet_items(path: Path, found: Found, columns: Columns) -> list[Item]:
+def parquet_items(path: Path, found: Found, columns: Columns) -> Iterator[Item]:
     """A table whose picture column holds bytes, or a record of `bytes` and `path`, as `datasets` writes them.
 
     Raises:
@@ -95,7 +93,6 @@ def parquet_items(path: Path, found: Found, columns: Columns) -> list[Item]:
     picture, caption = columns.image_of(there), columns.caption_of(there)
     if picture is None:
         raise DataError(f"{path}: no column of pictures; there are {', '.join(there)}", "--set data.image_column=NAME says which")
-    out = []
     for group in range(table.num_row_groups):
         texts = (
             table.read_row_group(group, [caption]).column(0).to_pylist() if caption else [None] * table.metadata.row_group(group).num_rows
@@ -103,8 +100,7 @@ def parquet_items(path: Path, found: Found, columns: Columns) -> list[Item]:
         for row, text in enumerate(texts):
             name = f"{path.name}/{group}.{row}"
             read = partial(_cell, str(path), group, picture, row, name)
-            out.append(Item(name, read, (*stamp(path), str(group), str(row)), caption_list(text) or ()))
-    return out
+            yield Item(name, read, stamp(path, group, row), caption_list(text) or ())
 
 
 def _cell(path: str, group: int, column: str, row: int, name: str) -> bytes:

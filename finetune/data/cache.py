@@ -19,6 +19,7 @@ from finetune import files
 
 Row = dict[str, Tensor]
 ROWS, BYTES = 256, 64 * 2**20  # of a shard, at most
+MOST = 2**20
 KEY = "key"
 
 
@@ -37,22 +38,24 @@ class Cache:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.shards: dict[str, Row] = {}
-        self.rows: dict[bytes, tuple[str, int]] = {}
+        self.shards: list[Row] = []
+        self.seen: dict[str, int] = {}  # file -> its place among the shards
+        self.rows: dict[bytes, int] = {}  # key -> shard * MOST + row: one number, as there may be millions
         self.waiting: dict[bytes, Row] = {}
         self.refresh()
 
     def refresh(self) -> None:
         """Sees what others have written meanwhile; a damaged shard counts as none."""
         for path in sorted(self.root.glob("*.safetensors")):
-            if path.stem not in self.shards:
+            if path.stem not in self.seen:
                 try:
                     shard = load_file(path)
                     names = shard.pop(KEY).numpy()
                 except (OSError, SafetensorError, KeyError):
                     continue
-                self.shards[path.stem] = shard
-                self.rows |= {bytes(name): (path.stem, i) for i, name in enumerate(names)}
+                self.seen[path.stem] = len(self.shards)
+                self.rows |= {bytes(name): len(self.shards) * MOST + i for i, name in enumerate(names)}
+                self.shards.append(shard)
 
     def __contains__(self, name: bytes) -> bool:
         return name in self.rows or name in self.waiting
@@ -61,7 +64,7 @@ class Cache:
         """A row's tensors, which are the shard's: not to be changed."""
         if name in self.waiting:
             return self.waiting[name]
-        shard, i = self.rows[name]
+        shard, i = divmod(self.rows[name], MOST)
         return {k: v[i] for k, v in self.shards[shard].items()}
 
     def put(self, name: bytes, row: Mapping[str, Tensor]) -> None:
@@ -86,14 +89,14 @@ class Cache:
         stacked[KEY] = torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8).view(len(names), 32)
         path = self.root / f"{hashlib.sha256(b''.join(names)).hexdigest()[:32]}.safetensors"
         files.write(path, lambda p: save_file(stacked, p))
-        self.shards.pop(path.stem, None)  # a damaged one had this name
         return path
 
     def keep(self, wanted: Container[bytes]) -> tuple[int, int]:
         """Removes every row that is not wanted; returns how many rows, and bytes on disk, went."""
-        held: dict[str, dict[int, bytes]] = {}
-        for name, (stem, i) in self.rows.items():
-            held.setdefault(stem, {})[i] = name
+        held: dict[str, dict[int, bytes]] = {stem: {} for stem in self.seen}
+        stems = list(self.seen)
+        for name, place in self.rows.items():
+            held[stems[place // MOST]][place % MOST] = name
         rows, size = 0, 0
         for stem, names in held.items():
             left = [i for i, name in names.items() if name in wanted]

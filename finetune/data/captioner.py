@@ -77,7 +77,7 @@ def pictures(folder: Path, overwrite: bool) -> tuple[list[Item], int]:
         raise DataError(f"{folder}: no such folder", "captions are written beside the pictures of a folder")
     if listed := [name for name in METADATA if (folder / name).exists()]:
         raise DataError(f"{folder}: its captions stand in {listed[0]}", "captions are written into files beside pictures; remove it first")
-    every = items(folder, found := Found(), False, USUAL)
+    every = list(items(folder, found := Found(), False, USUAL))
     if not every:
         raise DataError(f"{folder}: no pictures{''.join(f'; {n}: {w}' for n, w in list(found.dropped.items())[:5])}")
     todo = [item for item in every if overwrite or _existing(folder, item) is None]

@@ -94,7 +94,7 @@ def _merged(findings: Sequence[Finding]) -> list[Finding]:
 
 def _looks(samples: Sequence[Sample], report: Report, tick: Callable[[], None]) -> dict[str, Look]:
     """What every different picture's pixels say, by content; one that cannot be decoded is an error."""
-    index, unique = Index("looks", "all", VERSION), {s.content: s for s in reversed(samples)}
+    index, unique = Index("looks", VERSION), {s.content: s for s in reversed(samples)}
     unique = dict(reversed(unique.items()))  # each by its first name
     kept_rows = {content: index.get(content) for content in unique}
     out = {}

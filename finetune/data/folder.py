@@ -5,8 +5,8 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,16 @@ MASK = re.compile(r"(-masklabel|\.mask)$")  # of a stem: cat-masklabel.png or ca
 CONCEPT = re.compile(r"(\d{1,3})_(.+)")
 NO_CAPTION = "put the caption in a .txt file of the same name, or give --caption or --trigger for all"
 
-Entry = os.DirEntry[str]
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file that is read when it is called; small, as there may be millions."""
+
+    folder: str
+    name: str
+
+    def __call__(self) -> bytes:
+        return read_file(os.path.join(self.folder, self.name))
 
 
 def read_file(path: str) -> bytes:
@@ -39,62 +48,71 @@ def read_file(path: str) -> bytes:
         raise DataError(f"{path}: cannot be read ({e.strerror})", "give pictures that you may read") from e
 
 
-def items(folder: Path, found: Found, each_line: bool, columns: "Columns") -> list[Item]:
+def items(folder: Path, found: Found, each_line: bool, columns: "Columns") -> Iterator[Item]:
     """The pictures of a folder by name; what is left out or wrong is noted in `found`.
 
     Captions: `metadata.jsonl`, `.csv` or `.parquet` (file_name and a caption), else `name.txt` or `name.caption` beside the picture,
     whose lines are one caption, or with `each_line` one each.
     """
-    entries = dict(walk(folder, found))
-    pictures = {n: e for n, e in entries.items() if _usable(n, found)}
-    _alone(entries, found)
+    names, pictures = set(), {}  # the pictures with their stamps
+    for name in walk(folder, found):
+        names.add(name)
+        if _usable(name, found):
+            pictures[name] = _stamp(folder, name)
+    _alone(names, found)
     concepts = _concepts(pictures, found)
-    listed = metadata(folder, entries, found, columns)
+    listed = metadata(folder, names, found, columns)
     if listed is not None:
         found.dropped |= dict.fromkeys((n for n in pictures if n not in listed), "not in the metadata file")
         for name in listed.keys() - pictures.keys():
             found.dropped.setdefault(name, "listed in the metadata file, but not a picture that is read")
-        pictures = {n: e for n, e in pictures.items() if n in listed}
-    masks = {MASK.sub("", _stem(n)): e.path for n, e in entries.items() if _is_mask(n)}
-    out, top = [], folder.resolve().name
-    for name, entry in pictures.items():
+        pictures = {n: stamp for n, stamp in pictures.items() if n in listed}
+    masks = {MASK.sub("", _stem(n)): n for n in names if _is_mask(n)}
+    top, place = folder.resolve().name, str(folder)
+    for name, stamp in pictures.items():
         repeats, concept = concepts.get(name.partition("/")[0], (1, ""))
-        own = listed[name] if listed is not None else _sidecar(name, entries, found, each_line)
-        mask, stat = masks.get(_stem(name)), entry.stat()
+        own = listed[name] if listed is not None else _sidecar(place, name, names, found, each_line)
+        mask = masks.get(_stem(name))
         captions = own if any(own) or not concept else (concept,)
-        stamp = (os.path.abspath(entry.path), str(stat.st_size), str(stat.st_mtime_ns))
-        read, read_mask = partial(read_file, entry.path), partial(read_file, mask) if mask else None
+        read, read_mask = File(place, name), File(place, mask) if mask else None
         words, around = in_words(_stem(name).rpartition("/")[2]), concept or in_words(name.rpartition("/")[0].rpartition("/")[2] or top)
-        out.append(Item(name, read, stamp, captions, words, read_mask, repeats, around))
-    return out
+        yield Item(name, read, stamp, captions, words, read_mask, repeats, around)
 
 
-def walk(folder: Path, found: Found) -> Iterator[tuple[str, Entry]]:
-    """Files below a folder by name, hidden ones and the folders of runs left out. No link leads out of the folder.
+def _stamp(folder: Path, name: str) -> str:
+    try:
+        stat = os.stat(os.path.join(folder, name))
+    except OSError:  # a link to nothing: reading it says so
+        return name
+    return f"{name}\n{stat.st_size} {stat.st_mtime_ns}"
+
+
+def walk(folder: Path, found: Found) -> Iterator[str]:
+    """The names of files below a folder, in order, hidden ones and the folders of runs left out. No link leads out of the folder.
 
     Raises:
         DataError: a folder cannot be read.
     """
     root = os.path.realpath(folder)
 
-    def inside(place: str, prefix: str) -> Iterator[tuple[str, Entry]]:
+    def inside(place: str, prefix: str) -> Iterator[str]:
         try:
             with os.scandir(place) as there:
-                entries = sorted((e for e in there if not e.name.startswith(".")), key=lambda e: e.name)
-            for entry in entries:
-                name = prefix + entry.name
-                if entry.is_symlink() and not os.path.realpath(entry.path).startswith(root + os.sep):
-                    found.dropped[name] = "a link that leaves the folder"
-                elif not entry.is_dir():
-                    yield name, entry
-                elif entry.is_symlink():
-                    found.dropped[name] = "a link to a folder, which is not followed"
-                elif os.path.exists(os.path.join(entry.path, "run.yaml")):  # with --data . it would learn from its own samples
-                    found.note("folder not used, as it is that of a run", name)
-                else:
-                    yield from inside(entry.path, name + "/")
+                entries = sorted((e.name, e.is_symlink(), e.is_dir()) for e in there if not e.name.startswith("."))
         except OSError as e:
             raise DataError(f"{place}: cannot be read ({e.strerror})", "give a folder of pictures that you may read") from e
+        for own, link, is_folder in entries:
+            name, path = prefix + own, os.path.join(place, own)
+            if link and not os.path.realpath(path).startswith(root + os.sep):
+                found.dropped[name] = "a link that leaves the folder"
+            elif not is_folder:
+                yield name
+            elif link:
+                found.dropped[name] = "a link to a folder, which is not followed"
+            elif os.path.exists(os.path.join(path, "run.yaml")):  # with --data . it would learn from its own samples
+                found.note("folder not used, as it is that of a run", name)
+            else:
+                yield from inside(path, name + "/")
 
     yield from inside(str(folder), "")
 
@@ -126,15 +144,15 @@ def _usable(name: str, found: Found) -> bool:
     return False
 
 
-def _alone(entries: Mapping[str, Entry], found: Found) -> None:
+def _alone(names: set[str], found: Found) -> None:
     """Notes caption files whose picture is missing, as its name may be mistyped."""
-    stems = {_stem(n) for n in entries if not n.endswith(CAPTIONS)}
-    for name in entries:
+    stems = {_stem(n) for n in names if not n.endswith(CAPTIONS)}
+    for name in sorted(names):
         if name.endswith(CAPTIONS) and _stem(name) not in stems and name.rpartition("/")[2].lower() not in NO_CAPTIONS:
             found.note("caption file without a picture", name)
 
 
-def _concepts(pictures: Mapping[str, Entry], found: Found) -> dict[str, tuple[int, str]]:
+def _concepts(pictures: Iterable[str], found: Found) -> dict[str, tuple[int, str]]:
     """Top folder -> repeats and name, where every picture lies in a folder such as `10_sks dog`."""
     tops = {n.partition("/")[0] if "/" in n else "" for n in pictures}
     named = {top: CONCEPT.fullmatch(top) for top in tops}
@@ -149,15 +167,15 @@ def _concepts(pictures: Mapping[str, Entry], found: Found) -> dict[str, tuple[in
     return out
 
 
-def _sidecar(name: str, entries: Mapping[str, Entry], found: Found, each_line: bool) -> tuple[str, ...]:
+def _sidecar(folder: str, name: str, names: set[str], found: Found, each_line: bool) -> tuple[str, ...]:
     """The captions of the file beside a picture."""
-    there = [_stem(name) + e for e in CAPTIONS if _stem(name) + e in entries]
+    there = [_stem(name) + e for e in CAPTIONS if _stem(name) + e in names]
     if not there:
         return ()
     if len(there) > 1:
         found.note(".caption file not used, as there is a .txt", name)
     try:
-        text = read_file(entries[there[0]].path).decode("utf-8-sig")
+        text = read_file(os.path.join(folder, there[0])).decode("utf-8-sig")
     except UnicodeDecodeError as e:
         found.problems.append(Problem(there[0], f"not UTF-8 (byte {e.start})", UTF8))
         return ("?",)  # it has one, which is a problem of its own
@@ -202,9 +220,9 @@ def caption_list(value: object) -> tuple[str, ...] | None:
     return () if value is None else None
 
 
-def metadata(folder: Path, entries: Mapping[str, Entry], found: Found, columns: Columns) -> dict[str, tuple[str, ...]] | None:
+def metadata(folder: Path, names: set[str], found: Found, columns: Columns) -> dict[str, tuple[str, ...]] | None:
     """file_name -> captions of the metadata file, or None where there is none."""
-    there = [name for name in METADATA if name in entries]
+    there = [name for name in METADATA if name in names]
     if not there:
         return None
     path, listed = folder / there[0], {}
@@ -216,9 +234,9 @@ def metadata(folder: Path, entries: Mapping[str, Entry], found: Found, columns: 
             found.problems.append(Problem(where, f"expected file_name and text, found {', '.join(map(str, row)) or 'nothing'}"))
         elif (clean := os.path.normpath(file).replace(os.sep, "/")) in listed:
             found.problems.append(Problem(where, f"{file} stands twice", "give its captions as one list, or leave one out"))
-        elif clean not in entries and not (folder / file).resolve().is_relative_to(folder.resolve()):
+        elif clean not in names and not (folder / file).resolve().is_relative_to(folder.resolve()):
             found.problems.append(Problem(where, f"{file} leaves the folder", "name files below the folder of the metadata file"))
-        elif clean not in entries and not (folder / file).is_file():
+        elif clean not in names and not (folder / file).is_file():
             found.problems.append(Problem(where, f"no such file: {file}", "correct the name, or remove the row"))
         else:
             listed[clean] = captions

@@ -1,5 +1,6 @@
 """Pictures of a Hub dataset, or of a folder that `datasets.save_to_disk` wrote, read through the package `datasets`."""
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ def saved(path: Path) -> bool:
     return (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()
 
 
-def items(place: str, split: str | None, found: Found, columns: Columns) -> list[Item]:
+def items(place: str, split: str | None, found: Found, columns: Columns) -> Iterator[Item]:
     """`place` is a folder of `save_to_disk`, or a Hub id with an optional @revision.
 
     Raises:
@@ -31,10 +32,8 @@ def items(place: str, split: str | None, found: Found, columns: Columns) -> list
         )
     texts = table[caption] if caption else [None] * len(table)
     pictures, stamp, roots = _encoded(table, picture), table._fingerprint, _roots(place)
-    return [
-        Item(f"{i:07d}", partial(_cell, pictures, i, roots, f"{place}, row {i}"), (place, stamp, str(i)), caption_list(text) or ())
-        for i, text in enumerate(texts)
-    ]
+    for i, text in enumerate(texts):
+        yield Item(f"{i:07d}", partial(_cell, pictures, i, roots, f"{place}, row {i}"), f"{stamp} {i}", caption_list(text) or ())
 
 
 def _roots(place: str) -> tuple[Path, ...]:

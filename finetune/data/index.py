@@ -1,41 +1,60 @@
 """What was found out about files, kept from scan to scan under what tells that a file has not changed. Torch-free."""
 
-import hashlib
 import json
+import sqlite3
 from contextlib import suppress
 from typing import Any
 
 from finetune import files
-from finetune.errors import ResourceError
+
+_TABLE = "CREATE TABLE IF NOT EXISTS found (place TEXT, name TEXT, value TEXT, PRIMARY KEY (place, name)) WITHOUT ROWID"
 
 
 class Index:
-    """JSON values by name, for one place. A wrong entry does no harm: a picture's content is verified when it is used."""
+    """JSON values by name, for one place. It only saves time: where it cannot be opened or written, all is looked at again.
 
-    def __init__(self, kind: str, place: str, version: int) -> None:
-        self.path = files.cache_root() / "index" / f"{kind}-{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
-        self.version, self.rows, self.asked, self.changed = version, self._read(version), dict[str, Any](), False
+    A wrong entry does no harm: a picture's content is verified when it is used.
+    """
 
-    def _read(self, version: int) -> dict[str, Any]:
-        try:
-            kept = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        rows: dict[str, Any] = kept["rows"] if isinstance(kept, dict) and kept.get("version") == version else {}
-        return rows
+    def __init__(self, place: str, version: int) -> None:
+        self.place, self.asked, self.new = f"{version} {place}", set[str](), list[tuple[str, str]]()
+        self.base = _open()
 
-    def get(self, key: str) -> Any:
-        value = self.rows.get(key)
-        if value is not None:
-            self.asked[key] = value
-        return value
+    def get(self, name: str) -> Any:
+        self.asked.add(name)
+        row = None
+        with suppress(sqlite3.Error):
+            row = self.base.execute("SELECT value FROM found WHERE place = ? AND name = ?", (self.place, name)).fetchone()
+        return None if row is None else json.loads(row[0])
 
-    def put(self, key: str, value: Any) -> None:
-        self.asked[key], self.changed = value, True
+    def put(self, name: str, value: Any) -> None:
+        self.new.append((name, json.dumps(value)))
 
     def save(self, forget: bool) -> None:
-        """Writes what was found; with `forget`, nothing else than what was asked for."""
-        rows = self.asked if forget else self.rows | self.asked
-        if self.changed or len(rows) < len(self.rows):
-            with suppress(ResourceError):  # it only saves time
-                files.write_text(self.path, json.dumps({"version": self.version, "rows": rows}))
+        """Writes what was found; with `forget`, nothing of this place is kept but what was asked for."""
+        with suppress(sqlite3.Error), self.base:
+            self.base.executemany("INSERT OR REPLACE INTO found VALUES (?, ?, ?)", [(self.place, *row) for row in self.new])
+            if forget:
+                there = [name for (name,) in self.base.execute("SELECT name FROM found WHERE place = ?", (self.place,))]
+                gone = [(self.place, name) for name in there if name not in self.asked]
+                self.base.executemany("DELETE FROM found WHERE place = ? AND name = ?", gone)
+        self.base.close()
+
+
+def _open() -> sqlite3.Connection:
+    """The one file of all places; in memory where the disk does not let us, and anew where it is damaged."""
+    path = files.cache_root() / "index.sqlite"
+    for attempt in range(2):
+        with suppress(OSError, sqlite3.Error):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            base = sqlite3.connect(path, timeout=30)
+            try:
+                base.execute(_TABLE)
+                return base
+            except sqlite3.DatabaseError as e:
+                base.close()
+                if attempt == 0 and not isinstance(e, sqlite3.OperationalError):  # no database at all
+                    path.unlink(missing_ok=True)
+    base = sqlite3.connect(":memory:")
+    base.execute(_TABLE)
+    return base

@@ -31,7 +31,7 @@ class Item:
 
     name: str  # within its source, with forward slashes
     read: Callable[[], bytes]
-    stamp: tuple[str, ...]  # what tells without reading it that it has not changed: place, size, time
+    stamp: str  # what tells without reading it, among all of its place, that it has not changed: name, size, time
     captions: tuple[str, ...] = ()  # its own
     words: str = ""  # its name as words, for a caption's {name}
     mask: Callable[[], bytes] | None = None

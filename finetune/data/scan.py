@@ -1,11 +1,12 @@
 """From the places that a run names to its samples: every picture's header and captions, what is wrong, and the sides. Torch-free."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache, partial
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from finetune.data.index import Index
 from finetune.data.sample import Found, Item, Pictures, Problem, Sample, Size
 from finetune.errors import ConfigError, DataError
 
+PART = 512  # items that are looked at together: few enough to be no burden, and enough for every thread
 MASKS = ("none", "alpha", "file")
 WIDEST_MASK = 0.02  # share by which a mask's proportions may differ from its picture's
 
@@ -35,7 +37,7 @@ class Origin:
     weight: float | None = None  # of its draws among those of all sources
 
 
-def items(origin: Origin, found: Found) -> list[Item]:
+def items(origin: Origin, found: Found) -> Iterator[Item]:
     """What a place holds, whatever kind of place it is.
 
     Raises:
@@ -43,20 +45,19 @@ def items(origin: Origin, found: Found) -> list[Item]:
     """
     path = Path(origin.place).expanduser()
     if path.is_file():
-        return _shard(path, found, origin.columns)
-    if not path.is_dir():
-        if _is_id(origin.place):
-            return hub.items(origin.place, origin.split, found, origin.columns)
+        yield from _shard(path, found, origin.columns)
+    elif not path.is_dir() and not _is_id(origin.place):
         raise DataError(f"{origin.place}: no such folder or file", hub.HINT)
-    if hub.saved(path):
-        return hub.items(str(path), origin.split, found, origin.columns)
-    out = folder.items(path, found, origin.each_line, origin.columns)
-    if out:
-        return out
-    shards = [name for name, _ in folder.walk(path, Found()) if folder.is_archive(name)]
-    for name in shards:
-        found.dropped.pop(name)
-    return [item for name in shards for item in _shard(path / name, found, origin.columns)]
+    elif not path.is_dir() or hub.saved(path):
+        yield from hub.items(str(path) if path.is_dir() else origin.place, origin.split, found, origin.columns)
+    else:
+        empty = True
+        for item in folder.items(path, found, origin.each_line, origin.columns):
+            empty = False
+            yield item
+        for name in [name for name in folder.walk(path, Found()) if empty and folder.is_archive(name)]:
+            found.dropped.pop(name)
+            yield from _shard(path / name, found, origin.columns)
 
 
 def _is_id(place: str) -> bool:
@@ -65,7 +66,7 @@ def _is_id(place: str) -> bool:
     return bool(slash and owner and name) and "/" not in name and not place.startswith((".", "~", os.sep)) and not owner.startswith(".")
 
 
-def _shard(path: Path, found: Found, columns: Columns) -> list[Item]:
+def _shard(path: Path, found: Found, columns: Columns) -> Iterator[Item]:
     if path.suffix == ".parquet":
         return archives.parquet_items(path, found, columns)
     if path.suffix in (".tar", ".gz", ".tgz"):
@@ -73,7 +74,7 @@ def _shard(path: Path, found: Found, columns: Columns) -> list[Item]:
     raise DataError(f"{path}: neither a folder nor an archive", hub.HINT)
 
 
-def scan(origin: Origin, given: Sequence[Item] | None = None) -> Found:
+def scan(origin: Origin, given: Iterable[Item] | None = None) -> Found:
     """Looks at every picture's header and caption, so that what is wrong is known before a model is loaded.
 
     No pixels are decoded, but for files whose end looks wrong. A picture that was seen before and has the same size and time is not
@@ -82,22 +83,24 @@ def scan(origin: Origin, given: Sequence[Item] | None = None) -> Found:
     Raises:
         DataError, AccessError: there are no pictures at all; what is wrong with single ones is in the result's `problems`.
     """
-    found = Found()
-    chosen = items(origin, found) if given is None else given
-    if not chosen and not found.problems:
+    found, count = Found(), 0
+    stream = items(origin, found) if given is None else iter(given)
+    index = Index(f"pictures of {os.path.abspath(origin.place)}", decode.VERSION)
+    with ThreadPoolExecutor() as pool:
+        while part := list(islice(stream, PART)):
+            count += len(part)
+            rows = [index.get(item.stamp) for item in part]
+            new = [item for item, row in zip(part, rows, strict=True) if row is None]
+            fresh = pool.map(_look, new)
+            for item, known in zip(part, rows, strict=True):
+                row = next(fresh) if known is None else known
+                if known is None and not isinstance(row, Problem):
+                    index.put(item.stamp, row)
+                _add(item, row, origin, found)
+    index.save(forget=given is None)
+    if not count and not found.problems:
         others = f" (not usable: {', '.join(list(found.dropped)[:5])})" if found.dropped else ""
         raise DataError(f"{origin.place}: no pictures{others}", f"pictures end in {', '.join(sorted(decode.EXTENSIONS))}")
-    index = Index("pictures", os.path.abspath(origin.place), decode.VERSION)
-    looks = {i: index.get("\n".join(item.stamp)) for i, item in enumerate(chosen)}
-    new = [i for i, row in looks.items() if row is None]
-    with ThreadPoolExecutor() as pool:
-        for i, row in zip(new, pool.map(lambda i: _look(chosen[i]), new), strict=True):
-            looks[i] = row
-            if not isinstance(row, Problem):
-                index.put("\n".join(chosen[i].stamp), row)
-    index.save(forget=given is None)
-    for i, item in enumerate(chosen):
-        _add(item, looks[i], origin, found)
     return found
 
 
@@ -224,4 +227,4 @@ def _both(train: list[Sample], held: list[Sample], holdout: str) -> tuple[list[S
 def file_item(path: Path) -> Item:
     """A single picture file, without a caption."""
     stat = path.stat()
-    return Item(path.name, partial(folder.read_file, str(path)), (os.path.abspath(path), str(stat.st_size), str(stat.st_mtime_ns)))
+    return Item(path.name, folder.File(str(path.parent), path.name), f"{path.name}\n{stat.st_size} {stat.st_mtime_ns}")

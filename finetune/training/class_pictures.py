@@ -63,7 +63,7 @@ class ClassPictures:
     @cached_property
     def own(self) -> Found:
         """A person's pictures in the folder: all that no base drew, for this job or for another."""
-        there = [name for name, _ in folder.walk(self.folder, Found())] if self.folder.is_dir() else []
+        there = list(folder.walk(self.folder, Found())) if self.folder.is_dir() else []
         if not any(_own(name) and Path(name).suffix.lower() in EXTENSIONS for name in there):
             return Found()
         aside = Found()
