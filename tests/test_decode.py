@@ -4,10 +4,12 @@ import io
 from typing import Any
 
 import numpy as np
+import pytest
 import tiny
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
 from finetune.data import crop, decode
+from finetune.errors import DataError
 
 
 def png(image: Image.Image, **options: Any) -> bytes:
@@ -62,3 +64,37 @@ def test_square_covers_and_keeps_the_centre() -> None:
     wide.paste((0, 0, 255), (100, 0, 200, 100))
     assert np.asarray(crop.square(wide, 50))[:, 6:-6].reshape(-1, 3).tolist() == [[0, 0, 255]] * (50 * 38)
     assert crop.to_tensor(Image.new("RGB", (8, 8), "white")).unique().tolist() == [1.0]
+
+
+def test_heic_is_read_where_its_package_is_installed() -> None:
+    import pillow_heif
+
+    out = io.BytesIO()
+    pillow_heif.from_pillow(tiny.picture(0).resize((64, 48))).save(out, quality=100)
+    header = decode.header(out.getvalue(), "x.heic")
+    assert header[:2] == (64, 48) and decoded(out.getvalue())[0].shape == (48, 64, 3)
+
+
+def test_a_header_says_what_decoding_converts() -> None:
+    import bad_pictures
+
+    for data, note in bad_pictures.CONVERTED.values():
+        seen, made = decode.header(data, "x"), decode.decode(data, "x")
+        assert seen.notes and tuple(n.replace("{background}", "white") for n in seen.notes) == made.notes and made.notes[0] == note
+        assert (seen.width, seen.height) == made.image.size and seen.alpha == (made.alpha is not None)
+
+
+def test_a_picture_that_was_cut_short_is_found_without_decoding_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    import bad_pictures
+
+    loads: list[str] = []
+    real = ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: (loads.append(self.format), real(self))[1])
+    for kind in ("JPEG", "PNG", "WEBP"):
+        data = bad_pictures.saved(bad_pictures.photo(0), kind)
+        decode.header(data, "x")
+        decode.header(data + b"\0" * 3 if kind == "JPEG" else data, "x")
+        assert not loads
+        with pytest.raises(DataError, match=r"x: not a (readable )?picture"):
+            decode.header(data[: len(data) // 2], "x")
+        loads.clear()

@@ -21,7 +21,7 @@ CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
 
 def test_the_counts_are_what_we_think() -> None:
-    assert (len(COMMANDS), len(RECIPES), len(CONFIGS)) == (21, 16, 3)
+    assert (len(COMMANDS), len(RECIPES), len(CONFIGS)) == (23, 16, 3)
 
 
 def train_words(command: str) -> list[str]:
@@ -50,6 +50,13 @@ def test_what_a_recipe_trained_is_drawn_by_the_command_below(command: str, tmp_p
     below = COMMANDS[COMMANDS.index(command) + 1]
     assert cli.run([*shlex.split(below)[1:], "--steps", "1"]) == 0
     assert list((tmp_path / "pictures").rglob("*.png"))
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("ft data")])
+def test_data_commands(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
+    tiny.folder(tmp_path / "imgs", 3)
+    monkeypatch.chdir(tmp_path)
+    assert cli.run([*shlex.split(command)[1:], "--base", str(base)]) == 0
 
 
 def test_generate_and_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
