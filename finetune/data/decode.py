@@ -92,10 +92,16 @@ def header(data: bytes, name: str) -> Header:
         image = _open(data, name)
         if not _whole(data, image):
             image.load()
-        width, height = image.size
-        if image.getexif().get(ORIENTATION, 1) >= 5:
-            width, height = height, width
-        return Header(width, height, tuple(_notes(image, "{background}")), image.has_transparency_data)
+        turned = _orientation(image, data)
+        width, height = image.size if turned < 5 else image.size[::-1]
+        return Header(width, height, tuple(_notes(image, turned, "{background}")), image.has_transparency_data)
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """EXIF's; Pillow decodes a whole PNG to look for it behind the pixels, so only one that can have it is asked."""
+    if image.format == "PNG" and not any(word in data for word in (b"eXIf", b"Raw profile type", b"tiff:Orientation")):
+        return 1
+    return int(image.getexif().get(ORIENTATION, 1))
 
 
 def _whole(data: bytes, image: Image.Image) -> bool:
@@ -117,19 +123,19 @@ def decode(data: bytes, name: str, background: str = "white") -> Decoded:
     """
     with _named(name):
         image = _open(data, name)
-        notes = _notes(image, background)
+        notes = _notes(image, _orientation(image, data), background)
         image.load()
         image = _srgb(_eight_bits(ImageOps.exif_transpose(image)))
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
         return Decoded(_opaque(image, background), tuple(notes), alpha)
 
 
-def _notes(image: Image.Image, background: str) -> list[str]:
+def _notes(image: Image.Image, turned: int, background: str) -> list[str]:
     """What decoding converts."""
     notes = []
     if image.format != "MPO" and getattr(image, "is_animated", False):  # a phone's JPEG may carry a second picture
         notes.append("animated: first frame")
-    if image.getexif().get(ORIENTATION, 1) != 1:
+    if turned != 1:
         notes.append("rotated as its EXIF says")
     if image.mode.startswith(("I", "F")):
         notes.append(f"{image.mode} rescaled to 8 bits")
