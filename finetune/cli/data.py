@@ -97,16 +97,13 @@ def cache(
 ) -> None:
     """Encode pictures and captions ahead of a run, which then begins at once."""
     from finetune import cli
+    from finetune.training import dataset
 
     if prune:
-        from finetune.data.prune import prune as remove
-
-        gone = remove()
+        gone = dataset.prune()
         facts = {"rows": gone.rows, "bytes": gone.size, "runs": gone.runs}
         line = f"removed {gone.rows} entries, {gone.size / 1e6:.1f} MB; what {gone.runs} runs refer to stays"
     else:
-        from finetune.training import dataset
-
         facts = dataset.encode_ahead(_job(given, recipe, set_), _phase, _say)
         line = f"encoded: {facts['pictures']} pictures, variants counted, and {facts['captions']} captions"
     cli.emit(facts) if json_ else print(line)
@@ -123,15 +120,10 @@ def caption(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace captions that are there; they are kept otherwise")] = False,
 ) -> None:
     """Write a caption beside every picture that has none. The same command again goes on where it stopped."""
-    from finetune.data import captioner
+    from finetune.training import dataset
 
-    folder = data.expanduser()
-    todo, kept = captioner.pictures(folder, overwrite)
-    if todo:
-        made = captioner.load(model, prompt, tokens)
-        with _phase("captioning", len(todo)) as tick:
-            count = captioner.write(folder, todo, made, batch, prefix, overwrite, tick)
-    print(f"{count if todo else 0} captions written, {kept} kept")
+    written, kept = dataset.caption(data.expanduser(), model, prompt, tokens, batch, prefix, overwrite, _phase)
+    print(f"{written} captions written, {kept} kept")
 
 
 def _job(given: dict[str, Any], recipe: Path | None, sets: list[str] | None) -> Job:

@@ -3,16 +3,18 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from PIL import Image
 
 from finetune.config.job import Job
-from finetune.data import check, preview, scan
+from finetune.data import captioner, check, preview, scan
 from finetune.data.check import Report
 from finetune.data.crop import PLAIN, to_image, to_tensor
 from finetune.data.encoded import picture_jobs, prepared
 from finetune.data.plan import Group, describe
+from finetune.data.prune import prune as prune
 from finetune.data.sample import Found, Pictures, Sample
 from finetune.errors import ConfigError
 from finetune.families import autoencoder, load, source
@@ -167,3 +169,15 @@ def encode_ahead(job: Job, phase: Phase, say: Callable[[str], None]) -> dict[str
     work = Work(phase, say, rank=accelerator.process_index, world=accelerator.num_processes, wait=accelerator.wait_for_everyone)
     _, texts = encode(job, family, sides, job.run.sample_prompt, work)
     return {"pictures": sum(map(len, picture_jobs(sides.train, pixels(job), sides.held))), "captions": len(texts)}
+
+
+def caption(
+    folder: Path, model: str, prompt: str | None, tokens: int, batch: int, prefix: str, overwrite: bool, phase: Phase
+) -> tuple[int, int]:
+    """Writes a caption beside every picture that has none; how many were written, and how many were there. No model is loaded for none."""
+    todo, kept = captioner.pictures(folder, overwrite)
+    if not todo:
+        return 0, kept
+    made = captioner.load(model, prompt, tokens)
+    with phase("captioning", len(todo)) as tick:
+        return captioner.write(folder, todo, made, batch, prefix, overwrite, tick), kept
