@@ -46,6 +46,20 @@ def test_k_steps_and_the_rest_are_all_steps(train: Train, tmp_path: Path, k: int
     assert adapter_bytes(resumed) == adapter_bytes(whole)
 
 
+@pytest.mark.parametrize("name", ["sd-v", "sdxl", "flux"])
+@pytest.mark.parametrize("kind", ["lora", "textual-inversion"])
+def test_two_parts_of_every_family_are_the_whole(
+    train: Train, tmp_path: Path, bases: Callable[[str], Path], name: str, kind: str
+) -> None:
+    same = merge(KINDS[kind], {"model": {"base": str(bases(name))}, "data": {"resolution": 16}, "optim": {"ema": 0.9}})
+    whole = train(**merge(same, {"run": {"out": str(tmp_path / "whole")}}))
+    parts = {"run": {"out": str(tmp_path / "parts")}}
+    train(**merge(same, parts, {"optim": {"steps": 3}}))
+    resumed = train(**merge(same, parts))
+    assert whole["files"] == resumed["files"]
+    assert all(Path(whole[k]).read_bytes() == Path(resumed[k]).read_bytes() for k in whole["files"])
+
+
 def test_a_run_goes_on_exactly_without_what_was_cached(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     same = {"data": mixed(tmp_path / "data")}
     whole = train(**same, run={"out": str(tmp_path / "whole")})
