@@ -25,9 +25,8 @@ def gradients(settings: dict[str, Any], dtype: torch.dtype, step: int, weights: 
     for sample, weight in zip(runner.pictures.train, weights or [1.0] * len(runner.pictures.train), strict=True):
         object.__setattr__(sample, "weight", weight)
     runner.family.dtype = dtype
-    denoiser = runner.family.parts.load("unet").to(dtype)
     with mock.patch("finetune.training.run.Step", lambda *parts: Step(*parts).to(dtype)):  # before it is wrapped
-        training, _ = runner.assemble(denoiser)
+        training, _ = runner.assemble()
     training.encoded.place(torch.device("cpu"), 2**30)
     for row in training.encoded.placed.values():
         row |= {k: v.to(dtype) for k, v in row.items() if k != "crop"}

@@ -185,7 +185,7 @@ def test_a_caption_stays_with_its_picture_under_shuffling(settings: Callable[...
     runner = Runner(config.parse(settings(data={"caption_dropout": 0}, optim={"batch": 3, "accumulate": 2})))
     runner.prepare()
     runner.encode()
-    training, _ = runner.assemble(runner.family.parts.load("unet"))
+    training, _ = runner.assemble()
     seen = set()
     for step in range(4):
         made = batches(training, step)
@@ -206,7 +206,7 @@ def test_caption_dropout_puts_what_inference_uses(settings: Callable[..., dict[s
     runner = Runner(config.parse(settings()))
     runner.prepare()
     runner.encode()
-    training, _ = runner.assemble(runner.family.parts.load("unet"))
+    training, _ = runner.assemble()
     empty = texts(runner.family, [""])[0]["hidden"]
     slots = [Slot(i % 7, i, 1.0) for i in range(200)]
 

@@ -73,7 +73,7 @@ def test_a_step_is_the_published_formula(name: str, bases: Bases, settings: Call
     runner.prepare()
     runner.encode()
     net = runner.family.parts.load(runner.family.spec.denoiser)
-    training, _ = runner.assemble(net)
+    training, _ = runner.assemble()
     g = torch.Generator().manual_seed(3)
     for p in training.trainable.values():
         p.data = 0.2 * torch.randn(p.shape, generator=g)

@@ -134,7 +134,7 @@ def test_new_rows_train_and_no_other_changes(make: Make, bases: Bases) -> None:
     runner = Runner(config.parse(make("sdxl", "textual inversion")))
     runner.prepare()
     runner.encode()
-    training, _ = runner.assemble(runner.family.parts.load("unet"))
+    training, _ = runner.assemble()
     assert {n: tuple(p.shape) for n, p in training.trainable.items()} == {
         "text_encoder.new_tokens": (2, 16), "text_encoder_2.new_tokens": (2, 24),
     }  # fmt: skip
@@ -179,7 +179,7 @@ def test_pivotal_freezes_the_embeddings_after_its_share(make: Make) -> None:
     runner = Runner(config.parse(make("sd", "pivotal")))
     runner.prepare()
     runner.encode()
-    training, _ = runner.assemble(runner.family.parts.load("unet"))
+    training, _ = runner.assemble()
     seen: list[Tensor] = []
     settle = training.settle
     training.settle = lambda step: (settle(step), seen.append(training.trainable["text_encoder.new_tokens"].detach().clone()))[0]
@@ -306,7 +306,7 @@ def test_class_pictures_are_kept_topped_up_and_all_used(make: Make, tmp_path: Pa
     assert [p.stat().st_mtime_ns for p in sorted(own.glob("class-*.png"))][::2] == stamps[::2], "what is there is used again"
     assert again.identity == runner.identity, "and what is missing comes back the same"
     again.encode()
-    training, _ = again.assemble(again.family.parts.load("unet"))
+    training, _ = again.assemble()
     assert {s.weight for step in range(3) for s in training.plan.slots(step)} == {1.0}
     shown = {s.sample for step in range(5) for s in training.plan.slots(step)}
     assert shown == set(range(len(again.pictures.train) + 5))
@@ -417,7 +417,7 @@ def test_the_prior_weight_is_the_weight_of_class_pictures(make: Make) -> None:
         runner = Runner(config.parse(make("sd", "dreambooth full", subject={"prior_weight": weight}, optim={"batch": 2})))
         runner.prepare()
         runner.encode()
-        training, _ = runner.assemble(runner.family.parts.load("unet"))
+        training, _ = runner.assemble()
         if learn != "both":
             keep = {"instance": 0, "class": 1}[learn]
             slots = training.plan.slots(0)

@@ -140,18 +140,16 @@ class Runner:
         )  # fmt: skip
         self.encoded, self.texts = encode(self.job, self.family, self.pictures, self.job.run.sample_prompt, work)
 
-    def networks(self, denoiser: Any) -> dict[str, Any]:
-        """What takes part in a step, by its place in it, with the denoiser if it is there already; what trains whole is fp32."""
+    def networks(self) -> dict[str, Any]:
+        """What takes part in a step, by its place in it; what trains whole is fp32."""
         spec, m = self.family.spec, self.job.method
         whole = method.taught(self.family, self.job) if m.kind == "full" else []
         parts = {method.DENOISER: spec.denoiser} | ({p: p for p in spec.text} if m.live else {})
-        there = {method.DENOISER: denoiser} if denoiser is not None else {}
-        load = self.family.parts.load
-        return {k: there.get(k) or load(part, torch.float32 if k in whole else None) for k, part in parts.items()}
+        return {k: self.family.parts.load(part, torch.float32 if k in whole else None) for k, part in parts.items()}
 
-    def assemble(self, denoiser: Any = None) -> tuple[Training, int]:
+    def assemble(self) -> tuple[Training, int]:
         """Injects what trains, restores the newest valid checkpoint, and returns the step it stands at."""
-        job, accelerator, family, nets = self.job, self.accelerator, self.family, self.networks(denoiser)
+        job, accelerator, family, nets = self.job, self.accelerator, self.family, self.networks()
         groups = method.attach(family, nets, job)
         trainable = {n: p for g in groups for n, p in g.parameters.items()}
         if job.run.gradient_checkpointing:
