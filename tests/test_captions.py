@@ -47,6 +47,11 @@ def test_another_seed_and_another_picture_give_other_orders() -> None:
     assert len(orders) == 9
 
 
+def test_a_pictures_variants_differ() -> None:
+    assert len(set(said("a, b, c, d, e, f, g, h", shuffle=True, variants=9))) == 9
+    assert len(set(said("a, b, c, d, e, f, g, h", drop=0.5, variants=9))) > 6
+
+
 def test_half_of_the_tags_stay_on_average() -> None:
     tags = ", ".join(f"t{i}" for i in range(10))
     counts = [len(c.split(", ")) for n in range(50) for c in said(tags, str(n), drop=0.5, variants=8)[1:]]
