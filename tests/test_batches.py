@@ -118,6 +118,29 @@ def test_what_a_mask_leaves_out_has_no_gradient(settings: Callable[..., dict[str
     assert torch.allclose(loss, (error * batch.weights).sum(), rtol=1e-5)
 
 
+def test_the_held_out_loss_is_that_of_the_masked_part(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    from finetune.evaluation import heldout
+
+    root = halved(tmp_path / "imgs", 0)
+    tiny.folder(tmp_path / "train", 2)
+    data = {"path": str(tmp_path / "train"), "holdout": str(root), "mask": "file", "flip": True}
+    runner = Runner(config.parse(settings(data=data)))
+    runner.prepare()
+    runner.encode()
+    assert runner.encoded.place(torch.device("cpu"), 2**30) and not runner.encoded.place(torch.device("cpu"), 100)
+    training, _ = runner.assemble()
+
+    def measured(right: float) -> torch.Tensor:
+        def predict(x_t: torch.Tensor, t: Any, captions: Any, crops: Any) -> torch.Tensor:
+            out = torch.zeros_like(x_t)
+            out[..., x_t.shape[-1] // 2 :] = right
+            return out
+
+        return heldout.losses(runner.family, predict, training.objective, runner.encoded, [2, 3, 4], lambda: None)
+
+    assert torch.equal(measured(0.0), measured(100.0)) and measured(0.0).shape == (3, heldout.BINS)
+
+
 def test_a_mask_is_area_resampled_moved_and_mirrored_with_its_picture() -> None:
     from finetune.data.crop import View, cut, cut_mask
 

@@ -232,6 +232,15 @@ def test_several_sources_have_repeats_or_weights(settings: Callable[..., dict[st
     assert sum(v for k, v in weighted.items() if k.startswith(str(root))) == 3 * sum(
         v for k, v in weighted.items() if k.startswith(str(other))
     )
+    (other / "2_a").mkdir()
+    for path in [p for p in sorted(other.iterdir()) if p.is_file() and int(p.stem) < 2]:
+        path.rename(other / "2_a" / path.name)
+    (other / "1_b").mkdir()
+    for path in [p for p in other.iterdir() if p.is_file()]:
+        path.rename(other / "1_b" / path.name)
+    both = times({"path": str(root), "weight": 1}, {"path": str(other), "weight": 1})
+    assert both[f"{other}/2_a/00.png"] == 2 * both[f"{other}/1_b/03.png"], "repeats hold among the pictures of a source"
+    assert sum(v for k, v in both.items() if k.startswith(str(root))) == sum(v for k, v in both.items() if k.startswith(str(other)))
     for wrong, message in {
         "give every source a weight, or none": [{"path": str(root), "weight": 3}, {"path": str(other)}],
         "give one of them": [{"path": str(root), "weight": 3, "repeats": 2}, {"path": str(other), "weight": 1}],

@@ -107,11 +107,12 @@ class Encoded:
         dropped = [keys.uniform(seed, "dropout", step, s.slot) < caption_dropout for s in slots]
         said = [None if d else c for c, d in zip(captions, dropped, strict=True)]
         weights = torch.tensor([s.weight for s in slots], dtype=torch.float32)
-        return Batch(x_0, noise, u, said, torch.stack([r.crop for r in rows]), weights, _masks(rows))
+        return Batch(x_0, noise, u, said, torch.stack([r.crop for r in rows]), weights, masks_of(rows))
 
     def place(self, device: torch.device, room: int) -> bool:
         """Moves all latents to the device if they take no more than `room` bytes there; says whether it did."""
-        names = {self.pixels.key(s, v) for s in self.samples for v in range(self.pixels.augment.count)}
+        every = {self.pixels.key(s, v) for s in self.samples for v in range(self.pixels.augment.count)}
+        names = {n for n in every if n in self.latents}  # held-out pictures have but one variant
         if sum(t.nbytes for n in names for t in self.latents[n].values()) > room:
             return False
         self.placed = {n: {k: v if k == "crop" else v.to(device) for k, v in self.latents[n].items()} for n in names}
@@ -124,7 +125,8 @@ def draw(row: Latents, *key: keys.Key) -> Tensor:
     return row.mean + row.deviation * noise.to(row.mean.device)
 
 
-def _masks(rows: Sequence[Latents]) -> Tensor | None:
+def masks_of(rows: Sequence[Latents]) -> Tensor | None:
+    """[B, 1, H, W], all of 1 where a picture has none; None where none has one."""
     if all(r.mask is None for r in rows):
         return None
     whole = torch.ones_like(rows[0].mean[:1])

@@ -180,12 +180,12 @@ def load(origins: Sequence[Origin], holdout: str | None) -> Pictures:
 
 
 def weigh(parts: list[list[Sample]], origins: Sequence[Origin]) -> list[Sample]:
-    """Where sources have weights, an epoch shows each of their pictures so often that the draws stand in that proportion."""
+    """Where sources have weights, an epoch shows their pictures so often that the draws of the sources stand in that proportion."""
     if all(o.weight is None for o in origins):
         return [s for part in parts for s in part]
-    shares = [Fraction(str(o.weight or 1)) / max(len(part), 1) for o, part in zip(origins, parts, strict=True)]
+    shares = [Fraction(str(o.weight or 1)) / (sum(s.times for s in part) or 1) for o, part in zip(origins, parts, strict=True)]
     least = min(share for share, part in zip(shares, parts, strict=True) if part)
-    return [replace(s, times=share / least) for share, part in zip(shares, parts, strict=True) for s in part]
+    return [replace(s, times=s.times * share / least) for share, part in zip(shares, parts, strict=True) for s in part]
 
 
 def split(found: Found, holdout: str | None, origin: Origin) -> tuple[list[Sample], list[Sample]]:

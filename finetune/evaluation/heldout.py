@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from finetune.data import keys
-from finetune.data.encoded import Encoded
+from finetune.data.encoded import Encoded, masks_of
 from finetune.data.sample import Size
 from finetune.families.load import Family
-from finetune.objectives.objective import Objective
+from finetune.objectives.objective import Objective, per_picture
 
 BINS = 5
 
@@ -47,14 +47,16 @@ def losses(
     for chosen in _batches(encoded, indices, batch):
         poll()
         samples = [encoded.samples[i] for i in chosen]
-        x_0 = torch.stack([encoded[s].mean for s in samples]).to(family.device)
+        found = [encoded[s] for s in samples]
+        x_0, masks = torch.stack([row.mean for row in found]).to(family.device), masks_of(found)
+        masks = None if masks is None else masks.to(family.device)
         captions, crops = [s.caption for s in samples], encoded.crops(samples)
         columns = []
         for b, t in enumerate(timesteps(objective)):
             noise = torch.stack([torch.randn(x_0.shape[1:], generator=keys.generator("held-out", s.content, b)) for s in samples])
             t_batch = t.expand(len(samples)).to(family.device)
             error = plain(lambda x_t, t, c=captions, k=crops: predict(x_t, t, c, k), x_0, noise.to(family.device), t_batch)  # type: ignore[misc]
-            columns.append(error.flatten(1).mean(1).cpu())
+            columns.append(per_picture(error, masks).cpu())
         rows |= dict(zip(chosen, torch.stack(columns, 1), strict=True))
     return torch.stack([rows[i] for i in indices])
 

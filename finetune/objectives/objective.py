@@ -32,3 +32,10 @@ def objective(schedule: Schedule | Flow, settings: Settings) -> Objective:
     if settings.density == "logit-normal":
         raise ConfigError(f"objective.density {settings.density}: this base draws its timesteps uniformly", "leave it out")
     return Diffusion(schedule, MinSNR(settings.min_snr_gamma) if settings.min_snr_gamma else uniform_weight)
+
+
+def per_picture(error: Tensor, masks: Tensor | None) -> Tensor:
+    """[B]: the mean of each picture's error [B, C, H, W]; with masks [B, 1, H, W], over the area that they leave."""
+    if masks is None:
+        return error.flatten(1).mean(1)
+    return (error * masks).flatten(1).sum(1) / (masks.flatten(1).sum(1) * error.shape[1])

@@ -14,7 +14,7 @@ from finetune.data.encoded import Batch, Encoded, Text, to_device
 from finetune.data.plan import IndexPlan
 from finetune.errors import FinetuneError
 from finetune.families.load import Family
-from finetune.objectives.objective import Objective
+from finetune.objectives.objective import Objective, per_picture
 from finetune.training import checkpoint, optimizer
 
 CANARY_STEPS = 10  # after which every trainable tensor must have had a gradient and moved
@@ -111,10 +111,8 @@ def loss_sum(run: Training, batch: Batch) -> Tensor:
     t = run.objective.timesteps(batch.u)
     x_0, noise, t, weights = (to_device(v, device) for v in (batch.x_0, batch.noise, t, batch.weights))
     error = run.objective(lambda x_t, t: run.module(x_t, t, batch.captions, batch.crops), x_0, noise, t)
-    if batch.masks is None:
-        return (error.flatten(1).mean(1) * weights).sum()
-    masks = to_device(batch.masks, device)
-    return ((error * masks).flatten(1).sum(1) / (masks.flatten(1).sum(1) * error.shape[1]) * weights).sum()
+    masks = None if batch.masks is None else to_device(batch.masks, device)
+    return (per_picture(error, masks) * weights).sum()
 
 
 def gradient(run: Training, step: int) -> Tensor:
