@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from finetune.data.plan import Slot
 from finetune.errors import FinetuneError
 from finetune.evaluation.heldout import paired, student_t
 from finetune.methods.method import Group
@@ -115,7 +116,7 @@ def test_an_fp16_scaler_may_skip_but_not_for_ever() -> None:
     class Plan:
         @staticmethod
         def slots(step: int) -> list[Any]:
-            return [loop.Slot(0, 0, 1.0)]
+            return [Slot(0, 0, 1.0)]
 
     state = loop.Training(None, Fp16(), None, None, {}, None, None, Plan(), Names(), None)  # type: ignore[arg-type]
     good, bad = (torch.tensor(1.0), torch.tensor(0.0)), (torch.tensor(math.nan), torch.tensor(1.0))
