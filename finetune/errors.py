@@ -18,6 +18,7 @@ class FinetuneError(Exception):
     """The run failed. `hint` is the next step, in one sentence."""
 
     exit_code = 1
+    shared = True  # whether every process of a run sees it alike, so that the first may speak for all
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

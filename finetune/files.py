@@ -94,8 +94,9 @@ def check_writable(folder: Path) -> None:
     """Raises:
     ResourceError: nothing can be written in `folder`; said before a run has cost anything.
     """
-    write_bytes(folder / ".probe", b"")
-    (folder / ".probe").unlink()
+    probe = folder / f".probe-{os.getpid()}"
+    write_bytes(probe, b"")
+    probe.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

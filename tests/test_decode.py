@@ -98,3 +98,26 @@ def test_a_picture_that_was_cut_short_is_found_without_decoding_the_others(monke
         with pytest.raises(DataError, match=r"x: not a (readable )?picture"):
             decode.header(data[: len(data) // 2], "x")
         loads.clear()
+
+
+def test_what_a_header_says_of_transparency_is_what_decoding_does() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    keyed = Image.new("RGB", (16, 16), (255, 0, 0))
+    palette = Image.new("P", (16, 16), 0)
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    for image, options in (
+        (keyed, {"transparency": (255, 0, 0)}),
+        (palette, {"transparency": 0}),
+        (keyed, {"transparency": (255, 0, 0), "icc_profile": profile}),
+    ):
+        data = png(image, **options)
+        made = decode.decode(data, "x")
+        assert decode.header(data, "x").alpha and made.alpha is not None and made.alpha.getextrema() == (0, 0)
+        assert np.asarray(made.image).min() == 255, "the hidden red is not seen"
+
+
+def test_whole_numbers_of_32_bits_are_scaled_by_what_they_hold() -> None:
+    for most, seen in ((200, 200), (40_000, 156), (1_000_000, 255)):
+        out = io.BytesIO()
+        Image.fromarray(np.full((16, 16), most, dtype=np.int32)).save(out, "TIFF")
+        assert abs(int(decoded(out.getvalue())[0].max()) - seen) <= 1

@@ -92,3 +92,11 @@ def test_fractions_of_draws_are_carried_over(plan: IndexPlan) -> None:
             int(20 * group.samples[cell[0]].times * len(cell)) for cell in cells.values()
         )
         assert abs(sum(group.draws(size, e) for e in range(20)) - 20 * wanted) < len(cells)
+
+
+def test_rows_of_one_picture_are_shuffled_apart_and_their_names_do_not_matter() -> None:
+    rows = [Sample(f"{p}.{k}", f"{p}", (f"caption {k}",), bytes, size=SIZES[0]) for p in range(6) for k in range(5)]
+    batches = IndexPlan(rows, 5, 0).groups[0].batches(0)
+    assert max(Counter(i // 5 for i in batch).most_common(1)[0][1] for batch in batches) < 5
+    other = IndexPlan(rows[::-1], 5, 0).groups[0].batches(0)
+    assert [[rows[::-1][i] for i in b] for b in other] == [[rows[i] for i in b] for b in batches]

@@ -137,3 +137,66 @@ def test_what_may_not_be_looked_at_is_an_error_with_its_name(monkeypatch: pytest
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DataError, match=r"imgs: cannot be read \(Permission denied\)"):
         look(imgs)
+
+
+def test_nothing_is_left_out_without_a_word(tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "imgs", 3)
+    (root / "00.txt").rename(root / "00.TXT")
+    (root / "raw.ARW").write_bytes(b"")
+    (root / "02.jpg").write_bytes((root / "02.png").read_bytes())
+    (root / "gone-masklabel.png").write_bytes((root / "02.png").read_bytes())
+    (root / "sub").mkdir()
+    (root / "sub" / "metadata.jsonl").write_text("")
+    made = look(root)
+    assert made.samples[0].caption == "red disc", "endings are read in any case"
+    assert made.notes == {
+        "not used: .arw": ["raw.ARW"],
+        "shares its caption file with 02.jpg": ["02.png"],
+        "mask without a picture": ["gone-masklabel.png"],
+        "metadata below the folder's top, not used; name its folder as a source": ["sub/metadata.jsonl"],
+    }
+    (root / "metadata.csv").write_text("file_name,text\n00.png,from the table\n")
+    made = scan.scan(Origin(str(root), Wording()))
+    assert len(made.notes["caption file not used, as there is a metadata file"]) == 4
+
+
+def test_a_changed_file_is_looked_at_again_whatever_its_time(tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "imgs", 1)
+    tiny.picture(0).save(root / "00.bmp")
+    (root / "00.png").unlink()
+    before, stat = look(root).samples[0], (root / "00.bmp").stat()
+    tiny.picture(5).save(root / "00.bmp")
+    os.utime(root / "00.bmp", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (root / "00.bmp").stat().st_size == stat.st_size and look(root).samples[0].content != before.content
+
+
+ROWS = {
+    '{"file_name": "a\\u0000b.png", "text": "x"}': "line 1: no such file",
+    '{"file_name": "%s.png", "text": "x"}' % ("a" * 300): "line 1: no such file",
+    '{"file_name": "00.png", "text": "\\ud83d"}': r"00\.png: its caption holds half a character",
+    '{"file_name": "/etc/passwd", "text": "x"}': "line 1: /etc/passwd leaves the folder",
+    '{"file_name": "00.png", "text": "x"}\n{"file_name": "./00.png", "text": "y"}': r"line 2: \./00\.png stands twice",
+}
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_bad_rows_are_refused_by_line(rows: str, tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "imgs", 1)
+    (root / "metadata.jsonl").write_text(rows, encoding="utf-8")
+    with pytest.raises(DataError, match=ROWS[rows]):
+        look(root)
+
+
+def test_an_open_quote_swallows_no_rows(tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "imgs", 2)
+    (root / "metadata.csv").write_text('file_name,text\n00.png,"open\n01.png,x\n')
+    with pytest.raises(DataError, match="not CSV"):
+        look(root)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of bytes")
+def test_a_name_that_is_no_text_is_a_problem_with_its_name(tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "imgs", 1)
+    os.rename(root / "00.png", os.path.join(os.fsencode(root), b"caf\xe9.png"))
+    with pytest.raises(DataError, match="its name is not UTF-8"):
+        look(root)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from fractions import Fraction
@@ -258,3 +259,42 @@ def test_an_archive_beside_pictures_is_not_passed_over_in_silence(root: Path, tm
 def test_a_folder_of_save_to_disk_is_known(root: Path, tmp_path: Path) -> None:
     assert hub.saved(as_saved(root, tmp_path)) and not hub.saved(root)
     assert len(list(scan.items(Origin(str(root), Wording()), Found()))) == 3
+
+
+def test_shards_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    for place, seed in (("x", 0), ("y", 1)):
+        (tmp_path / "s" / place).mkdir(parents=True)
+        path = tar(
+            tmp_path / "s" / place / "0.tar", {"0.bmp": bad_pictures.saved(bad_pictures.photo(seed), "BMP"), "0.txt": place.encode()}
+        )
+        os.utime(path, ns=(1, 1))
+    for _ in range(2):
+        made = look(tmp_path / "s").samples
+        assert [(s.name, s.caption) for s in made] == [("x/0.tar/0.bmp", "x"), ("y/0.tar/0.bmp", "y")] and made[0].content != made[
+            1
+        ].content
+
+
+def test_a_tar_that_ends_early_or_holds_more_is_said(root: Path, tmp_path: Path) -> None:
+    path = as_tar(root, tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole)
+    with pytest.raises(DataError, match=r"a\.tar: damaged or joined"):
+        look(path)
+    path.write_bytes(whole[: whole.index(b"shard/2.png")] + b"\1" * 512 + whole[whole.index(b"shard/2.png") + 512 :])
+    with pytest.raises(DataError, match=r"a\.tar: damaged or joined|not a tar"):
+        look(path)
+
+
+def test_what_has_no_caption_column_is_said(root: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": data(root), "words": CAPTIONS}), tmp_path / "w.parquet")
+    made = look(tmp_path / "w.parquet", trigger="t")
+    assert list(made.notes) == ["no caption column is known among image, words; data.caption_column names one"]
+    pq.write_table(pa.table({"image": data(root), "text": [1, 2, 3]}), tmp_path / "n.parquet")
+    with pytest.raises(DataError, match=r"n\.parquet/0\.0.*neither a text nor a list"):
+        look(tmp_path / "n.parquet")
+
+
+def test_a_setting_for_tables_is_refused_for_a_folder(root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.split test: .* is a folder of pictures"):
+        scan.scan(Origin(str(root), Wording(), split="test"))

@@ -45,7 +45,7 @@ def root(version: bool = typer.Option(False, "--version", callback=_version, is_
 
 def report(error: FinetuneError) -> int:
     """`error: ...` and `hint: ...` on stderr, control characters removed; returns the exit code."""
-    if int(os.environ.get("RANK", 0)) == 0 or error.exit_code == 1:
+    if int(os.environ.get("RANK", 0)) == 0 or error.exit_code == 1 or not error.shared:
         print(f"error: {plain(error.message)}", file=sys.stderr)
         if error.hint:
             print(f"hint: {plain(error.hint)}", file=sys.stderr)

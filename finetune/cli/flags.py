@@ -74,7 +74,8 @@ def _option(flag: str, setting: str) -> inspect.Parameter:
         kind = Annotated[list[str] | None, typer.Option(flag, help=text, show_default=False, metavar="TEXT")]
     else:
         # Text here, typed in `config`: so that every mistake of a command line is told at once.
-        kind = Annotated[str | None, typer.Option(flag, help=text, show_default=False, metavar=_metavar(info.annotation))]
+        metavar = "PATH" if flag == "--data" else _metavar(info.annotation)
+        kind = Annotated[str | None, typer.Option(flag, help=text, show_default=False, metavar=metavar)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
 

@@ -1,6 +1,5 @@
 """Settings of the data: where pictures come from, what is said of them, and how they become pixels."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -20,7 +19,7 @@ Pixels = Annotated[int, Field(ge=16, le=4096)]
 class Source(Section):
     """One of several places that pictures come from; what is not given here is as in `data`."""
 
-    path: Path = Field(description="folder, .tar or .parquet file, folder of `save_to_disk`, or Hub dataset id with optional @revision")
+    path: str = Field(description="folder, .tar or .parquet file, folder of `save_to_disk`, or Hub dataset id with optional @revision")
     repeats: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="how often an epoch shows each picture")
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None, description="share of the draws, in proportion to the other sources' weights"
@@ -35,7 +34,7 @@ class Source(Section):
 
 
 class Data(Section):
-    path: Path | None = Field(
+    path: str | None = Field(
         None, description="folder of pictures with captions; or a .tar or .parquet file, a folder of `save_to_disk`, a Hub dataset id"
     )
     sources: tuple[Source, ...] = Field((), description="several places instead of one, each with a path, repeats or a weight")

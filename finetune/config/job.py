@@ -127,6 +127,12 @@ class Run(Section):
         return self.out or Path("runs") / self.name
 
 
+def _nested(a: Path, b: Path) -> bool:
+    """Whether one of two folders lies in the other."""
+    a, b = a.expanduser().resolve(), b.expanduser().resolve()
+    return a.is_relative_to(b) or b.is_relative_to(a)
+
+
 RATES = {"lora": 2e-4, "full": 1e-5, "none": 5e-3}  # where none is given
 
 
@@ -191,9 +197,8 @@ class Job(Section):
             (m.text_encoder_lr is not None and not m.text_encoder, "--text-encoder-lr: the text encoder does not train"),
             (m.vectors > 1 and not tokens, "--vectors: there is no new token"),
             (
-                s.class_data is not None
-                and any(s.class_data.expanduser().resolve().is_relative_to(p.path.expanduser().resolve()) for p in d.places),
-                f"--class-data {s.class_data}: lies in --data {d.path or ''}, whose pictures are all the subject's; put it elsewhere",
+                s.class_data is not None and any(_nested(s.class_data, Path(p.path)) for p in d.places),
+                f"--class-data {s.class_data}: lies in --data {d.path or ''}, or around it; pictures of the class are not the subject's",
             ),
         ]
 

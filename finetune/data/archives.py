@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.data.captions import in_words
 from finetune.data.decode import EXTENSIONS
-from finetune.data.folder import Columns, caption_list
+from finetune.data.folder import Columns, lines, said
 from finetune.data.sample import Found, Item, Problem
 from finetune.errors import DataError
 
@@ -18,65 +18,75 @@ TEXTS = (".txt", ".caption")
 
 def stamp(path: Path, *within: object) -> str:
     stat = path.stat()
-    return "\n".join(map(str, (path.name, stat.st_size, stat.st_mtime_ns, *within)))
+    return "\n".join(map(str, (path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, *within)))
 
 
-def _part(path: str, offset: int, size: int) -> bytes:
-    with open(path, "rb") as f:
-        f.seek(offset)
-        return f.read(size)
+def _part(path: str, offset: int, size: int, name: str) -> bytes:
+    try:
+        with open(path, "rb") as f:
+            f.seek(offset)
+            return f.read(size)
+    except OSError as e:
+        raise DataError(f"{name}: cannot be read ({e.strerror})") from e
 
 
-def tar_items(path: Path, found: Found, columns: Columns) -> Iterator[Item]:
+def tar_items(path: Path, label: str, found: Found, columns: Columns, each_line: bool) -> Iterator[Item]:
     """A webdataset shard: members whose names are the same up to the file name's first dot are one sample: `0001.jpg`, `0001.txt`.
 
-    Nothing is unpacked: members are read where they lie, so that no name can lead anywhere.
+    Nothing is unpacked: members are read where they lie, so that no name can lead anywhere. `label` is the shard's name in its source.
 
     Raises:
         DataError: not a plain tar file.
     """
+    groups: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
-            members = [(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
+            for m in tar:
+                folder, _, file = m.name.rpartition("/")
+                stem, _, end = file.partition(".")
+                if m.isfile() and not file.startswith("."):
+                    groups.setdefault(f"{folder}/{stem}".lstrip("/"), {})[f".{end.lower()}"] = (m.offset_data, m.size)
+                elif not m.isdir() and not m.isfile():
+                    found.dropped[f"{label}/{m.name}"] = "a link inside an archive"
+            behind = tar.offset
     except (tarfile.TarError, OSError) as e:
         hint = "compressed shards cannot be read in place; `gunzip` them" if path.suffix in (".gz", ".tgz") else ""
         raise DataError(f"{path}: not a tar file ({e})", hint) from e
-    groups: dict[str, dict[str, tuple[int, int]]] = {}
-    for name, offset, size in members:
-        folder, _, file = name.rpartition("/")
-        stem, _, end = file.partition(".")
-        if file.startswith("."):
-            continue
-        groups.setdefault(f"{folder}/{stem}".lstrip("/"), {})[f".{end.lower()}"] = (offset, size)
+    with path.open("rb") as f:
+        f.seek(behind)
+        if any(f.read().strip(b"\0")):
+            found.problems.append(Problem(label, f"damaged or joined: {path.stat().st_size - behind} bytes behind its end are not read"))
     place = str(path)
     for stem, files in groups.items():
         pictures = [end for end in files if end in EXTENSIONS]
-        name = f"{path.name}/{stem}{pictures[0] if pictures else ''}"
+        name = f"{label}/{stem}{pictures[0] if pictures else ''}"
         if not pictures:
             found.dropped[name] = f"no picture among {', '.join(files)}"
             continue
+        for other in pictures[1:]:
+            found.dropped[f"{label}/{stem}{other}"] = f"a second picture of one sample, beside {pictures[0]}"
         offset, size = files[pictures[0]]
-        own = _own(name, {end: partial(_part, place, *files[end]) for end in files}, found, columns)
-        yield Item(name, partial(_part, place, offset, size), stamp(path, offset), own, in_words(stem.rpartition("/")[2]))
+        own = _own(name, {end: partial(_part, place, *files[end], name) for end in files}, found, columns, each_line)
+        yield Item(name, partial(_part, place, offset, size, name), stamp(path, offset), own, in_words(stem.rpartition("/")[2]))
 
 
-def _own(name: str, files: Mapping[str, Any], found: Found, columns: Columns) -> tuple[str, ...]:
+def _own(name: str, files: Mapping[str, Any], found: Found, columns: Columns, each_line: bool) -> tuple[str, ...]:
     """The caption of a sample: its text file, or the caption of its JSON file."""
     try:
         for end in TEXTS:
             if end in files:
-                return (" ".join(files[end]().decode("utf-8-sig").split()),)
+                return lines(files[end]().decode("utf-8-sig"), each_line)
         if ".json" in files:
             row = json.loads(files[".json"]())
             column = columns.caption_of(list(row)) if isinstance(row, dict) else None
-            return (caption_list(row[column]) or ()) if column else ()
+            return said(row[column] if column else None, name, found)
     except ValueError as e:
         found.problems.append(Problem(name, f"its caption cannot be read ({e})", "save it as UTF-8"))
         return ("?",)
     return ()
 
 
-def parquet_items(path: Path, found: Found, columns: Columns) -> Iterator[Item]:
+def parquet_items(path: Path, label: str, found: Found, columns: Columns) -> Iterator[Item]:
     """A table whose picture column holds bytes, or a record of `bytes` and `path`, as `datasets` writes them.
 
     Raises:
@@ -93,18 +103,24 @@ def parquet_items(path: Path, found: Found, columns: Columns) -> Iterator[Item]:
     picture, caption = columns.image_of(there), columns.caption_of(there)
     if picture is None:
         raise DataError(f"{path}: no column of pictures; there are {', '.join(there)}", "--set data.image_column=NAME says which")
+    if caption is None:
+        found.note(f"no caption column is known among {', '.join(there)}; data.caption_column names one", label)
     for group in range(table.num_row_groups):
         texts = (
             table.read_row_group(group, [caption]).column(0).to_pylist() if caption else [None] * table.metadata.row_group(group).num_rows
         )
         for row, text in enumerate(texts):
-            name = f"{path.name}/{group}.{row}"
+            name = f"{label}/{group}.{row}"
             read = partial(_cell, str(path), group, picture, row, name)
-            yield Item(name, read, stamp(path, group, row), caption_list(text) or ())
+            yield Item(name, read, stamp(path, group, row), said(text, name, found))
 
 
 def _cell(path: str, group: int, column: str, row: int, name: str) -> bytes:
-    return image_bytes(_column(path, group, column)[row].as_py(), name)
+    try:
+        value = _column(path, group, column)[row].as_py()
+    except (OSError, ValueError, IndexError) as e:
+        raise DataError(f"{name}: cannot be read ({e})", "the file is damaged; fetch it again") from e
+    return image_bytes(value, name)
 
 
 @lru_cache(maxsize=2)

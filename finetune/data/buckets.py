@@ -1,10 +1,9 @@
 """Aspect-ratio buckets: the sizes of about so many pixels that pictures are cut to, and which of them suits a picture. Torch-free."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 
 from finetune.data.sample import Sample, Size
 
@@ -54,7 +53,8 @@ class Buckets:
 
     def assign(self, samples: Sequence[Sample], sides: Sequence[int] | None = None) -> list[Sample]:
         """Each sample once for each resolution, with its bucket's size."""
-        return [replace(s, size=self.choose(s.original, side)) for side in sides or self.sides for s in samples]
+        made = [[replace(s, size=self.choose(s.original, side)) for side in dict.fromkeys(sides or self.sides)] for s in samples]
+        return [s for same in made for s in {s.size: s for s in same}.values()]  # a small picture may have one size at several resolutions
 
 
 def _nearest(original: Size, options: Sequence[Size]) -> Size:
@@ -64,26 +64,6 @@ def _nearest(original: Size, options: Sequence[Size]) -> Size:
 
 def _scale(original: Size, size: Size) -> float:
     return max(size.height / original.height, size.width / original.width)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What becomes of a set of samples: their buckets, the share that cropping takes, and how many are enlarged."""
-
-    samples: Sequence[Sample]
-
-    @cached_property
-    def counts(self) -> dict[Size, int]:
-        return dict(sorted(Counter(s.size for s in self.samples).items()))
-
-    @cached_property
-    def enlarged(self) -> int:
-        return sum(_scale(s.original, s.size) > 1 for s in self.samples)
-
-    @cached_property
-    def cropped(self) -> float:
-        """Mean share of a picture's area that is cut off."""
-        return sum(1 - kept(s) for s in self.samples) / max(len(self.samples), 1)
 
 
 def kept(sample: Sample) -> float:

@@ -100,7 +100,7 @@ class Cache:
         rows, size = 0, 0
         for stem, names in held.items():
             left = [i for i, name in names.items() if name in wanted]
-            if len(left) == len(names):
+            if names and len(left) == len(names):
                 continue
             path, rows = self.root / f"{stem}.safetensors", rows + len(names) - len(left)
             size += path.stat().st_size

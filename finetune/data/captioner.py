@@ -80,13 +80,19 @@ def pictures(folder: Path, overwrite: bool) -> tuple[list[Item], int]:
     every = list(items(folder, found := Found(), False, USUAL))
     if not every:
         raise DataError(f"{folder}: no pictures{''.join(f'; {n}: {w}' for n, w in list(found.dropped.items())[:5])}")
+    stems: dict[Path, str] = {}
+    for item in every:
+        other = stems.setdefault((folder / item.name).with_suffix(""), item.name)
+        if other != item.name:
+            raise DataError(f"{folder}: {other} and {item.name} would share one caption file", "rename one of them")
     todo = [item for item in every if overwrite or _existing(folder, item) is None]
     return todo, len(every) - len(todo)
 
 
 def _existing(folder: Path, item: Item) -> Path | None:
     """The caption file of a picture, even an empty one: someone may mean it."""
-    there = [path for end in CAPTIONS if (path := (folder / item.name).with_suffix(end)).exists()]
+    ends = [e for end in CAPTIONS for e in (end, end.upper())]
+    there = [path for end in ends if (path := (folder / item.name).with_suffix(end)).exists()]
     return there[0] if there else None
 
 

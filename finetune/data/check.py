@@ -20,6 +20,8 @@ NEAR_BITS, NEAR_LEVELS = 6, 6.0  # two pictures are near duplicates within so ma
 BLURRED = 12.0  # variance of the Laplacian, on levels of 255, at most 512 pixels wide; sharp drawings and photos have hundreds
 ENLARGED, CROPPED = 1.5, 0.3  # times, and share of the area, from which a picture is named
 
+DOUBTFUL = ("animated", "caption file", "mask without", "metadata below", "no caption column", "shares its caption")  # notes that warn
+
 Level = Literal["error", "warning", "note"]
 
 
@@ -69,7 +71,7 @@ def check(found: Found, pictures: Pictures | None, trigger: str | None, tick: Ca
     for name, why in found.dropped.items():
         report.add("warning", f"not used: {why}", [name])
     for text, names in sorted(found.notes.items()):
-        report.add("warning" if text.startswith(("animated", "caption file without")) else "note", text, names)
+        report.add("warning" if text.startswith(DOUBTFUL) else "note", text, names)
     known = {s.name for s in found.samples}
     samples = [*found.samples, *(s for s in (pictures.held if pictures else []) if s.name not in known)]  # those of a --holdout folder
     looks = _looks(samples, report, tick)
@@ -96,7 +98,9 @@ def _looks(samples: Sequence[Sample], report: Report, tick: Callable[[], None]) 
     """What every different picture's pixels say, by content; one that cannot be decoded is an error."""
     index, unique = Index("looks", VERSION), {s.content: s for s in reversed(samples)}
     unique = dict(reversed(unique.items()))  # each by its first name
-    kept_rows = {content: index.get(content) for content in unique}
+    contents = list(unique)
+    found = [row for i in range(0, len(contents), 500) for row in index.get(contents[i : i + 500])]
+    kept_rows = dict(zip(contents, found, strict=True))
     out = {}
 
     def fresh(sample: Sample) -> "Look | DataError":

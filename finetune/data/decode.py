@@ -94,7 +94,7 @@ def header(data: bytes, name: str) -> Header:
             image.load()
         turned = _orientation(image, data)
         width, height = image.size if turned < 5 else image.size[::-1]
-        return Header(width, height, tuple(_notes(image, turned, "{background}")), image.has_transparency_data)
+        return Header(width, height, tuple(_notes(image, turned, "{background}")), _transparent(image))
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
@@ -125,9 +125,13 @@ def decode(data: bytes, name: str, background: str = "white") -> Decoded:
         image = _open(data, name)
         notes = _notes(image, _orientation(image, data), background)
         image.load()
-        image = _srgb(_eight_bits(ImageOps.exif_transpose(image)))
+        image = _srgb(_eight_bits(_direct(ImageOps.exif_transpose(image))))
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
         return Decoded(_opaque(image, background), tuple(notes), alpha)
+
+
+def _transparent(image: Image.Image) -> bool:
+    return image.has_transparency_data and not image.mode.startswith("I")  # 16 bits with one transparent grey: it stays grey
 
 
 def _notes(image: Image.Image, turned: int, background: str) -> list[str]:
@@ -143,9 +147,16 @@ def _notes(image: Image.Image, turned: int, background: str) -> list[str]:
         notes.append("ICC profile converted to sRGB" if profile else "unreadable ICC profile ignored")
     if image.mode == "CMYK" and not profile:
         notes.append("CMYK converted to sRGB")
-    if image.has_transparency_data:
+    if _transparent(image):
         notes.append(f"with transparency: composited on {background}")
     return notes
+
+
+def _direct(image: Image.Image) -> Image.Image:
+    """Colours instead of a palette, and a channel instead of one colour that is transparent: what follows would lose both."""
+    if image.mode in ("P", "PA") or ("transparency" in image.info and not image.mode.startswith("I")):
+        return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    return image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -155,14 +166,18 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
     # Pillow's own conversion clips 16-bit grey at 255, which turns a picture white.
     values = np.asarray(image, dtype=np.float64)
-    top = 1.0 if values.max() <= 1 and image.mode == "F" else 65535.0 if values.max() > 255 or image.mode.startswith("I") else 255.0
+    most = values.max()
+    if image.mode == "F":
+        top = 1.0 if most <= 1 else 255.0 if most <= 255 else 65535.0
+    else:  # "I" are whole numbers of 32 bits, of whatever range
+        top = 65535.0 if image.mode != "I" or 255 < most <= 65535 else max(255.0, most)
     return Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8), "L")
 
 
 def _profile(image: Image.Image) -> "ImageCms.ImageCmsProfile | Literal[False] | None":
     """The colour profile to convert from; None where there is nothing to do, False where it cannot be read."""
     profile = image.info.get("icc_profile")
-    if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L"):
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L", "P"):
         return None
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,10 +59,14 @@ def items(folder: Path, found: Found, each_line: bool, columns: "Columns") -> It
         names.add(name)
         if _usable(name, found):
             pictures[name] = _stamp(folder, name)
-    _alone(names, found)
+    captions = sidecars(names)
+    _alone(names, captions, found)
     concepts = _concepts(pictures, found)
     listed = metadata(folder, names, found, columns)
     if listed is not None:
+        for name in pictures:
+            if _stem(name) in captions:
+                found.note("caption file not used, as there is a metadata file", name)
         found.dropped |= dict.fromkeys((n for n in pictures if n not in listed), "not in the metadata file")
         for name in listed.keys() - pictures.keys():
             found.dropped.setdefault(name, "listed in the metadata file, but not a picture that is read")
@@ -71,12 +75,12 @@ def items(folder: Path, found: Found, each_line: bool, columns: "Columns") -> It
     top, place = folder.resolve().name, str(folder)
     for name, stamp in pictures.items():
         repeats, concept = concepts.get(name.partition("/")[0], (1, ""))
-        own = listed[name] if listed is not None else _sidecar(place, name, names, found, each_line)
+        own = listed[name] if listed is not None else _sidecar(place, captions.get(_stem(name), []), found, each_line)
         mask = masks.get(_stem(name))
-        captions = own if any(own) or not concept else (concept,)
+        own = own if any(own) or not concept else (concept,)
         read, read_mask = File(place, name), File(place, mask) if mask else None
         words, around = in_words(_stem(name).rpartition("/")[2]), concept or in_words(name.rpartition("/")[0].rpartition("/")[2] or top)
-        yield Item(name, read, stamp, captions, words, read_mask, repeats, around)
+        yield Item(name, read, stamp, own, words, read_mask, repeats, around)
 
 
 def _stamp(folder: Path, name: str) -> str:
@@ -84,7 +88,7 @@ def _stamp(folder: Path, name: str) -> str:
         stat = os.stat(os.path.join(folder, name))
     except OSError:  # a link to nothing: reading it says so
         return name
-    return f"{name}\n{stat.st_size} {stat.st_mtime_ns}"
+    return f"{name}\n{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
 
 def walk(folder: Path, found: Found) -> Iterator[str]:
@@ -98,11 +102,14 @@ def walk(folder: Path, found: Found) -> Iterator[str]:
     def inside(place: str, prefix: str) -> Iterator[str]:
         try:
             with os.scandir(place) as there:
-                entries = sorted((e.name, e.is_symlink(), e.is_dir()) for e in there if not e.name.startswith("."))
+                entries = sorted((e.name, e.is_symlink(), _is_folder(e)) for e in there if not e.name.startswith("."))
         except OSError as e:
             raise DataError(f"{place}: cannot be read ({e.strerror})", "give a folder of pictures that you may read") from e
         for own, link, is_folder in entries:
             name, path = prefix + own, os.path.join(place, own)
+            if any(0xD800 <= ord(letter) < 0xE000 for letter in own):  # how Python shows bytes that are no text
+                found.problems.append(Problem(ascii(name), "its name is not UTF-8", "rename it"))
+                continue
             if link and not os.path.realpath(path).startswith(root + os.sep):
                 found.dropped[name] = "a link that leaves the folder"
             elif not is_folder:
@@ -115,6 +122,13 @@ def walk(folder: Path, found: Found) -> Iterator[str]:
                 yield from inside(path, name + "/")
 
     yield from inside(str(folder), "")
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: a file that cannot be read
+        return False
 
 
 def _stem(name: str) -> str:
@@ -144,12 +158,36 @@ def _usable(name: str, found: Found) -> bool:
     return False
 
 
-def _alone(names: set[str], found: Found) -> None:
-    """Notes caption files whose picture is missing, as its name may be mistyped."""
-    stems = {_stem(n) for n in names if not n.endswith(CAPTIONS)}
+def sidecars(names: Iterable[str]) -> dict[str, list[str]]:
+    """The caption files of each stem, whatever case their endings are in; .txt before .caption."""
+    out: dict[str, list[str]] = {}
+    for name in sorted((n for n in names if n.lower().endswith(CAPTIONS)), key=lambda n: (n.lower().endswith(CAPTIONS[1]), n)):
+        if name.rpartition("/")[2].lower() not in NO_CAPTIONS:
+            out.setdefault(_stem(name), []).append(name)
+    return out
+
+
+def _alone(names: set[str], captions: Mapping[str, list[str]], found: Found) -> None:
+    """Notes what has no picture, as its name may be mistyped; what shares its name with another; and what is not used at all."""
+    stems: dict[str, list[str]] = {}
     for name in sorted(names):
-        if name.endswith(CAPTIONS) and _stem(name) not in stems and name.rpartition("/")[2].lower() not in NO_CAPTIONS:
-            found.note("caption file without a picture", name)
+        end = f".{name.rpartition('.')[2].lower()}" if "." in name.rpartition("/")[2] else "no ending"
+        if end in EXTENSIONS and not _is_mask(name):
+            stems.setdefault(_stem(name), []).append(name)
+        elif name.endswith(METADATA) and name not in METADATA:
+            found.note("metadata below the folder's top, not used; name its folder as a source", name)
+        elif not (end in EXTENSIONS or end in PICTURE_LIKE or end in CAPTIONS or is_archive(name) or name in METADATA):
+            found.note(f"not used: {end}", name)
+    for stem, same in stems.items():
+        for name in same[1:]:
+            if stem in captions:
+                found.note(f"shares its caption file with {same[0]}", name)
+    for stem, files in captions.items():
+        if stem not in stems:
+            found.note("caption file without a picture", files[0])
+    for name in sorted(names):
+        if _is_mask(name) and MASK.sub("", _stem(name)) not in stems:
+            found.note("mask without a picture", name)
 
 
 def _concepts(pictures: Iterable[str], found: Found) -> dict[str, tuple[int, str]]:
@@ -167,20 +205,24 @@ def _concepts(pictures: Iterable[str], found: Found) -> dict[str, tuple[int, str
     return out
 
 
-def _sidecar(folder: str, name: str, names: set[str], found: Found, each_line: bool) -> tuple[str, ...]:
+def _sidecar(folder: str, there: Sequence[str], found: Found, each_line: bool) -> tuple[str, ...]:
     """The captions of the file beside a picture."""
-    there = [_stem(name) + e for e in CAPTIONS if _stem(name) + e in names]
     if not there:
         return ()
-    if len(there) > 1:
-        found.note(".caption file not used, as there is a .txt", name)
+    for other in there[1:]:
+        found.note(f"caption file not used, as there is a {there[0].rpartition('.')[2]} file", other)
     try:
         text = read_file(os.path.join(folder, there[0])).decode("utf-8-sig")
     except UnicodeDecodeError as e:
         found.problems.append(Problem(there[0], f"not UTF-8 (byte {e.start})", UTF8))
         return ("?",)  # it has one, which is a problem of its own
-    lines = [" ".join(line.split()) for line in (text.splitlines() if each_line else [text])]
-    return tuple(line for line in lines if line) or ("",)
+    return lines(text, each_line)
+
+
+def lines(text: str, each: bool) -> tuple[str, ...]:
+    """A caption file's captions: all of it, or with `each` every line; one that is empty where there is none."""
+    parts = [" ".join(line.split()) for line in (text.splitlines() if each else [text])]
+    return tuple(part for part in parts if part) or ("",)
 
 
 UTF8 = "save the file as UTF-8"
@@ -212,12 +254,22 @@ USUAL = Columns()
 
 
 def caption_list(value: object) -> tuple[str, ...] | None:
-    """A caption cell, a text or several; None for anything else."""
-    if isinstance(value, str):
-        value = [value]
-    if isinstance(value, Sequence) and all(isinstance(v, str) for v in value):
-        return tuple(" ".join(v.split()) for v in value if v.strip())
-    return () if value is None else None
+    """A caption cell, a text or several, perhaps with gaps; None for anything else."""
+    parts = [value] if isinstance(value, str) else value
+    if parts is None:
+        return ()
+    if not isinstance(parts, Sequence) or not all(isinstance(v, str) or v is None for v in parts):
+        return None
+    return tuple(" ".join(v.split()) for v in parts if v and v.strip())
+
+
+def said(value: object, name: str, found: Found) -> tuple[str, ...]:
+    """The captions of a cell; a problem where it holds something else."""
+    captions = caption_list(value)
+    if captions is None:
+        found.problems.append(Problem(name, f"its caption is neither a text nor a list of texts, but {type(value).__name__}"))
+        return ("?",)
+    return captions
 
 
 def metadata(folder: Path, names: set[str], found: Found, columns: Columns) -> dict[str, tuple[str, ...]] | None:
@@ -227,20 +279,31 @@ def metadata(folder: Path, names: set[str], found: Found, columns: Columns) -> d
         return None
     path, listed = folder / there[0], {}
     found.dropped |= dict.fromkeys(there[1:], f"not used, as there is a {path.name}")
+    root = os.path.realpath(folder)
     for where, row in _rows(path, found):
-        file, name = row.get("file_name"), columns.caption_of(list(row))
-        captions = caption_list(row[name]) if name else None
+        try:
+            name = columns.caption_of(list(row))
+        except DataError as e:
+            found.problems.append(Problem(where, e.message))
+            continue
+        file, captions = row.get("file_name"), caption_list(row[name]) if name else None
         if not isinstance(file, str) or captions is None:
             found.problems.append(Problem(where, f"expected file_name and text, found {', '.join(map(str, row)) or 'nothing'}"))
-        elif (clean := os.path.normpath(file).replace(os.sep, "/")) in listed:
-            found.problems.append(Problem(where, f"{file} stands twice", "give its captions as one list, or leave one out"))
-        elif clean not in names and not (folder / file).resolve().is_relative_to(folder.resolve()):
+        elif (clean := _inside(root, file)) is None:
             found.problems.append(Problem(where, f"{file} leaves the folder", "name files below the folder of the metadata file"))
-        elif clean not in names and not (folder / file).is_file():
+        elif clean not in names:
             found.problems.append(Problem(where, f"no such file: {file}", "correct the name, or remove the row"))
+        elif clean in listed:
+            found.problems.append(Problem(where, f"{file} stands twice", "give its captions as one list, or leave one out"))
         else:
             listed[clean] = captions
     return listed
+
+
+def _inside(root: str, file: str) -> str | None:
+    """A file's name below the folder, as `walk` gives it, or None where it leads elsewhere."""
+    path = os.path.normpath(os.path.join(root, file.replace("\\", "/")))
+    return path[len(root) + 1 :].replace(os.sep, "/") if path.startswith(root + os.sep) else None
 
 
 def _rows(path: Path, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -264,8 +327,11 @@ def _rows(path: Path, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _csv(name: str, text: str, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text))
-    yield from ((f"{name}, line {reader.line_num}", row) for row in reader)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        yield from ((f"{name}, line {reader.line_num}", row) for row in reader)
+    except csv.Error as e:
+        found.problems.append(Problem(f"{name}, line {reader.line_num}", f"not CSV ({e})", "close every quote"))
 
 
 def _json_lines(name: str, text: str, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:

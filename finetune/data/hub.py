@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.archives import image_bytes
-from finetune.data.folder import Columns, caption_list
+from finetune.data.folder import Columns, read_file, said
 from finetune.data.sample import Found, Item
 from finetune.errors import AccessError, ConfigError, DataError
 
@@ -32,8 +32,11 @@ def items(place: str, split: str | None, found: Found, columns: Columns) -> Iter
         )
     texts = table[caption] if caption else [None] * len(table)
     pictures, stamp, roots = _encoded(table, picture), table._fingerprint, _roots(place)
+    if caption is None:
+        found.note(f"no caption column is known among {', '.join(table.column_names)}; data.caption_column names one", place)
     for i, text in enumerate(texts):
-        yield Item(f"{i:07d}", partial(_cell, pictures, i, roots, f"{place}, row {i}"), f"{stamp} {i}", caption_list(text) or ())
+        name = f"{place}, row {i}"
+        yield Item(f"{i:07d}", partial(_cell, pictures, i, roots, name), f"{stamp} {i}", said(text, name, found))
 
 
 def _roots(place: str) -> tuple[Path, ...]:
@@ -80,10 +83,13 @@ def _encoded(table: Any, picture: str) -> Any:
 
 
 def _cell(table: Any, row: int, roots: tuple[Path, ...], name: str) -> bytes:
-    value = next(iter(table[row].values()))
+    try:
+        value = next(iter(table[row].values()))
+    except (OSError, ValueError, IndexError) as e:
+        raise DataError(f"{name}: cannot be read ({e})", "the dataset is damaged; fetch it again") from e
     if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
         path = Path(value["path"]).resolve()
         if not any(path.is_relative_to(root) for root in roots):
             raise DataError(f"{name}: names a file outside of the dataset", "a table with the pictures' bytes inside")
-        return path.read_bytes()
+        return read_file(str(path))
     return image_bytes(value, name)

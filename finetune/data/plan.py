@@ -38,8 +38,13 @@ class Group:
 
     def __post_init__(self) -> None:
         self.cells: dict[Size, dict[object, list[int]]] = {}  # size -> times -> samples
+        same: dict[str, list[int]] = {}
         for i, s in enumerate(self.samples):
             self.cells.setdefault(s.size, {}).setdefault(s.times, []).append(i)
+            same.setdefault(s.content, []).append(i)
+        # Rows of one picture, such as one for each caption, are told apart by what they say, not by where they stand.
+        ranked = (sorted(rows, key=lambda i: (self.samples[i].captions, self.samples[i].size)) for rows in same.values() if len(rows) > 1)
+        self.twins = {i: turn for rows in ranked for turn, i in enumerate(rows)}
 
     def draws(self, size: Size, epoch: int) -> int:
         """How many draws an epoch has of a size, without what fills the last batch; fractions are carried from epoch to epoch."""
@@ -65,8 +70,8 @@ class Group:
         return [i for _, i, _ in sorted(drawn)]
 
     def _key(self, epoch: int, i: int, copy: int) -> int:
-        more = (copy,) if copy else ()
-        return keys.number(self.seed, "order", epoch, self.samples[i].content, *more)
+        more, twin = (copy,) if copy else (), self.twins.get(i, 0)
+        return keys.number(self.seed, "order", epoch, self.samples[i].content, *more, *(("twin", twin) if twin else ()))
 
     def batches(self, epoch: int) -> list[list[int]]:
         """The batches of an epoch, as indices into the dataset."""

@@ -18,7 +18,6 @@ from finetune.data.sample import Found, Item, Pictures, Problem, Sample, Size
 from finetune.errors import ConfigError, DataError
 
 PART = 512  # items that are looked at together: few enough to be no burden, and enough for every thread
-MASKS = ("none", "alpha", "file")
 WIDEST_MASK = 0.02  # share by which a mask's proportions may differ from its picture's
 
 
@@ -29,7 +28,7 @@ class Origin:
     place: str  # a folder, a .tar or .parquet file, or a dataset's id
     wording: Wording
     background: str = "white"
-    mask: str = "none"  # one of MASKS
+    mask: str = "none"  # alpha, file
     columns: Columns = USUAL
     split: str | None = None
     each_line: bool = False
@@ -45,19 +44,22 @@ def items(origin: Origin, found: Found) -> Iterator[Item]:
     """
     path = Path(origin.place).expanduser()
     if path.is_file():
-        yield from _shard(path, found, origin.columns)
+        yield from _shard(path, path.name, found, origin)
     elif not path.is_dir() and not _is_id(origin.place):
         raise DataError(f"{origin.place}: no such folder or file", hub.HINT)
     elif not path.is_dir() or hub.saved(path):
         yield from hub.items(str(path) if path.is_dir() else origin.place, origin.split, found, origin.columns)
     else:
+        if origin.split or origin.columns.image:
+            what = f"data.split {origin.split}" if origin.split else f"data.image_column {origin.columns.image}"
+            raise ConfigError(f"{what}: {origin.place} is a folder of pictures, and no dataset or table", "leave it out")
         empty = True
         for item in folder.items(path, found, origin.each_line, origin.columns):
             empty = False
             yield item
         for name in [name for name in folder.walk(path, Found()) if empty and folder.is_archive(name)]:
             found.dropped.pop(name)
-            yield from _shard(path / name, found, origin.columns)
+            yield from _shard(path / name, name, found, origin)
 
 
 def _is_id(place: str) -> bool:
@@ -66,11 +68,11 @@ def _is_id(place: str) -> bool:
     return bool(slash and owner and name) and "/" not in name and not place.startswith((".", "~", os.sep)) and not owner.startswith(".")
 
 
-def _shard(path: Path, found: Found, columns: Columns) -> Iterator[Item]:
+def _shard(path: Path, label: str, found: Found, origin: Origin) -> Iterator[Item]:
     if path.suffix == ".parquet":
-        return archives.parquet_items(path, found, columns)
+        return archives.parquet_items(path, label, found, origin.columns)
     if path.suffix in (".tar", ".gz", ".tgz"):
-        return archives.tar_items(path, found, columns)
+        return archives.tar_items(path, label, found, origin.columns, origin.each_line)
     raise DataError(f"{path}: neither a folder nor an archive", hub.HINT)
 
 
@@ -89,7 +91,7 @@ def scan(origin: Origin, given: Iterable[Item] | None = None) -> Found:
     with ThreadPoolExecutor() as pool:
         while part := list(islice(stream, PART)):
             count += len(part)
-            rows = [index.get(item.stamp) for item in part]
+            rows = index.get([item.stamp for item in part])
             new = [item for item, row in zip(part, rows, strict=True) if row is None]
             fresh = pool.map(_look, new)
             for item, known in zip(part, rows, strict=True):
@@ -120,6 +122,9 @@ def _add(item: Item, row: "list[Any] | Problem", origin: Origin, found: Found) -
         return
     content, width, height, notes, alpha = row
     captions = origin.wording.every(item, item.captions, content)
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in "".join(captions)):
+        found.problems.append(Problem(item.name, "its caption holds half a character (a lone surrogate)", "correct the caption"))
+        return
     if not captions:
         found.problems.append(Problem(item.name, "empty caption file" if item.captions else "no caption", NO_CAPTION))
         return
@@ -159,8 +164,8 @@ def _check_mask(item: Item, read: Callable[[], bytes], picture: Size, found: Fou
     return decode.content(data)
 
 
-def load(origins: Sequence[Origin], holdout: str | None) -> Pictures:
-    """The pictures of all places, their sides, and how often an epoch shows each.
+def load(origins: Sequence[Origin], holdout: str | None, held_as: Origin) -> Pictures:
+    """The pictures of all places, their sides, and how often an epoch shows each. `held_as` says how a --holdout folder is read.
 
     Raises:
         DataError: a picture or caption is wrong, with all their names.
@@ -173,7 +178,7 @@ def load(origins: Sequence[Origin], holdout: str | None) -> Pictures:
         found.add(part, prefix)
         parts.append(found.samples[-len(part.samples) :] if part.samples else [])
     found.refuse()
-    chosen, held = split(found, holdout, origins[0])
+    chosen, held = split(found, holdout, held_as)
     keep = {id(s) for s in chosen}
     train = weigh([[s for s in part if id(s) in keep] for part in parts], origins)
     return Pictures(found, train, held)
@@ -202,13 +207,11 @@ def split(found: Found, holdout: str | None, origin: Origin) -> tuple[list[Sampl
     try:
         fraction = float(holdout)
     except ValueError:
-        other = scan(replace(origin, place=holdout))
+        other = Found()
+        other.add(scan(replace(origin, place=holdout)), f"{holdout}/")
         other.refuse()
-        other.samples = [replace(s, name=f"{holdout}/{s.name}") for s in other.samples]
         known = {s.content for s in other.samples}
-        found.dropped |= {f"{holdout}/{name}": why for name, why in other.dropped.items()}
-        for text, names in other.notes.items():
-            found.notes.setdefault(text, []).extend(f"{holdout}/{name}" for name in names)
+        found.add(replace(other, samples=[]))
         found.dropped |= {s.name: "also in the --holdout folder" for s in samples if s.content in known}
         return _both([s for s in samples if s.content not in known], other.samples, holdout)
     rank = {s.content: keys.uniform("holdout", s.content) for s in samples}
@@ -227,4 +230,4 @@ def _both(train: list[Sample], held: list[Sample], holdout: str) -> tuple[list[S
 def file_item(path: Path) -> Item:
     """A single picture file, without a caption."""
     stat = path.stat()
-    return Item(path.name, folder.File(str(path.parent), path.name), f"{path.name}\n{stat.st_size} {stat.st_mtime_ns}")
+    return Item(path.name, folder.File(str(path.parent), path.name), f"{path.name}\n{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}")

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,8 +16,8 @@ from finetune.data.crop import PLAIN, to_image, to_tensor
 from finetune.data.encoded import picture_jobs, prepared
 from finetune.data.plan import Group, describe
 from finetune.data.prune import prune as prune
-from finetune.data.sample import Found, Pictures, Sample
-from finetune.errors import ConfigError
+from finetune.data.sample import Found, Pictures, Problem, Sample
+from finetune.errors import ConfigError, DataError
 from finetune.families import autoencoder, load, source
 from finetune.families.load import Family
 from finetune.sampling import draw
@@ -31,7 +32,13 @@ WORST = 8
 
 def _sides(job: Job, found: Found) -> Pictures | None:
     """The sides of the data, where nothing keeps a run from beginning."""
-    return None if found.problems else scan.load(origins(job), job.data.holdout)
+    if found.problems:
+        return None
+    try:
+        return pictures(job)
+    except DataError as e:  # in a --holdout folder
+        found.problems.append(Problem(str(job.data.holdout), e.message, e.hint))
+        return None
 
 
 def report(job: Job, vae: str | None, phase: Phase) -> tuple[Report, Image.Image | None]:
@@ -59,7 +66,8 @@ def report(job: Job, vae: str | None, phase: Phase) -> tuple[Report, Image.Image
 
 
 def _add_numbers(job: Job, sides: Pictures, made: Report) -> None:
-    batch = job.optim.batch * job.optim.accumulate * (job.run.processes or 1) // (2 if job.subject.prior else 1)
+    batch = job.optim.batch * job.optim.accumulate * (job.run.processes or 1)
+    batch = max(1, batch // 2) if job.subject.prior else batch
     epoch = Group(sides.train, 0, batch, 0)
     made.facts |= {
         "to train on": len(sides.train),
@@ -91,7 +99,7 @@ def _round_trip(job: Job, base: str, sides: Pictures, made: Report, phase: Phase
     where = source.resolve(base, m.variant, prediction=m.prediction_type, allow_pickle=m.allow_pickle)
     family = load.family(where, torch.accelerator.current_accelerator() or torch.device("cpu"))
     sizes = buckets(job, family)
-    samples = sizes.assign([*sides.train, *sides.held], sizes.sides[:1])
+    samples = sizes.assign(list({s.name: s for s in (*sides.train, *sides.held)}.values()), sizes.sides[:1])
     errors = {}
     with phase("encoding and decoding", len(samples)) as tick:
         for sample in samples:
@@ -167,6 +175,7 @@ def encode_ahead(job: Job, phase: Phase, say: Callable[[str], None]) -> dict[str
     cut(sides, buckets(job, family))
     describe(sides.train, job.optim.batch * job.optim.accumulate, say)
     work = Work(phase, say, rank=accelerator.process_index, world=accelerator.num_processes, wait=accelerator.wait_for_everyone)
+    work = replace(work, note=job.run.folder / "ahead")  # no folder of a run: the run itself notes what it uses
     _, texts = encode(job, family, sides, job.run.sample_prompt, work)
     return {"pictures": sum(map(len, picture_jobs(sides.train, pixels(job), sides.held))), "captions": len(texts)}
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -11,6 +12,7 @@ from finetune.data import encoded, prune
 from finetune.data.cache import Cache
 from finetune.data.encoded import Encoded, Text, caption_keys
 from finetune.data.sample import Pictures
+from finetune.errors import DataError
 from finetune.families.load import Family
 from finetune.training.requirements import pixels, report_long_captions
 
@@ -31,6 +33,7 @@ class Work:
     rank: int = 0
     world: int = 1
     wait: Callable[[], None] = _no_wait  # for all processes
+    note: Path | None = None  # what the cache notes as the user of its entries, if not the run's folder
 
     def share(self, count: int) -> slice:
         """One of `world` equal parts, in one piece, so that shards are as few as may be."""
@@ -46,7 +49,7 @@ def encode(job: Job, family: Family, pictures: Pictures, prompts: Sequence[str],
     store, names = encoded.latents_of(family), {} if job.method.live else caption_keys(captions)
     if work.rank == 0:
         used = {store.root: [j.name for batch in jobs for j in batch]}
-        prune.remember(job.run.folder, used | ({encoded.texts_of(family).root: names.values()} if names else {}))
+        prune.remember(work.note or job.run.folder, used | ({encoded.texts_of(family).root: names.values()} if names else {}))
     _latents(family, jobs, shown.background, store, work)
     made = Encoded(pictures.all, store, shown)
     if family.device.type == "cuda":
@@ -63,7 +66,11 @@ def _latents(family: Family, jobs: list[list[encoded.Job]], background: str, sto
                 tick()
             work.poll()
 
-        encoded.encode_pictures(family, mine, background, store, done)
+        try:
+            encoded.encode_pictures(family, mine, background, store, done)
+        except DataError as e:
+            e.shared = False  # the other processes have other pictures, and do not know
+            raise
     work.wait()
     store.refresh()  # what the others encoded
     family.parts.free("vae")

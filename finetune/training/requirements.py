@@ -21,7 +21,13 @@ RARE = 40_000  # place in CLIP's vocabulary, which is ordered by frequency, from
 
 def pictures(job: Job) -> Pictures:
     """The job's own pictures; class pictures need its base, and so do buckets."""
-    return scan.load(origins(job), job.data.holdout)
+    return scan.load(origins(job), job.data.holdout, held_as(job))
+
+
+def held_as(job: Job) -> Origin:
+    """How a --holdout folder is read: as `data` says, whatever single sources say of themselves."""
+    d = job.data
+    return origins(job.model_copy(update={"data": d.model_copy(update={"path": d.path or ".", "sources": ()})}))[0]
 
 
 def origins(job: Job) -> list[Origin]:
@@ -34,7 +40,7 @@ def origins(job: Job) -> list[Origin]:
     )  # fmt: skip
     return [
         Origin(
-            str(s.path), replace(wording, caption=s.caption, prefix=s.prefix or "", suffix=s.suffix or ""), d.background, s.mask or "none",
+            s.path, replace(wording, caption=s.caption, prefix=s.prefix or "", suffix=s.suffix or ""), d.background, s.mask or "none",
             Columns(s.image_column, s.caption_column), s.split, d.caption_lines == "each", s.repeats, s.weight,
         )
         for s in d.places
@@ -61,7 +67,8 @@ def buckets(job: Job, family: Family) -> Buckets:
 
 def cut(pictures: Pictures, made: Buckets) -> None:
     """Gives every picture the size that it is cut to: those to train on one at each resolution, the held-out ones at the first."""
-    pictures.train, pictures.classes = made.assign(pictures.train), made.assign(pictures.classes)
+    pictures.train = made.assign(pictures.train)
+    pictures.classes = made.assign(pictures.classes, made.sides[:1])  # they were drawn at that resolution
     pictures.held = made.assign(pictures.held, made.sides[:1])
 
 

@@ -65,7 +65,7 @@ class Tracker:
     def phase(self, name: str, total: int) -> Iterator[Any]:
         """A bar on a terminal; off one, a line when the phase ends. Yields a function that counts one."""
         began, count = time.monotonic(), 0
-        with self._progress(name, total) as advance:
+        with self._progress(escape(plain(name)), total) as advance:
 
             def tick() -> None:
                 nonlocal count
