@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,19 @@ def filled(photos: Path, root: Path) -> Encoded:
     return Encoded(made, store, pixels)
 
 
-def memory_growth(out: Path, count: int) -> int:
-    """Bytes a picture of a process that knows all of them and has drawn each; called in a process of its own."""
+def memory_growth(out: Path, count: int, objects: bool) -> int:
+    """Bytes a picture of a process that knows all of them and has drawn each; called in a process of its own.
+
+    The memory of the process also holds what the scan needed meanwhile and the allocator keeps for later; `objects` counts what is alive.
+    """
     drawn(filled(DEMO, out / "few"), 6)  # what is loaded once
+    if objects:
+        tracemalloc.start()
     before = memory()
     kept = Encoded(samples(out / "photos"), Cache(out / "latents"))
     drawn(kept, count // 4)
-    return round((memory() - before) / count)
+    grown = tracemalloc.get_traced_memory()[0] if objects else memory() - before
+    return round(grown / count)
 
 
 def drawn(encoded: Encoded, steps: int) -> None:
@@ -131,8 +138,9 @@ def main(out: Path, count: int, steps: int) -> dict[str, Any]:
     made: dict[str, Any] = {"pictures": count, "megabytes": round(size / 1e6), "threads": torch.get_num_threads()}
     made |= {"scan_seconds": timed(origin), "rescan_seconds": timed(origin)}
     filled(out / "photos", out / "latents")
-    own = subprocess.run([sys.executable, __file__, "--out", str(out), "--memory"], capture_output=True, text=True, check=True)
-    made["bytes_a_picture"] = int(own.stdout)
+    for kind in ("objects", "process"):
+        words = [sys.executable, __file__, "--out", str(out), "--pictures", str(count), "--memory", kind]
+        made[f"bytes_a_picture_{kind}"] = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     return made | training_steps(out, Encoded(samples(out / "photos"), Cache(out / "latents")), steps)
 
 
@@ -141,9 +149,9 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--pictures", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--memory", action="store_true", help="only what a picture costs in memory, in bytes")
+    parser.add_argument("--memory", choices=("objects", "process"), help="only what a picture costs in memory, in bytes")
     given = parser.parse_args()
     if given.memory:
-        print(memory_growth(given.out, given.pictures))
+        print(memory_growth(given.out, given.pictures, given.memory == "objects"))
     else:
         print(json.dumps(main(given.out, given.pictures, given.steps), indent=2))

@@ -103,5 +103,5 @@ def test_the_autoencoders_error_is_measured(tmp_path: Path, capsys: pytest.Captu
 def test_a_check_reads_as_text_too(bad: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["data", "check", "--base", "tiny", "--data", str(bad)]) == 3
     text = capsys.readouterr().out
-    assert "errors: 4" in text and "short.jpg: not a readable picture" in text and "two?lines.png" not in text.replace("two?lines.png:", "")
+    assert "errors: 4" in text and "short.jpg: not a readable picture" in text and "two\nlines.png" not in text
     assert "\x1b" not in text

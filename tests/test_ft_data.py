@@ -172,6 +172,8 @@ REFUSED = [
     ("check --data {imgs} --base {base} --resolution 17", 2, "--resolution 17: must be a multiple of 2"),
     ("check --base {base}", 2, "--data: missing"),
     ("check --data {imgs} --base {base} --set data.bucket_min=64 --set data.bucket_max=32", 2, "data.bucket_min 64: is larger"),
+    ("check --data {imgs} --base {base} --set data.bucket_max=8", 2, "data.bucket_max"),
+    ("check --data {imgs} --base {base} --resolution 64 --set data.bucket_max=32", 2, "data.bucket_max 32: leaves out the square of 64"),
     ("check --data {imgs} --base {base} --set data.keep_tags=2", 2, "data.keep_tags: no tags are shuffled"),
     ("preview --data {tmp}/silent --base {base} --out {tmp}/x.png", 3, "00.png: no caption"),
 ]

@@ -135,7 +135,8 @@ def look(image: Image.Image, name: str) -> Look:
         grey = grey.resize((512, max(1, round(grey.height * 512 / grey.width))), Image.Resampling.BOX)
     g = np.asarray(grey, dtype=np.float32)
     laplacian = g[:-2, 1:-1] + g[2:, 1:-1] + g[1:-1, :-2] + g[1:-1, 2:] - 4 * g[1:-1, 1:-1]
-    return Look(name, int("".join("1" if b else "0" for b in bits), 2), tuple(small), float(laplacian.var()))
+    sharpness = float(laplacian.var()) if laplacian.size else BLURRED  # a line of pixels is told by its proportions
+    return Look(name, int("".join("1" if b else "0" for b in bits), 2), tuple(small), sharpness)
 
 
 def _duplicates(samples: Sequence[Sample], looks: dict[str, Look], pictures: Pictures | None, report: Report) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from finetune.families.load import Family
 
 Text = dict[str, Tensor]
+VERSION = 1  # part of every cache's place: raise it when the same pixels or captions would be cut or encoded otherwise
 AT_ONCE, PIXELS = 8, 1024 * 1024  # pictures that the autoencoder takes at once, and their pixels, at most
 
 
@@ -143,7 +144,7 @@ class Job(NamedTuple):
 
 def latents_of(family: "Family") -> Cache:
     """The cache of what this family's autoencoder makes."""
-    return Cache(cache.space("latents", vae=family.source.fingerprint("vae"), decoder=decode.VERSION))
+    return Cache(cache.space("latents", vae=family.source.fingerprint("vae"), decoder=decode.VERSION, encoder=VERSION))
 
 
 def picture_jobs(samples: Sequence[Sample], pixels: Pixels, plain: Sequence[Sample] = ()) -> list[list[Job]]:
@@ -234,7 +235,7 @@ def texts(family: "Family", captions: Sequence[str]) -> list[Text]:
 def texts_of(family: "Family") -> Cache:
     """The cache of what this family's text encoders make."""
     weights = family.source.fingerprint(*family.spec.text, *family.spec.tokenizers)
-    return Cache(cache.space("texts", window=family.window, text_encoder=weights, dtype=str(family.dtype)))
+    return Cache(cache.space("texts", window=family.window, text_encoder=weights, dtype=str(family.dtype), encoder=VERSION))
 
 
 def caption_keys(captions: Sequence[str]) -> dict[str, bytes]:

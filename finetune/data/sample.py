@@ -146,6 +146,6 @@ def _facts(s: Sample) -> tuple[str, tuple[str, ...], float, str, tuple[int, ...]
 
 
 def some(names: Iterable[str], most: int = SHOWN) -> str:
-    """The first of many names."""
-    names = list(names)
+    """The first of many names, on one line."""
+    names = [name.replace("\n", "?") for name in names]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -16,7 +16,7 @@ from finetune.data.crop import PLAIN, to_image, to_tensor
 from finetune.data.encoded import picture_jobs, prepared
 from finetune.data.plan import Group, describe
 from finetune.data.prune import prune as prune
-from finetune.data.sample import Found, Pictures, Problem, Sample
+from finetune.data.sample import Found, Pictures, Problem, Sample, some
 from finetune.errors import ConfigError, DataError
 from finetune.families import autoencoder, load, source
 from finetune.families.load import Family
@@ -148,8 +148,7 @@ def text(made: Report) -> list[str]:
         if found:
             lines.append(f"{level}s: {made.count(level)}")
         for x in found:
-            names = ", ".join(x.names[:5]) + (f" and {len(x.names) - 5} more" if len(x.names) > 5 else "")
-            lines.append(f"  {names}: {x.text}")
+            lines.append(f"  {some(x.names)}: {x.text}")
     return lines
 
 

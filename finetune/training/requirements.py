@@ -61,6 +61,10 @@ def buckets(job: Job, family: Family) -> Buckets:
     """
     d, first, multiple = job.data, side(job, family), family.factor
     sides = (first, *(_multiple("data.resolutions", r, multiple) for r in d.resolutions if r != first))
+    if d.bucket_min and d.bucket_min > min(sides):
+        raise ConfigError(f"data.bucket_min {d.bucket_min}: leaves out the square of {min(sides)} pixels")
+    if d.bucket_max and d.bucket_max < max(sides):
+        raise ConfigError(f"data.bucket_max {d.bucket_max}: leaves out the square of {max(sides)} pixels")
     step = _multiple("data.bucket_step", d.bucket_step or largest_step(min(sides), multiple), multiple)
     return Buckets(sides, step, d.bucket_min or min(sides) // 2, d.bucket_max or max(sides) * 2, not d.buckets, d.enlarge)
 
