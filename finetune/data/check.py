@@ -20,15 +20,11 @@ NEAR_BITS, NEAR_LEVELS = 6, 6.0  # two pictures are near duplicates within so ma
 BLURRED = 12.0  # variance of the Laplacian, on levels of 255, at most 512 pixels wide; sharp drawings and photos have hundreds
 ENLARGED, CROPPED = 1.5, 0.3  # times, and share of the area, from which a picture is named
 
+# Notes that are warnings, by their beginning.
 DOUBTFUL = (
-    "animated",
-    "caption file without",
-    "caption file not used, as there",
-    "mask without",
-    "metadata below",
-    "no caption column",
+    "animated", "caption file without", "caption file not used, as there", "mask without", "metadata below", "no caption column",
     "shares its caption",
-)  # notes that warn
+)  # fmt: skip
 
 Level = Literal["error", "warning", "note"]
 
