@@ -343,6 +343,21 @@ def test_what_a_persons_metadata_lists_is_theirs_and_what_is_drawn_is_used(make:
     assert capsys.readouterr().err.count("not in the metadata file") == 2
 
 
+def test_a_persons_folders_with_repeats_stay_so_beside_drawn_pictures(make: Make, tmp_path: Path) -> None:
+    own = tmp_path / "class"
+    tiny.folder(own / "2_a disc", 2)
+    for caption in own.rglob("*.txt"):
+        caption.unlink()
+    settings = make("sd", "dreambooth lora", subject={"class_data": str(own), "class_count": 3})
+    seen = []
+    for _ in range(2):  # the second time the drawn picture is there
+        runner = Runner(config.parse(settings))
+        runner.prepare()
+        seen.append([(s.caption, s.times) for s in runner.pictures.classes])
+        assert runner.pictures.classes and list(own.glob("class-*.png"))
+    assert seen[0] == seen[1] and [times for _, times in seen[0]] == [2, 2, 1]
+
+
 def test_class_pictures_lie_apart_from_the_subjects(make: Make, imgs: Path) -> None:
     with pytest.raises(ConfigError, match=r"--class-data .*: lies in --data"):
         train(config.parse(make("sd", "dreambooth full", subject={"class_data": str(imgs / "class")})))

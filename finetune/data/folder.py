@@ -48,14 +48,18 @@ def read_file(path: str) -> bytes:
         raise DataError(f"{path}: cannot be read ({e.strerror})", "give pictures that you may read") from e
 
 
-def items(folder: Path, found: Found, each_line: bool, columns: "Columns") -> Iterator[Item]:
-    """The pictures of a folder by name; what is left out or wrong is noted in `found`.
+def items(
+    folder: Path, found: Found, each_line: bool, columns: "Columns", skip: Callable[[str], bool] = lambda name: False
+) -> Iterator[Item]:
+    """The pictures of a folder by name; what is left out or wrong is noted in `found`, but for names to `skip`.
 
     Captions: `metadata.jsonl`, `.csv` or `.parquet` (file_name and a caption), else `name.txt` or `name.caption` beside the picture,
     whose lines are one caption, or with `each_line` one each.
     """
     names, pictures = set(), {}  # the pictures with their stamps
     for name in walk(folder, found):
+        if skip(name):
+            continue
         names.add(name)
         if _usable(name, found):
             pictures[name] = _stamp(folder, name)

@@ -34,6 +34,7 @@ class Origin:
     each_line: bool = False
     repeats: int = 1
     weight: float | None = None  # of its draws among those of all sources
+    skip: Callable[[str], bool] | None = None  # files of a folder that are as if they were not there
 
 
 def items(origin: Origin, found: Found) -> Iterator[Item]:
@@ -54,7 +55,7 @@ def items(origin: Origin, found: Found) -> Iterator[Item]:
             what = f"data.split {origin.split}" if origin.split else f"data.image_column {origin.columns.image}"
             raise ConfigError(f"{what}: {origin.place} is a folder of pictures, and no dataset or table", "leave it out")
         empty = True
-        for item in folder.items(path, found, origin.each_line, origin.columns):
+        for item in folder.items(path, found, origin.each_line, origin.columns, origin.skip or (lambda name: False)):
             empty = False
             yield item
         for name in [name for name in folder.walk(path, Found()) if empty and folder.is_archive(name)]:
@@ -99,7 +100,7 @@ def scan(origin: Origin, given: Iterable[Item] | None = None) -> Found:
                 if known is None and not isinstance(row, Problem):
                     index.put(item.stamp, row)
                 _add(item, row, origin, found)
-    index.save(forget=given is None)
+    index.save(forget=given is None and origin.skip is None)
     if not count and not found.problems:
         others = f" (not usable: {', '.join(list(found.dropped)[:5])})" if found.dropped else ""
         raise DataError(f"{origin.place}: no pictures{others}", f"pictures end in {', '.join(sorted(decode.EXTENSIONS))}")

@@ -66,10 +66,7 @@ class ClassPictures:
         there = list(folder.walk(self.folder, Found())) if self.folder.is_dir() else []
         if not any(_own(name) and Path(name).suffix.lower() in EXTENSIONS for name in there):
             return Found()
-        aside = Found()
-        found = scan.scan(self._origin, [item for item in scan.items(self._origin, aside) if _own(item.name)])
-        found.dropped = {name: why for name, why in aside.dropped.items() if _own(name)}
-        found.problems += aside.problems
+        found = scan.scan(replace(self._origin, skip=lambda name: not _own(name)))
         found.refuse()
         return found
 
