@@ -20,9 +20,9 @@ from test_scan import look
 from finetune import config
 from finetune.data import hub, scan
 from finetune.data.captions import Wording
-from finetune.data.folder import Columns
 from finetune.data.sample import Found
 from finetune.data.scan import Origin
+from finetune.data.tables import Columns
 from finetune.errors import AccessError, ConfigError, DataError
 from finetune.training.requirements import pictures
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from finetune.data.captions import in_words
 from finetune.data.decode import EXTENSIONS
-from finetune.data.folder import Columns, lines, said
+from finetune.data.folder import lines
 from finetune.data.sample import Found, Item, Problem
+from finetune.data.tables import Columns, said
 from finetune.errors import DataError
 
 TEXTS = (".txt", ".caption")

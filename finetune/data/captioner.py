@@ -10,8 +10,9 @@ from PIL import Image
 
 from finetune import files
 from finetune.data import decode
-from finetune.data.folder import CAPTIONS, METADATA, USUAL, items
+from finetune.data.folder import CAPTIONS, items
 from finetune.data.sample import Found, Item
+from finetune.data.tables import METADATA, USUAL
 from finetune.errors import AccessError, DataError, plain
 
 

@@ -100,8 +100,9 @@ def _merged(findings: Sequence[Finding]) -> list[Finding]:
 
 def _looks(samples: Sequence[Sample], report: Report, tick: Callable[[], None]) -> dict[str, Look]:
     """What every different picture's pixels say, by content; one that cannot be decoded is an error."""
-    index, unique = Index("looks", VERSION), {s.content: s for s in reversed(samples)}
-    unique = dict(reversed(unique.items()))  # each by its first name
+    index, unique = Index("looks", VERSION), dict[str, Sample]()
+    for s in samples:
+        unique.setdefault(s.content, s)  # each by its first name
     contents = list(unique)
     found = [row for i in range(0, len(contents), 500) for row in index.get(contents[i : i + 500])]
     kept_rows = dict(zip(contents, found, strict=True))
@@ -163,13 +164,12 @@ def _duplicates(samples: Sequence[Sample], looks: dict[str, Look], pictures: Pic
 
 
 def _captions(samples: Sequence[Sample], trigger: str | None, report: Report) -> None:
-    said: dict[str, list[str]] = {}
+    said: dict[str, list[Sample]] = {}
     for s in samples:
-        said.setdefault(s.caption, []).append(s.name)
-    if len(said) > 1:
-        for caption, names in said.items():
-            if len({s.content for s in samples if s.caption == caption} if len(names) > 1 else names) > 1:
-                report.add("note", f"captioned alike: {caption[:60]!r}", names)
+        said.setdefault(s.caption, []).append(s)
+    for caption, alike in said.items() if len(said) > 1 else ():
+        if len({s.content for s in alike}) > 1:
+            report.add("note", f"captioned alike: {caption[:60]!r}", [s.name for s in alike])
     report.facts["captions"] = len(said)
     if trigger:
         report.facts["trigger"] = {"word": trigger, "captions": sum(trigger in s.caption for s in samples)}

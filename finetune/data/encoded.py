@@ -83,10 +83,6 @@ class Encoded:
         name = self.pixels.key(sample, variant)
         return Latents(**(self.placed.get(name) or self.latents[name]))
 
-    def crops(self, samples: Sequence[Sample]) -> Tensor:
-        """[B, 6] of the plain variants, see `crop.Crop`."""
-        return torch.stack([self[s].crop for s in samples])
-
     def batches(self, slots: Sequence[Slot], seed: int, step: int, caption_dropout: float) -> list[Batch]:
         """One batch for each size among the slots."""
         sizes: dict[Size, list[Slot]] = {}

@@ -1,55 +1,29 @@
 """Folders of pictures: captions beside them or in a metadata file, masks beside them, and the `10_concept` convention. Torch-free."""
 
-import csv
-import io
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from finetune.data.captions import in_words
 from finetune.data.decode import EXTENSIONS
-from finetune.data.sample import Found, Item, Problem
+from finetune.data.file import File, text
+from finetune.data.sample import Found, Item, Problem, broken
+from finetune.data.tables import METADATA, Columns, metadata
 from finetune.errors import DataError
 
 PICTURE_LIKE = {".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".eps", ".raw", ".dng", ".cr2", ".nef"}
 HEIC = {".heic", ".heif"}
 CAPTIONS = (".txt", ".caption")
 NO_CAPTIONS = {"readme.txt", "license.txt", "licence.txt", "notice.txt", "requirements.txt"}
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 MASK = re.compile(r"(-masklabel|\.mask)$")  # of a stem: cat-masklabel.png or cat.mask.png beside cat.jpg
 CONCEPT = re.compile(r"(\d{1,3})_(.+)")
 NO_CAPTION = "put the caption in a .txt file of the same name, or give --caption or --trigger for all"
 
 
-@dataclass(frozen=True, slots=True)
-class File:
-    """A file that is read when it is called; small, as there may be millions."""
-
-    folder: str
-    name: str
-
-    def __call__(self) -> bytes:
-        return read_file(os.path.join(self.folder, self.name))
-
-
-def read_file(path: str) -> bytes:
-    """Raises:
-    DataError: it cannot be read.
-    """
-    try:
-        with open(path, "rb") as f:
-            return f.read()
-    except OSError as e:
-        raise DataError(f"{path}: cannot be read ({e.strerror})", "give pictures that you may read") from e
-
-
 def items(
-    folder: Path, found: Found, each_line: bool, columns: "Columns", skip: Callable[[str], bool] = lambda name: False
+    folder: Path, found: Found, each_line: bool, columns: Columns, skip: Callable[[str], bool] = lambda name: False
 ) -> Iterator[Item]:
     """The pictures of a folder by name; what is left out or wrong is noted in `found`, but for names to `skip`.
 
@@ -111,7 +85,7 @@ def walk(folder: Path, found: Found) -> Iterator[str]:
             raise DataError(f"{place}: cannot be read ({e.strerror})", "give a folder of pictures that you may read") from e
         for own, link, is_folder in entries:
             name, path = prefix + own, os.path.join(place, own)
-            if any(0xD800 <= ord(letter) < 0xE000 for letter in own):  # how Python shows bytes that are no text
+            if broken(own):  # how Python shows bytes that are no text
                 found.problems.append(Problem(ascii(name), "its name is not UTF-8", "rename it"))
                 continue
             if link and not os.path.realpath(path).startswith(root + os.sep):
@@ -215,140 +189,11 @@ def _sidecar(folder: str, there: Sequence[str], found: Found, each_line: bool) -
         return ()
     for other in there[1:]:
         found.note(f"caption file not used, as there is a {there[0].rpartition('.')[2]} file", other)
-    try:
-        text = read_file(os.path.join(folder, there[0])).decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        found.problems.append(Problem(there[0], f"not UTF-8 (byte {e.start})", UTF8))
-        return ("?",)  # it has one, which is a problem of its own
-    return lines(text, each_line)
+    contents = text(os.path.join(folder, there[0]), there[0], found)
+    return ("?",) if contents is None else lines(contents, each_line)  # it has one, which is a problem of its own
 
 
 def lines(text: str, each: bool) -> tuple[str, ...]:
     """A caption file's captions: all of it, or with `each` every line; one that is empty where there is none."""
     parts = [" ".join(line.split()) for line in (text.splitlines() if each else [text])]
     return tuple(part for part in parts if part) or ("",)
-
-
-UTF8 = "save the file as UTF-8"
-
-
-class Columns:
-    """The names of the columns that hold a picture and its caption: as given, or the first that is there of those in use."""
-
-    IMAGE = ("image", "img", "jpg", "png", "webp", "picture", "pixel_values")
-    CAPTION = ("text", "caption", "captions", "prompt", "txt", "description", "sentences")
-
-    def __init__(self, image: str | None = None, caption: str | None = None) -> None:
-        self.image, self.caption = image, caption
-
-    def caption_of(self, there: Sequence[str]) -> str | None:
-        return self._one("caption", self.caption, self.CAPTION, there)
-
-    def image_of(self, there: Sequence[str]) -> str | None:
-        return self._one("image", self.image, self.IMAGE, there)
-
-    @staticmethod
-    def _one(what: str, given: str | None, usual: Sequence[str], there: Sequence[str]) -> str | None:
-        if given is not None and given not in there:
-            raise DataError(f"data.{what}_column {given}: no such column; there are {', '.join(there)}")
-        return given or next((c for c in usual if c in there), None)
-
-
-USUAL = Columns()
-
-
-def caption_list(value: object) -> tuple[str, ...] | None:
-    """A caption cell, a text or several, perhaps with gaps; None for anything else."""
-    parts = [value] if isinstance(value, str) else value
-    if parts is None:
-        return ()
-    if not isinstance(parts, Sequence) or not all(isinstance(v, str) or v is None for v in parts):
-        return None
-    return tuple(" ".join(v.split()) for v in parts if v and v.strip())
-
-
-def said(value: object, name: str, found: Found) -> tuple[str, ...]:
-    """The captions of a cell; a problem where it holds something else."""
-    captions = caption_list(value)
-    if captions is None:
-        found.problems.append(Problem(name, f"its caption is neither a text nor a list of texts, but {type(value).__name__}"))
-        return ("?",)
-    return captions
-
-
-def metadata(folder: Path, names: set[str], found: Found, columns: Columns) -> dict[str, tuple[str, ...]] | None:
-    """file_name -> captions of the metadata file, or None where there is none."""
-    there = [name for name in METADATA if name in names]
-    if not there:
-        return None
-    path, listed = folder / there[0], {}
-    found.dropped |= dict.fromkeys(there[1:], f"not used, as there is a {path.name}")
-    root = os.path.realpath(folder)
-    for where, row in _rows(path, found):
-        try:
-            name = columns.caption_of(list(row))
-        except DataError as e:
-            found.problems.append(Problem(where, e.message))
-            continue
-        file, captions = row.get("file_name"), caption_list(row[name]) if name else None
-        if not isinstance(file, str) or captions is None:
-            found.problems.append(Problem(where, f"expected file_name and text, found {', '.join(map(str, row)) or 'nothing'}"))
-        elif (clean := _inside(root, file)) is None:
-            found.problems.append(Problem(where, f"{file} leaves the folder", "name files below the folder of the metadata file"))
-        elif clean not in names:
-            found.problems.append(Problem(where, f"no such file: {file}", "correct the name, or remove the row"))
-        elif clean in listed:
-            found.problems.append(Problem(where, f"{file} stands twice", "give its captions as one list, or leave one out"))
-        else:
-            listed[clean] = captions
-    return listed
-
-
-def _inside(root: str, file: str) -> str | None:
-    """A file's name below the folder, as `walk` gives it, or None where it leads elsewhere."""
-    path = os.path.normpath(os.path.join(root, file.replace("\\", "/")))
-    return path[len(root) + 1 :].replace(os.sep, "/") if path.startswith(root + os.sep) else None
-
-
-def _rows(path: Path, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each row stands, and the row."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        try:
-            rows = pq.read_table(path).to_pylist()
-        except (OSError, ValueError) as e:
-            raise DataError(f"{path}: not a Parquet file ({e})") from e
-        yield from ((f"{path.name}, row {i}", row) for i, row in enumerate(rows))
-        return
-    try:
-        text = read_file(str(path)).decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        found.problems.append(Problem(path.name, f"not UTF-8 (byte {e.start})", UTF8))
-        return
-    parse: Callable[[str, str, Found], Iterator[tuple[str, dict[str, Any]]]] = _csv if path.suffix == ".csv" else _json_lines
-    yield from parse(path.name, text, found)
-
-
-def _csv(name: str, text: str, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        yield from ((f"{name}, line {reader.line_num}", row) for row in reader)
-    except csv.Error as e:
-        found.problems.append(Problem(f"{name}, line {reader.line_num}", f"not CSV ({e})", "close every quote"))
-
-
-def _json_lines(name: str, text: str, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{name}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as e:
-            found.problems.append(Problem(where, f"not JSON ({e})"))
-            continue
-        if isinstance(row, dict):
-            yield where, row
-        else:
-            found.problems.append(Problem(where, "expected an object with file_name and text"))

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.archives import image_bytes
-from finetune.data.folder import Columns, read_file, said
+from finetune.data.file import read_file
 from finetune.data.sample import Found, Item
+from finetune.data.tables import Columns, said
 from finetune.errors import AccessError, ConfigError, DataError
 
 

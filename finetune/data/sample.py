@@ -145,6 +145,11 @@ def _facts(s: Sample) -> tuple[str, tuple[str, ...], float, str, tuple[int, ...]
     return s.content, s.captions, s.weight, str(s.times), tuple(s.size), s.masked
 
 
+def broken(text: str) -> bool:
+    """Whether a text holds half a character (a lone surrogate), which cannot be written as UTF-8."""
+    return any(0xD800 <= ord(letter) < 0xE000 for letter in text)
+
+
 def some(names: Iterable[str], most: int = SHOWN) -> str:
     """The first of many names, on one line."""
     names = [name.replace("\n", "?") for name in names]

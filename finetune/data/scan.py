@@ -12,9 +12,11 @@ from typing import Any
 
 from finetune.data import archives, decode, folder, hub, keys
 from finetune.data.captions import Wording
-from finetune.data.folder import NO_CAPTION, USUAL, Columns
+from finetune.data.file import File
+from finetune.data.folder import NO_CAPTION
 from finetune.data.index import Index
-from finetune.data.sample import Found, Item, Pictures, Problem, Sample, Size
+from finetune.data.sample import Found, Item, Pictures, Problem, Sample, Size, broken
+from finetune.data.tables import USUAL, Columns
 from finetune.errors import ConfigError, DataError
 
 PART = 512  # items that are looked at together: few enough to be no burden, and enough for every thread
@@ -123,7 +125,7 @@ def _add(item: Item, row: "list[Any] | Problem", origin: Origin, found: Found) -
         return
     content, width, height, notes, alpha = row
     captions = origin.wording.every(item, item.captions, content)
-    if any(0xD800 <= ord(letter) < 0xE000 for letter in "".join(captions)):
+    if any(map(broken, captions)):
         found.problems.append(Problem(item.name, "its caption holds half a character (a lone surrogate)", "correct the caption"))
         return
     if not captions:
@@ -231,4 +233,4 @@ def _both(train: list[Sample], held: list[Sample], holdout: str) -> tuple[list[S
 def file_item(path: Path) -> Item:
     """A single picture file, without a caption."""
     stat = path.stat()
-    return Item(path.name, folder.File(str(path.parent), path.name), f"{path.name}\n{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}")
+    return Item(path.name, File(str(path.parent), path.name), f"{path.name}\n{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}")

@@ -50,7 +50,7 @@ def losses(
         found = [encoded[s] for s in samples]
         x_0, masks = torch.stack([row.mean for row in found]).to(family.device), masks_of(found)
         masks = None if masks is None else masks.to(family.device)
-        captions, crops = [s.caption for s in samples], encoded.crops(samples)
+        captions, crops = [s.caption for s in samples], torch.stack([row.crop for row in found])
         columns = []
         for b, t in enumerate(timesteps(objective)):
             noise = torch.stack([torch.randn(x_0.shape[1:], generator=keys.generator("held-out", s.content, b)) for s in samples])

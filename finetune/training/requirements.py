@@ -9,9 +9,9 @@ from finetune.data.buckets import Buckets, largest_step
 from finetune.data.captions import Wording
 from finetune.data.crop import Augment
 from finetune.data.encoded import Pixels
-from finetune.data.folder import Columns
 from finetune.data.sample import Pictures
 from finetune.data.scan import Origin
+from finetune.data.tables import Columns
 from finetune.data.templates import TEMPLATES
 from finetune.errors import ConfigError
 from finetune.families.load import Family

@@ -1,0 +1,132 @@
+"""Captions in tables: which columns hold what, what a cell says, and the metadata file of a folder. Torch-free."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.data.file import text
+from finetune.data.sample import Found, Problem
+from finetune.errors import DataError
+
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+class Columns:
+    """The names of the columns that hold a picture and its caption: as given, or the first that is there of those in use."""
+
+    IMAGE = ("image", "img", "jpg", "png", "webp", "picture", "pixel_values")
+    CAPTION = ("text", "caption", "captions", "prompt", "txt", "description", "sentences")
+
+    def __init__(self, image: str | None = None, caption: str | None = None) -> None:
+        self.image, self.caption = image, caption
+
+    def caption_of(self, there: Sequence[str]) -> str | None:
+        return self._one("caption", self.caption, self.CAPTION, there)
+
+    def image_of(self, there: Sequence[str]) -> str | None:
+        return self._one("image", self.image, self.IMAGE, there)
+
+    @staticmethod
+    def _one(what: str, given: str | None, usual: Sequence[str], there: Sequence[str]) -> str | None:
+        if given is not None and given not in there:
+            raise DataError(f"data.{what}_column {given}: no such column; there are {', '.join(there)}")
+        return given or next((c for c in usual if c in there), None)
+
+
+USUAL = Columns()
+
+
+def caption_list(value: object) -> tuple[str, ...] | None:
+    """A caption cell, a text or several, perhaps with gaps; None for anything else."""
+    parts = [value] if isinstance(value, str) else value
+    if parts is None:
+        return ()
+    if not isinstance(parts, Sequence) or not all(isinstance(v, str) or v is None for v in parts):
+        return None
+    return tuple(" ".join(v.split()) for v in parts if v and v.strip())
+
+
+def said(value: object, name: str, found: Found) -> tuple[str, ...]:
+    """The captions of a cell; a problem where it holds something else."""
+    captions = caption_list(value)
+    if captions is None:
+        found.problems.append(Problem(name, f"its caption is neither a text nor a list of texts, but {type(value).__name__}"))
+        return ("?",)
+    return captions
+
+
+def metadata(folder: Path, names: set[str], found: Found, columns: Columns) -> dict[str, tuple[str, ...]] | None:
+    """file_name -> captions of the metadata file, or None where there is none."""
+    there = [name for name in METADATA if name in names]
+    if not there:
+        return None
+    path, listed = folder / there[0], {}
+    found.dropped |= dict.fromkeys(there[1:], f"not used, as there is a {path.name}")
+    root = os.path.realpath(folder)
+    for where, row in _rows(path, found):
+        try:
+            name = columns.caption_of(list(row))
+        except DataError as e:
+            found.problems.append(Problem(where, e.message))
+            continue
+        file, captions = row.get("file_name"), caption_list(row[name]) if name else None
+        if not isinstance(file, str) or captions is None:
+            found.problems.append(Problem(where, f"expected file_name and text, found {', '.join(map(str, row)) or 'nothing'}"))
+        elif (clean := _inside(root, file)) is None:
+            found.problems.append(Problem(where, f"{file} leaves the folder", "name files below the folder of the metadata file"))
+        elif clean not in names:
+            found.problems.append(Problem(where, f"no such file: {file}", "correct the name, or remove the row"))
+        elif clean in listed:
+            found.problems.append(Problem(where, f"{file} stands twice", "give its captions as one list, or leave one out"))
+        else:
+            listed[clean] = captions
+    return listed
+
+
+def _inside(root: str, file: str) -> str | None:
+    """A file's name below the folder, as `walk` gives it, or None where it leads elsewhere."""
+    path = os.path.normpath(os.path.join(root, file.replace("\\", "/")))
+    return path[len(root) + 1 :].replace(os.sep, "/") if path.startswith(root + os.sep) else None
+
+
+def _rows(path: Path, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each row stands, and the row."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        try:
+            rows = pq.read_table(path).to_pylist()
+        except (OSError, ValueError) as e:
+            raise DataError(f"{path}: not a Parquet file ({e})") from e
+        yield from ((f"{path.name}, row {i}", row) for i, row in enumerate(rows))
+        return
+    if (contents := text(str(path), path.name, found)) is not None:
+        yield from (_csv if path.suffix == ".csv" else _json_lines)(path.name, contents, found)
+
+
+def _csv(name: str, contents: str, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(contents, newline=""), strict=True)
+    try:
+        yield from ((f"{name}, line {reader.line_num}", row) for row in reader)
+    except csv.Error as e:
+        found.problems.append(Problem(f"{name}, line {reader.line_num}", f"not CSV ({e})", "close every quote"))
+
+
+def _json_lines(name: str, contents: str, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(contents.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{name}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as e:
+            found.problems.append(Problem(where, f"not JSON ({e})"))
+            continue
+        if isinstance(row, dict):
+            yield where, row
+        else:
+            found.problems.append(Problem(where, "expected an object with file_name and text"))
