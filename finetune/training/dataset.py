@@ -18,10 +18,10 @@ from finetune.data.plan import Group, describe
 from finetune.data.prune import prune as prune
 from finetune.data.sample import Found, Pictures, Problem, Sample, some
 from finetune.errors import ConfigError, DataError
-from finetune.families import autoencoder, load, source
+from finetune.families import autoencoder, load
 from finetune.families.load import Family
 from finetune.sampling import draw
-from finetune.training import device
+from finetune.training import device, requirements
 from finetune.training.encoding import Phase, Work, encode
 from finetune.training.plan import weightless
 from finetune.training.requirements import add_tokens, buckets, cut, origins, pictures, pixels
@@ -95,8 +95,7 @@ def _add_tokens(job: Job, family: Family, sides: Pictures, made: Report) -> None
 
 def _round_trip(job: Job, base: str, sides: Pictures, made: Report, phase: Phase) -> Image.Image:
     """The error of encoding and decoding, for every picture; the worst are named and shown beside what became of them."""
-    m = job.model
-    where = source.resolve(base, m.variant, prediction=m.prediction_type, allow_pickle=m.allow_pickle)
+    where = requirements.base(job, base)
     family = load.family(where, torch.accelerator.current_accelerator() or torch.device("cpu"))
     sizes = buckets(job, family)
     samples = sizes.assign(list({s.name: s for s in (*sides.train, *sides.held)}.values()), sizes.sides[:1])
@@ -165,9 +164,8 @@ def encode_ahead(job: Job, phase: Phase, say: Callable[[str], None]) -> dict[str
 
     Class pictures are not among them: a run draws those itself.
     """
-    accelerator, m = device.accelerator_for(job), job.model
-    where = source.resolve(m.base, m.variant, prediction=m.prediction_type, allow_pickle=m.allow_pickle)
-    family = load.family(where, accelerator.device, device.DTYPES[device.precision(job, accelerator.device)])
+    accelerator = device.accelerator_for(job)
+    family = load.family(requirements.base(job), accelerator.device, device.DTYPES[device.precision(job, accelerator.device)])
     sides = pictures(job)
     sides.describe(say)
     add_tokens(job, family, sides.captions)

@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.config.job import Job
 from finetune.data.plan import IndexPlan, describe
-from finetune.families import load, source
+from finetune.families import load
 from finetune.families.load import Family
 from finetune.methods import method
 from finetune.objectives.objective import objective
 from finetune.training import result
-from finetune.training.requirements import add_tokens, buckets, check_subject, cut, pictures, report_long_captions, side
+from finetune.training.requirements import add_tokens, base, buckets, check_subject, cut, pictures, report_long_captions, side
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 # Coarse, on purpose: sustained multiply-adds a second in training. CPU: one core-pair with AVX-512; accelerator: a consumer card in bf16.
@@ -53,8 +53,7 @@ def forward_flops(family: Family, skeleton: nn.Module, side: int) -> int:
 
 def weightless(job: Job) -> Family:
     """The job's base from its configs alone."""
-    m = job.model
-    return load.family(source.resolve(m.base, m.variant, weights=False, prediction=m.prediction_type, allow_pickle=m.allow_pickle))
+    return load.family(base(job, weights=False))
 
 
 def fit(job: Job) -> tuple[int, dict[str, int]]:

@@ -14,9 +14,17 @@ from finetune.data.scan import Origin
 from finetune.data.tables import Columns
 from finetune.data.templates import TEMPLATES
 from finetune.errors import ConfigError
+from finetune.families import source
 from finetune.families.load import Family
+from finetune.families.source import Source
 
 RARE = 40_000  # place in CLIP's vocabulary, which is ordered by frequency, from which an entry is no common word; sks is 48,136
+
+
+def base(job: Job, name: str | None = None, weights: bool = True) -> Source:
+    """Where the job's base lies, or another by `name`; it may be downloaded or unpacked for that."""
+    m = job.model
+    return source.resolve(name or m.base, m.variant, weights=weights, prediction=m.prediction_type, allow_pickle=m.allow_pickle)
 
 
 def pictures(job: Job) -> Pictures:

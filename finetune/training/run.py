@@ -19,7 +19,7 @@ from finetune.families import load, source
 from finetune.methods import method
 from finetune.objectives.objective import objective
 from finetune.sampling.generate import compose
-from finetune.training import checkpoint, device, optimizer, record, result, signals
+from finetune.training import checkpoint, device, optimizer, record, requirements, result, signals
 from finetune.training.class_pictures import ClassPictures
 from finetune.training.encoding import Work, encode
 from finetune.training.loop import Step, Training, loop, shape
@@ -66,9 +66,8 @@ class Runner:
         job = self.job
         self.pictures = pictures(job)
         self.pictures.describe(self.tracker.say)
-        m = job.model
         with self.accelerator.main_process_first():  # which may download or unpack it for all
-            where = source.resolve(m.base, m.variant, prediction=m.prediction_type, allow_pickle=m.allow_pickle)
+            where = requirements.base(job)
         dtype = device.DTYPES[device.precision(job, self.accelerator.device)]
         self.family = load.family(where, self.accelerator.device, dtype)
         self.side = side(job, self.family)
