@@ -85,19 +85,39 @@ def filled(photos: Path, root: Path) -> Encoded:
     return Encoded(made, store, pixels)
 
 
-def memory_growth(out: Path, count: int, objects: bool) -> int:
-    """Bytes a picture of a process that knows all of them and has drawn each; called in a process of its own.
+def memory_growth(photos: Path, objects: bool) -> int:
+    """Bytes by which a process grows that knows all photos of a folder and has drawn each; called in a process of its own.
 
     The memory of the process also holds what the scan needed meanwhile and the allocator keeps for later; `objects` counts what is alive.
     """
+    out = photos.parent
     drawn(filled(DEMO, out / "few"), 6)  # what is loaded once
     if objects:
         tracemalloc.start()
     before = memory()
-    kept = Encoded(samples(out / "photos"), Cache(out / "latents"))
-    drawn(kept, count // 4)
-    grown = tracemalloc.get_traced_memory()[0] if objects else memory() - before
-    return round(grown / count)
+    kept = Encoded(samples(photos), Cache(out / "latents"))
+    drawn(kept, len(kept.samples) // 4)
+    return tracemalloc.get_traced_memory()[0] if objects else memory() - before
+
+
+def tenth(photos: Path) -> Path:
+    """The first of a folder's photos, in a folder of their own."""
+    names = sorted(photos.iterdir())[: len(list(photos.iterdir())) // 20 * 2]  # each with its caption
+    part = photos.parent / f"photos-{len(names) // 2}"
+    part.mkdir(exist_ok=True)
+    for path in names:
+        (part / path.name).unlink(missing_ok=True)
+        os.link(path, part / path.name)
+    return part
+
+
+def bytes_a_picture(photos: Path, count: int, kind: str) -> int:
+    """By how much a process grows with each picture beyond a tenth of them."""
+    words = [sys.executable, __file__, "--out", str(photos.parent), "--memory", kind, "--photos"]
+    few, all_of_them = (
+        int(subprocess.run([*words, str(p)], capture_output=True, text=True, check=True).stdout) for p in (tenth(photos), photos)
+    )
+    return round((all_of_them - few) / (count - count // 10))
 
 
 def drawn(encoded: Encoded, steps: int) -> None:
@@ -138,9 +158,9 @@ def main(out: Path, count: int, steps: int) -> dict[str, Any]:
     made: dict[str, Any] = {"pictures": count, "megabytes": round(size / 1e6), "threads": torch.get_num_threads()}
     made |= {"scan_seconds": timed(origin), "rescan_seconds": timed(origin)}
     filled(out / "photos", out / "latents")
+    scan.scan(Origin(str(tenth(out / "photos")), Wording()))  # into the index
     for kind in ("objects", "process"):
-        words = [sys.executable, __file__, "--out", str(out), "--pictures", str(count), "--memory", kind]
-        made[f"bytes_a_picture_{kind}"] = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+        made[f"bytes_a_picture_{kind}"] = bytes_a_picture(out / "photos", count, kind)
     return made | training_steps(out, Encoded(samples(out / "photos"), Cache(out / "latents")), steps)
 
 
@@ -149,9 +169,10 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--pictures", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--memory", choices=("objects", "process"), help="only what a picture costs in memory, in bytes")
+    parser.add_argument("--memory", choices=("objects", "process"), help="only what the photos of --photos cost in memory, in bytes")
+    parser.add_argument("--photos", type=Path)
     given = parser.parse_args()
     if given.memory:
-        print(memory_growth(given.out, given.pictures, given.memory == "objects"))
+        print(memory_growth(given.photos, given.memory == "objects"))
     else:
         print(json.dumps(main(given.out, given.pictures, given.steps), indent=2))

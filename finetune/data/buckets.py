@@ -53,8 +53,8 @@ class Buckets:
 
     def assign(self, samples: Sequence[Sample], sides: Sequence[int] | None = None) -> list[Sample]:
         """Each sample once for each resolution, with its bucket's size."""
-        made = [[replace(s, size=self.choose(s.original, side)) for side in dict.fromkeys(sides or self.sides)] for s in samples]
-        return [s for same in made for s in {s.size: s for s in same}.values()]  # a small picture may have one size at several resolutions
+        used = tuple(dict.fromkeys(sides or self.sides))  # a small picture may have one size at several resolutions
+        return [replace(s, size=size) for s in samples for size in dict.fromkeys(self.choose(s.original, side) for side in used)]
 
 
 def _nearest(original: Size, options: Sequence[Size]) -> Size:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,7 +21,7 @@ from finetune import files
 Row = dict[str, Tensor]
 ROWS, BYTES = 256, 64 * 2**20  # of a shard, at most
 MOST = 2**20
-KEY = "key"
+KEY, KEYS = "key", np.dtype("S32")
 
 
 def key(**parts: object) -> bytes:
@@ -40,31 +41,45 @@ class Cache:
         self.root = root
         self.shards: list[Row] = []
         self.seen: dict[str, int] = {}  # file -> its place among the shards
-        self.rows: dict[bytes, int] = {}  # key -> shard * MOST + row: one number, as there may be millions
+        self.names = np.empty(0, KEYS)  # of all rows, sorted: an array, as there may be millions
+        self.places = np.empty(0, np.int64)  # shard * MOST + row
         self.waiting: dict[bytes, Row] = {}
         self.refresh()
 
     def refresh(self) -> None:
         """Sees what others have written meanwhile; a damaged shard counts as none."""
+        names, places = [self.names], [self.places]
         for path in sorted(self.root.glob("*.safetensors")):
             if path.stem not in self.seen:
                 try:
                     shard = load_file(path)
-                    names = shard.pop(KEY).numpy()
+                    names.append(np.ascontiguousarray(shard.pop(KEY).numpy()).view(KEYS)[:, 0])
                 except (OSError, SafetensorError, KeyError):
                     continue
                 self.seen[path.stem] = len(self.shards)
-                self.rows |= {bytes(name): len(self.shards) * MOST + i for i, name in enumerate(names)}
+                places.append(len(self.shards) * MOST + np.arange(len(names[-1])))
                 self.shards.append(shard)
+        if len(names) > 1:
+            self.names, first = np.unique(np.concatenate(names), return_index=True)
+            self.places = np.concatenate(places)[first]
+
+    def _place(self, name: bytes) -> tuple[int, int] | None:
+        """Shard and row."""
+        i = int(self.names.searchsorted(name))
+        if i == len(self.names) or self.names[i].ljust(32, b"\0") != name:  # NumPy takes zeros at the end for none
+            return None
+        return divmod(int(self.places[i]), MOST)
 
     def __contains__(self, name: bytes) -> bool:
-        return name in self.rows or name in self.waiting
+        return name in self.waiting or self._place(name) is not None
 
     def __getitem__(self, name: bytes) -> Row:
         """A row's tensors, which are the shard's: not to be changed."""
         if name in self.waiting:
             return self.waiting[name]
-        shard, i = divmod(self.rows[name], MOST)
+        if (place := self._place(name)) is None:
+            raise KeyError(name.hex())
+        shard, i = place
         return {k: v[i] for k, v in self.shards[shard].items()}
 
     def put(self, name: bytes, row: Mapping[str, Tensor]) -> None:
@@ -95,8 +110,8 @@ class Cache:
         """Removes every row that is not wanted; returns how many rows, and bytes on disk, went."""
         held: dict[str, dict[int, bytes]] = {stem: {} for stem in self.seen}
         stems = list(self.seen)
-        for name, place in self.rows.items():
-            held[stems[place // MOST]][place % MOST] = name
+        for name, place in zip(self.names.tolist(), self.places.tolist(), strict=True):
+            held[stems[place // MOST]][place % MOST] = name.ljust(32, b"\0")
         rows, size = 0, 0
         for stem, names in held.items():
             left = [i for i, name in names.items() if name in wanted]

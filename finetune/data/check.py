@@ -106,7 +106,7 @@ def _looks(samples: Sequence[Sample], report: Report, tick: Callable[[], None]) 
     contents = list(unique)
     found = [row for i in range(0, len(contents), 500) for row in index.get(contents[i : i + 500])]
     kept_rows = dict(zip(contents, found, strict=True))
-    out = {}
+    out, fresh_rows = {}, []
 
     def fresh(sample: Sample) -> "Look | DataError":
         try:
@@ -121,13 +121,14 @@ def _looks(samples: Sequence[Sample], report: Report, tick: Callable[[], None]) 
                 report.add("error", made.message.removeprefix(f"{sample.name}: "), [sample.name])
             else:
                 out[sample.content] = made
-                index.put(sample.content, made[1:])
+                fresh_rows.append((sample.content, made[1:]))
             tick()
     for content, row in kept_rows.items():
         if row is not None:
             out[content] = Look(unique[content].name, row[0], tuple(row[1]), row[2])
             tick()
-    index.save(forget=False)
+    index.put(fresh_rows)
+    index.close(forget=False)
     return {content: out[content] for content in unique if content in out}
 
 

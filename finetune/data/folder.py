@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,14 +31,9 @@ def items(
     Captions: `metadata.jsonl`, `.csv` or `.parquet` (file_name and a caption), else `name.txt` or `name.caption` beside the picture,
     whose lines are one caption, or with `each_line` one each.
     """
-    names, pictures = set(), {}  # the pictures with their stamps
-    for name in walk(folder, found):
-        if skip(name):
-            continue
-        names.add(name)
-        if _usable(name, found):
-            pictures[name] = _stamp(folder, name)
-    captions = sidecars(names)
+    names = [name for name in walk(folder, found) if not skip(name)]
+    pictures = [name for name in names if _usable(name, found)]
+    captions = sidecars(names, found)
     _alone(names, captions, found)
     concepts = _concepts(pictures, found)
     listed = metadata(folder, names, found, columns)
@@ -46,19 +42,20 @@ def items(
             if _stem(name) in captions:
                 found.note("caption file not used, as there is a metadata file", name)
         found.dropped |= dict.fromkeys((n for n in pictures if n not in listed), "not in the metadata file")
-        for name in listed.keys() - pictures.keys():
+        for name in listed.keys() - set(pictures):
             found.dropped.setdefault(name, "listed in the metadata file, but not a picture that is read")
-        pictures = {n: stamp for n, stamp in pictures.items() if n in listed}
+        pictures = [n for n in pictures if n in listed]
     masks = {MASK.sub("", _stem(n)): n for n in names if _is_mask(n)}
     top, place = folder.resolve().name, str(folder)
-    for name, stamp in pictures.items():
+    del names  # not needed while the pictures are looked at, of which there may be millions
+    for name in pictures:
         repeats, concept = concepts.get(name.partition("/")[0], (1, ""))
-        own = listed[name] if listed is not None else _sidecar(place, captions.get(_stem(name), []), found, each_line)
+        own = listed[name] if listed is not None else _sidecar(place, _stem(name), captions, found, each_line)
         mask = masks.get(_stem(name))
         own = own if any(own) or not concept else (concept,)
         read, read_mask = File(place, name), File(place, mask) if mask else None
         words, around = in_words(_stem(name).rpartition("/")[2]), concept or in_words(name.rpartition("/")[0].rpartition("/")[2] or top)
-        yield Item(name, read, stamp, own, words, read_mask, repeats, around)
+        yield Item(name, read, _stamp(folder, name), own, words, read_mask, repeats, around)
 
 
 def _stamp(folder: Path, name: str) -> str:
@@ -80,10 +77,11 @@ def walk(folder: Path, found: Found) -> Iterator[str]:
     def inside(place: str, prefix: str) -> Iterator[str]:
         try:
             with os.scandir(place) as there:
-                entries = sorted((e.name, e.is_symlink(), _is_folder(e)) for e in there if not e.name.startswith("."))
+                seen = {e.name: (e.is_symlink(), _is_folder(e)) for e in there if not e.name.startswith(".")}
         except OSError as e:
             raise DataError(f"{place}: cannot be read ({e.strerror})", "give a folder of pictures that you may read") from e
-        for own, link, is_folder in entries:
+        for own in sorted(seen):
+            link, is_folder = seen[own]
             name, path = prefix + own, os.path.join(place, own)
             if broken(own):  # how Python shows bytes that are no text
                 found.problems.append(Problem(ascii(name), "its name is not UTF-8", "rename it"))
@@ -136,33 +134,34 @@ def _usable(name: str, found: Found) -> bool:
     return False
 
 
-def sidecars(names: Iterable[str]) -> dict[str, list[str]]:
-    """The caption files of each stem, whatever case their endings are in; .txt before .caption."""
-    out: dict[str, list[str]] = {}
+def sidecars(names: Iterable[str], found: Found) -> dict[str, str]:
+    """The ending of each stem's caption file, whatever case it is in; .txt before .caption."""
+    out: dict[str, str] = {}
     for name in sorted((n for n in names if n.lower().endswith(CAPTIONS)), key=lambda n: (n.lower().endswith(CAPTIONS[1]), n)):
-        if name.rpartition("/")[2].lower() not in NO_CAPTIONS:
-            out.setdefault(_stem(name), []).append(name)
+        stem, _, end = name.rpartition(".")
+        if name.rpartition("/")[2].lower() in NO_CAPTIONS:
+            continue
+        if out.setdefault(stem, sys.intern(end)) != end:
+            found.note(f"caption file not used, as there is a {out[stem]} file", name)
     return out
 
 
-def _alone(names: set[str], captions: Mapping[str, list[str]], found: Found) -> None:
+def _alone(names: Iterable[str], captions: Mapping[str, str], found: Found) -> None:
     """Notes what has no picture, as its name may be mistyped; what shares its name with another; and what is not used at all."""
-    stems: dict[str, list[str]] = {}
+    stems: dict[str, str] = {}  # with the first of its pictures
     for name in sorted(names):
         end = f".{name.rpartition('.')[2].lower()}" if "." in name.rpartition("/")[2] else "no ending"
         if end in EXTENSIONS and not _is_mask(name):
-            stems.setdefault(_stem(name), []).append(name)
+            first = stems.setdefault(_stem(name), name)
+            if first != name and _stem(name) in captions:
+                found.note(f"shares its caption file with {first}", name)
         elif name.endswith(METADATA) and name not in METADATA:
             found.note("metadata below the folder's top, not used; name its folder as a source", name)
         elif not (end in EXTENSIONS or end in PICTURE_LIKE or end in CAPTIONS or is_archive(name) or name in METADATA):
             found.note(f"not used: {end}", name)
-    for stem, same in stems.items():
-        for name in same[1:]:
-            if stem in captions:
-                found.note(f"shares its caption file with {same[0]}", name)
-    for stem, files in captions.items():
+    for stem, end in captions.items():
         if stem not in stems:
-            found.note("caption file without a picture", files[0])
+            found.note("caption file without a picture", f"{stem}.{end}")
     for name in sorted(names):
         if _is_mask(name) and MASK.sub("", _stem(name)) not in stems:
             found.note("mask without a picture", name)
@@ -183,13 +182,12 @@ def _concepts(pictures: Iterable[str], found: Found) -> dict[str, tuple[int, str
     return out
 
 
-def _sidecar(folder: str, there: Sequence[str], found: Found, each_line: bool) -> tuple[str, ...]:
+def _sidecar(folder: str, stem: str, endings: Mapping[str, str], found: Found, each_line: bool) -> tuple[str, ...]:
     """The captions of the file beside a picture."""
-    if not there:
+    if stem not in endings:
         return ()
-    for other in there[1:]:
-        found.note(f"caption file not used, as there is a {there[0].rpartition('.')[2]} file", other)
-    contents = text(os.path.join(folder, there[0]), there[0], found)
+    name = f"{stem}.{endings[stem]}"
+    contents = text(os.path.join(folder, name), name, found)
     return ("?",) if contents is None else lines(contents, each_line)  # it has one, which is a problem of its own
 
 

@@ -2,13 +2,18 @@
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from finetune import files
 
-_TABLE = "CREATE TABLE IF NOT EXISTS found (place TEXT, name TEXT, value TEXT, PRIMARY KEY (place, name)) WITHOUT ROWID"
+_TABLES = """
+CREATE TABLE IF NOT EXISTS found (place TEXT, name TEXT, value TEXT, PRIMARY KEY (place, name)) WITHOUT ROWID;
+CREATE TEMP TABLE asked (name TEXT PRIMARY KEY) WITHOUT ROWID;
+PRAGMA main.cache_size = -256;
+PRAGMA temp.cache_size = -256;
+"""  # kB; there may be millions of pictures, which need not be in memory twice
 
 
 class Index:
@@ -18,28 +23,26 @@ class Index:
     """
 
     def __init__(self, place: str, version: int) -> None:
-        self.place, self.asked, self.new = f"{version} {place}", set[str](), list[tuple[str, str]]()
-        self.base = _open()
+        self.place, self.base = f"{version} {place}", _open()
 
     def get(self, names: Sequence[str]) -> list[Any]:
         """The values of at most a few hundred names; None for what is not known."""
-        self.asked.update(names)
         marks, rows = ", ".join("?" * len(names)), dict[str, str]()
-        with suppress(sqlite3.Error):
+        with suppress(sqlite3.Error), self.base:
+            self.base.executemany("INSERT OR IGNORE INTO asked VALUES (?)", [(name,) for name in names])
             rows = dict(self.base.execute(f"SELECT name, value FROM found WHERE place = ? AND name IN ({marks})", (self.place, *names)))  # noqa: S608
         return [json.loads(rows[name]) if name in rows else None for name in names]
 
-    def put(self, name: str, value: Any) -> None:
-        self.new.append((name, json.dumps(value)))
-
-    def save(self, forget: bool) -> None:
-        """Writes what was found; with `forget`, nothing of this place is kept but what was asked for."""
+    def put(self, values: Iterable[tuple[str, Any]]) -> None:
         with suppress(sqlite3.Error), self.base:
-            self.base.executemany("INSERT OR REPLACE INTO found VALUES (?, ?, ?)", [(self.place, *row) for row in self.new])
+            rows = [(self.place, name, json.dumps(value)) for name, value in values]
+            self.base.executemany("INSERT OR REPLACE INTO found VALUES (?, ?, ?)", rows)
+
+    def close(self, forget: bool) -> None:
+        """With `forget`, nothing of this place is kept but what was asked for."""
+        with suppress(sqlite3.Error), self.base:
             if forget:
-                there = [name for (name,) in self.base.execute("SELECT name FROM found WHERE place = ?", (self.place,))]
-                gone = [(self.place, name) for name in there if name not in self.asked]
-                self.base.executemany("DELETE FROM found WHERE place = ? AND name = ?", gone)
+                self.base.execute("DELETE FROM found WHERE place = ? AND name NOT IN asked", (self.place,))
         self.base.close()
 
 
@@ -51,12 +54,12 @@ def _open() -> sqlite3.Connection:
             path.parent.mkdir(parents=True, exist_ok=True)
             base = sqlite3.connect(path, timeout=30)
             try:
-                base.execute(_TABLE)
+                base.executescript(_TABLES)
                 return base
             except sqlite3.DatabaseError as e:
                 base.close()
                 if attempt == 0 and not isinstance(e, sqlite3.OperationalError):  # no database at all
                     path.unlink(missing_ok=True)
     base = sqlite3.connect(":memory:")
-    base.execute(_TABLE)
+    base.executescript(_TABLES)
     return base

@@ -12,10 +12,14 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle, islice
+
+import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data import keys
 from finetune.data.sample import Sample, Size
+
+DRAW = np.dtype([("key", np.int64), ("sample", np.int64), ("copy", np.int64)])  # arrays, as there may be millions
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,18 @@ class Group:
     batch: int
     seed: int
     starts: list[int] = field(default_factory=lambda: [0])  # the step at which each epoch begins, as far as anyone asked
-    made: dict[int, list[list[int]]] = field(default_factory=dict)  # the last epochs that were asked for
+    made: dict[int, NDArray[np.int32]] = field(default_factory=dict)  # the last epochs that were asked for
 
     def __post_init__(self) -> None:
         self.cells: dict[Size, dict[object, list[int]]] = {}  # size -> times -> samples
         same: dict[str, list[int]] = {}
+        counts = Counter(s.content for s in self.samples)
         for i, s in enumerate(self.samples):
             self.cells.setdefault(s.size, {}).setdefault(s.times, []).append(i)
-            same.setdefault(s.content, []).append(i)
+            if counts[s.content] > 1:
+                same.setdefault(s.content, []).append(i)
         # Rows of one picture, such as one for each caption, are told apart by what they say, not by where they stand.
-        ranked = (sorted(rows, key=lambda i: (self.samples[i].captions, self.samples[i].size)) for rows in same.values() if len(rows) > 1)
+        ranked = (sorted(rows, key=lambda i: (self.samples[i].captions, self.samples[i].size)) for rows in same.values())
         self.twins = {i: turn for rows in ranked for turn, i in enumerate(rows)}
 
     def draws(self, size: Size, epoch: int) -> int:
@@ -58,32 +64,37 @@ class Group:
         """Draws of an epoch that only fill a batch."""
         return sum(-self.draws(size, epoch) % self.batch for size in self.cells)
 
-    def order(self, size: Size, epoch: int) -> list[int]:
+    def order(self, size: Size, epoch: int) -> NDArray[np.int64]:
         """An epoch's draws of a size, in the order of a hash of (seed, epoch, picture, which of its draws): adding one moves no other."""
-        drawn: list[tuple[int, int, int]] = []
+        drawn = []
         for cell in self.cells[size].values():
-            ranked = sorted((self._key(epoch, i, 0), i) for i in cell)
+            ranked = np.sort(self._ranks(epoch, cell, 0))
             whole, rest = divmod(_draws(self.samples[cell[0]], len(cell), epoch), len(cell))
             for copy in range(whole + 1):
                 chosen = ranked if copy < whole else ranked[:rest]
-                drawn += [(key if copy == 0 else self._key(epoch, i, copy), i, copy) for key, i in chosen]
-        return [i for _, i, _ in sorted(drawn)]
+                drawn.append(chosen if copy == 0 else self._ranks(epoch, chosen["sample"].tolist(), copy))
+        out: NDArray[np.int64] = np.sort(np.concatenate(drawn))["sample"]
+        return out
+
+    def _ranks(self, epoch: int, chosen: Sequence[int], copy: int) -> NDArray[np.void]:
+        return np.fromiter(((self._key(epoch, i, copy), i, copy) for i in chosen), DRAW, len(chosen))
 
     def _key(self, epoch: int, i: int, copy: int) -> int:
         more, twin = (copy,) if copy else (), self.twins.get(i, 0)
         return keys.number(self.seed, "order", epoch, self.samples[i].content, *more, *(("twin", twin) if twin else ()))
 
-    def batches(self, epoch: int) -> list[list[int]]:
-        """The batches of an epoch, as indices into the dataset."""
+    def batches(self, epoch: int) -> NDArray[np.int32]:
+        """The batches of an epoch, as indices into the dataset, [steps, batch]."""
         if epoch not in self.made:
-            ranked = []
+            rows, ranks = [], list[tuple[int, Size]]()
             for size in self.cells:
                 order = self.order(size, epoch)
-                padded = list(islice(cycle(order), -(-len(order) // self.batch) * self.batch))
+                padded = np.resize(order, -(-len(order) // self.batch) * self.batch)  # from the first again
+                rows.append((self.first + padded).astype(np.int32).reshape(-1, self.batch))
                 for start in range(0, len(padded), self.batch):
-                    key = keys.number(self.seed, "batch", epoch, *size, start) if len(self.cells) > 1 else start
-                    ranked.append((key, size, [self.first + i for i in padded[start : start + self.batch]]))
-            self.made = {e: b for e, b in self.made.items() if abs(e - epoch) < 2} | {epoch: [b for _, _, b in sorted(ranked)]}
+                    ranks.append((keys.number(self.seed, "batch", epoch, *size, start) if len(self.cells) > 1 else start, size))
+            made = np.concatenate(rows)[sorted(range(len(ranks)), key=ranks.__getitem__)]
+            self.made = {e: b for e, b in self.made.items() if abs(e - epoch) < 2} | {epoch: made}
         return self.made[epoch]
 
     def at(self, step: int) -> list[int]:
@@ -91,7 +102,8 @@ class Group:
         while self.starts[-1] <= step:
             self.starts.append(self.starts[-1] + self.count(len(self.starts) - 1))
         epoch = bisect_right(self.starts, step) - 1
-        return self.batches(epoch)[step - self.starts[epoch]]
+        chosen: list[int] = self.batches(epoch)[step - self.starts[epoch]].tolist()
+        return chosen
 
 
 def _draws(sample: Sample, count: int, epoch: int) -> int:

@@ -19,7 +19,7 @@ from finetune.data.sample import Found, Item, Pictures, Problem, Sample, Size, b
 from finetune.data.tables import USUAL, Columns
 from finetune.errors import ConfigError, DataError
 
-PART = 512  # items that are looked at together: few enough to be no burden, and enough for every thread
+PART = 128  # items that are looked at together: few enough to be no burden, and enough for every thread
 WIDEST_MASK = 0.02  # share by which a mask's proportions may differ from its picture's
 
 
@@ -60,7 +60,7 @@ def items(origin: Origin, found: Found) -> Iterator[Item]:
         for item in folder.items(path, found, origin.each_line, origin.columns, origin.skip or (lambda name: False)):
             empty = False
             yield item
-        for name in [name for name in folder.walk(path, Found()) if empty and folder.is_archive(name)]:
+        for name in [name for name in folder.walk(path, Found()) if folder.is_archive(name)] if empty else []:
             found.dropped.pop(name)
             yield from _shard(path / name, name, found, origin)
 
@@ -95,14 +95,15 @@ def scan(origin: Origin, given: Iterable[Item] | None = None) -> Found:
         while part := list(islice(stream, PART)):
             count += len(part)
             rows = index.get([item.stamp for item in part])
-            new = [item for item, row in zip(part, rows, strict=True) if row is None]
-            fresh = pool.map(_look, new)
+            looked = iter(pool.map(_look, [item for item, row in zip(part, rows, strict=True) if row is None]))
+            fresh: list[tuple[str, list[Any]]] = []
             for item, known in zip(part, rows, strict=True):
-                row = next(fresh) if known is None else known
+                row = next(looked) if known is None else known
                 if known is None and not isinstance(row, Problem):
-                    index.put(item.stamp, row)
+                    fresh.append((item.stamp, row))
                 _add(item, row, origin, found)
-    index.save(forget=given is None and origin.skip is None)
+            index.put(fresh)
+    index.close(forget=given is None and origin.skip is None)
     if not count and not found.problems:
         others = f" (not usable: {', '.join(list(found.dropped)[:5])})" if found.dropped else ""
         raise DataError(f"{origin.place}: no pictures{others}", f"pictures end in {', '.join(sorted(decode.EXTENSIONS))}")

@@ -59,14 +59,14 @@ def said(value: object, name: str, found: Found) -> tuple[str, ...]:
     return captions
 
 
-def metadata(folder: Path, names: set[str], found: Found, columns: Columns) -> dict[str, tuple[str, ...]] | None:
+def metadata(folder: Path, names: Sequence[str], found: Found, columns: Columns) -> dict[str, tuple[str, ...]] | None:
     """file_name -> captions of the metadata file, or None where there is none."""
     there = [name for name in METADATA if name in names]
     if not there:
         return None
     path, listed = folder / there[0], {}
     found.dropped |= dict.fromkeys(there[1:], f"not used, as there is a {path.name}")
-    root = os.path.realpath(folder)
+    root, known = os.path.realpath(folder), set(names)
     for where, row in _rows(path, found):
         try:
             name = columns.caption_of(list(row))
@@ -78,7 +78,7 @@ def metadata(folder: Path, names: set[str], found: Found, columns: Columns) -> d
             found.problems.append(Problem(where, f"expected file_name and text, found {', '.join(map(str, row)) or 'nothing'}"))
         elif (clean := _inside(root, file)) is None:
             found.problems.append(Problem(where, f"{file} leaves the folder", "name files below the folder of the metadata file"))
-        elif clean not in names:
+        elif clean not in known:
             found.problems.append(Problem(where, f"no such file: {file}", "correct the name, or remove the row"))
         elif clean in listed:
             found.problems.append(Problem(where, f"{file} stands twice", "give its captions as one list, or leave one out"))
