@@ -1,6 +1,8 @@
 """Pictures as files: what is decoded how, and what is cut of them."""
 
 import io
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,12 @@ import pytest
 import tiny
 from PIL import Image, ImageCms, ImageFile
 
-from finetune.data import crop, decode
+from finetune.data import crop, decode, scan
+from finetune.data.captions import Wording
+from finetune.data.crop import View
+from finetune.data.encoded import prepared
+from finetune.data.sample import Size
+from finetune.data.scan import Origin
 from finetune.errors import DataError
 
 
@@ -121,3 +128,14 @@ def test_whole_numbers_of_32_bits_are_scaled_by_what_they_hold() -> None:
         out = io.BytesIO()
         Image.fromarray(np.full((16, 16), most, dtype=np.int32)).save(out, "TIFF")
         assert abs(int(decoded(out.getvalue())[0].max()) - seen) <= 1
+
+
+def test_a_size_that_the_header_did_not_tell_is_refused(tmp_path: Path) -> None:
+    """As of a turned PNG whose orientation only a decoder finds: its bucket would have other proportions."""
+    path = tmp_path / "turned.png"
+    Image.new("RGB", (48, 32)).save(path)
+    found = scan.scan(Origin(str(tmp_path), Wording(caption="a"))).samples[0]
+    assert prepared(replace(found, size=Size(32, 32)), View(), "white").image.size == (32, 32)
+    wrong = replace(found, original=Size(48, 32), size=Size(32, 32))
+    with pytest.raises(DataError, match=r"turned\.png: is 48x32 when decoded, and its header says 32x48"):
+        prepared(wrong, View(), "white")

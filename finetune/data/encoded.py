@@ -200,6 +200,9 @@ def prepared(sample: Sample, view: View, background: str) -> Prepared:
     DataError: the file's bytes are no longer those that were looked at, or cannot be decoded.
     """
     made = decode.decode(_verified(sample.read(), sample.content, sample.name), sample.name, background)
+    if made.image.size != (sample.original.width, sample.original.height):  # its bucket would be that of other proportions
+        there, said = f"{made.image.width}x{made.image.height}", sample.original
+        raise DataError(f"{sample.name}: is {there} when decoded, and its header says {said}", "save it again, upright")
     image, crop = cut(made.image, sample.size, view)
     mask = made.alpha if sample.masked == "alpha" else None
     if sample.mask is not None:
