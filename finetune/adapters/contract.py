@@ -5,6 +5,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 KEY = "ft.contract"
+# Types whose keys are LyCORIS's, with what it calls them.
+LYCORIS: dict[str, dict[str, str]] = {
+    "dora": {"algo": "lora", "dora_wd": "True"}, "loha": {"algo": "loha"}, "lokr": {"algo": "lokr"}, "oft": {"algo": "full"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Contract:
     training_alpha: float
     trained_steps: int
     clip_skip: int = 0
+    adapter: str = "lora"
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> "Contract | None":
@@ -52,7 +57,7 @@ def header(contract: Contract, title: str, architecture: str, kohya_version: str
         "modelspec.prediction_type": contract.prediction_type.removesuffix("_prediction"),
         "ss_base_model_version": kohya_version,
         "ss_v2": str(kohya_version.startswith("sd_v2")),
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "lycoris.kohya" if contract.adapter in LYCORIS else "networks.lora",
         "ss_network_dim": str(contract.rank),
         "ss_network_alpha": str(float(contract.rank)),  # as written: the training alpha is folded in
         "ss_output_name": title,
@@ -61,6 +66,8 @@ def header(contract: Contract, title: str, architecture: str, kohya_version: str
         "ss_steps": str(contract.trained_steps),
         KEY: json.dumps(asdict(contract), sort_keys=True),
     }
+    if contract.adapter in LYCORIS:
+        facts["ss_network_args"] = json.dumps(LYCORIS[contract.adapter], sort_keys=True)
     if licence:
         facts["modelspec.license"] = licence  # of the base
     if contract.trigger:

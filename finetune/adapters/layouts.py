@@ -35,8 +35,10 @@ def lora(down: Tensor, up: Tensor) -> Weights:
     return Weights("lora", {"down": down, "up": up}, float(down.shape[0]))
 
 
-def unnamed(modules: Iterable[str], family: str) -> str | None:
+def unnamed(modules: Iterable[str], family: str, kind: str = "lora") -> str | None:
     """The first of the denoiser's modules that the kohya layout has no name for."""
+    if family == "flux" and kind != "lora":
+        return None
     translate = {"stable-diffusion-xl": names.to_xl, "flux": names.to_flux}.get(family, lambda m: m)
     return next((m for m in modules if translate(m) is None), None)
 
@@ -50,9 +52,12 @@ def kohya(modules: Modules, family: str) -> State:
     out: State = {}
     ranks = Counter(w.rank for w in modules.values() if w.peft)
     common = ranks.most_common(1)[0][0] if len(ranks) > 1 and family != "flux" else 0
-    for (part, module), w in _fused(modules).items() if family == "flux" else modules.items():
+    plain = all(w.kind == "lora" for w in modules.values())
+    for (part, module), w in _fused(modules).items() if family == "flux" and plain else modules.items():
         if part.startswith("text_encoder"):
             stem = f"{TEXT_PREFIX[family][part]}_{names.flat(module)}"
+        elif family == "flux" and not plain:  # only plain LoRA survives fusing: diffusers' names, as SimpleTuner writes LyCORIS's
+            stem = f"lycoris_{names.flat(module)}"
         else:
             original = {"stable-diffusion-xl": names.to_xl}.get(family, lambda m: m)(module)
             if original is None:

@@ -1,13 +1,19 @@
 """The settings of a run. The description on each field is its help text, in flags, recipes and docs alike."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from finetune.config.data import Data
 from finetune.config.section import Positive, Section
+from finetune.methods.rows import INITS, OPTIONS, ROWS
 
+if TYPE_CHECKING:
+    Kind = str
+    Init = str
+else:
+    Kind, Init = Literal[(*ROWS, "full", "none")], Literal[tuple(INITS)]
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 Word = Annotated[str, Field(pattern=r"^[^\s,]{1,60}$")]
 
@@ -45,13 +51,26 @@ class Subject(Section):
 
 
 class Method(Section):
-    kind: Literal["lora", "full", "none"] = Field(
-        "lora", description="what trains in the denoiser: an adapter, all its weights, or nothing (new tokens alone)"
-    )
-    rank: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="rank of the adapter's matrices")
+    kind: Kind = Field("lora", description="what trains in the denoiser: an adapter, all its weights, or nothing (new tokens alone)")
+    rank: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="rank of the adapter's matrices; of oft, the size of a block")
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(None, description="strength is alpha / rank (the rank)")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout on the adapter's input")
-    targets: str = Field("attention", description="attention, attention+ff, all-linear, or module name endings with commas")
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=1024)]] = Field(
+        {}, description="ranks of layers, by regular expressions that are searched in their names"
+    )
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field({}, description="alphas of layers, likewise")
+    init: Init = Field("default", description="how LoRA's matrices begin; pissa and olora begin with a part of the base's weights")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="dropout of the adapter's input; of loha and lokr of rows of the change, of oft of blocks"
+    )
+    factor: Annotated[int, Field(ge=-1)] = Field(-1, description="size of lokr's small matrix, where it divides the layer's (the root)")
+    max_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="largest norm of a layer's change of weight; larger ones are scaled down after each step (off)"
+    )
+    targets: str = Field(
+        "attention",
+        description="attention, attention+ff, all-linear, all, endings of names with commas, or re: and a regular expression",
+    )
+    start: Path | None = Field(None, description="adapter file to go on from, with its layers and ranks")
     text_encoder: bool = Field(False, description="train the text encoder too, as the denoiser is trained; CLIP only")
     text_encoder_lr: Rate | None = Field(None, description="peak learning rate of the text encoder (a fifth of the denoiser's)")
     new_tokens: tuple[Word, ...] = Field((), description="new token to learn an embedding for; may be given several times")
@@ -63,9 +82,9 @@ class Method(Section):
     )
 
     @property
-    def strength(self) -> float:
-        """alpha / rank: the factor on up @ down."""
-        return (self.rank if self.alpha is None else self.alpha) / self.rank
+    def adapts(self) -> bool:
+        """Whether an adapter trains."""
+        return self.kind in ROWS
 
     @property
     def live(self) -> bool:
@@ -89,6 +108,12 @@ class Optim(Section):
     lr: Rate = Field(2e-4, description="peak learning rate (1e-5 for all weights, 5e-3 for new tokens alone)")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="shape of the learning rate after warmup")
     warmup: Annotated[int, Field(ge=0)] = Field(0, description="optimizer steps of linear warmup")
+    lr_pattern: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        {}, description="factors on the rate of parameters, by regular expressions that are searched in their names"
+    )
+    lora_plus: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = Field(
+        1.0, description="rate of LoRA's up matrices as a multiple of the others', LoRA+ (Hayou et al. 2024, arXiv:2402.12354)"
+    )
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="AdamW's decoupled weight decay")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.9, 0.999), description="AdamW's moment decays"
@@ -133,7 +158,7 @@ def _nested(a: Path, b: Path) -> bool:
     return a.is_relative_to(b) or b.is_relative_to(a)
 
 
-RATES = {"lora": 2e-4, "full": 1e-5, "none": 5e-3}  # where none is given
+RATES = {**dict.fromkeys(ROWS, 2e-4), "full": 1e-5, "none": 5e-3}  # where none is given
 
 
 class Job(Section):
@@ -186,10 +211,7 @@ class Job(Section):
                 f"--format {self.run.format}: is for adapters",
             ),
             (m.kind != "full" and self.run.format == "single", "--format single: is for all weights"),
-            *(
-                (m.kind != "lora" and getattr(m, name) != Method.model_fields[name].default, f"method.{name}: is for --adapter lora")
-                for name in ("rank", "alpha", "dropout", "targets")
-            ),
+            *self._useless(),
             (
                 m.token_lr is not None and (m.kind == "none" or not tokens),
                 "method.token_lr: is for new tokens beside an adapter",
@@ -201,6 +223,22 @@ class Job(Section):
                 f"--class-data {s.class_data}: lies in --data {d.path or ''}, or around it; pictures of the class are not the subject's",
             ),
         ]
+
+    def _useless(self) -> list[tuple[bool, str]]:
+        """Settings that mean nothing for what trains, or come from the file that --from names."""
+        m, o = self.method, self.optim
+        takes = ROWS[m.kind].takes | {"rank", "targets"} if m.adapts else frozenset()
+        out = []
+        for name in ("rank", "targets", *sorted(OPTIONS)):
+            section: Section = o if name == "lora_plus" else m
+            given = getattr(section, name) != type(section).model_fields[name].default
+            where = f"{'optim' if section is o else 'method'}.{name}"
+            able = [kind for kind, row in ROWS.items() if name in row.takes | {"rank", "targets"}]
+            out.append((given and name not in takes, f"{where}: is for --adapter {', '.join(able)}"))
+            if name in ("rank", "targets", "alpha", "rank_pattern", "alpha_pattern", "init"):
+                out.append((given and m.start is not None, f"{where}: is that of {m.start}; leave it out"))
+        away = m.init in ("pissa", "olora") and m.max_norm is not None
+        return [*out, (away, f"method.max_norm: bounds a change that begins at 0, and method.init {m.init} begins elsewhere")]
 
     @property
     def command(self) -> str:

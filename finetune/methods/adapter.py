@@ -1,89 +1,169 @@
-"""Low-rank adapters on a network: PEFT's layers, injected, seeded, and handed over layout-free."""
+"""Adapters on a network: PEFT's layers, injected, seeded, and handed over layout-free. The types are in rows.py."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from peft import LoraConfig, inject_adapter_in_model
+import peft
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from finetune.config.job import Method
 from finetune.data import keys
 from finetune.errors import ConfigError
+from finetune.methods.rows import ROWS, Row
 
 NAME = "default"
+FROM_BASE = ("pissa", "olora")  # initialisations that move a part of the base's weights into the adapter
+REGEX = "re:"
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
-class Lora:
-    """One adapted module: delta W = strength * up @ down. `down` [r, in], `up` [out, r]; convolutions keep their kernel axes."""
+class Change:
+    """What one module's file holds: `tensors` by the names in `adapters/weights.py`, with the strength folded in."""
 
-    down: Tensor
-    up: Tensor
-
-
-@dataclass(frozen=True)
-class Row:
-    """An adapter type of PEFT: how its config is made of our settings."""
-
-    config: Callable[[Method, list[str]], Any]
+    kind: str
+    tensors: dict[str, Tensor]
+    rank: int = 0  # of what is gone on from
 
 
-def _lora(method: Method, targets: list[str]) -> LoraConfig:
-    alpha = method.strength * method.rank
-    return LoraConfig(r=method.rank, lora_alpha=alpha, lora_dropout=method.dropout, target_modules=targets, bias="none")
+class Size(NamedTuple):
+    rank: int
+    alpha: float
 
 
-ROWS = {"lora": Row(_lora)}
+Start = Mapping[str, Change]  # module -> what an earlier run has learned there
 
 
 def matching(net: nn.Module, targets: str, choices: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """The linear and convolution layers that are adapted: those named by an ending, a dot and an ending, or a pattern with `*`.
+    """The linear and convolution layers that are adapted.
 
-    `targets` is one of the named `choices`, or endings with commas.
+    `targets` is one of the named `choices`; `all`; `re:` and a regular expression that is searched in the names; or with commas endings of
+    names, or patterns with `*`.
 
     Raises:
-        ConfigError: an ending that was named by hand, or all of a named choice, matches no layer.
+        ConfigError: no regular expression; or an ending that was named by hand, or all of a named choice, matches no layer.
     """
     adaptable = [n for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    chosen = choices.get(targets)
-    endings = chosen or [t.strip() for t in targets.split(",") if t.strip()]
-    found = {e: [n for n in adaptable if n == e or n.endswith(f".{e}") or fnmatchcase(n, e)] for e in endings}
+    if targets == "all":
+        return adaptable
+    if targets.startswith(REGEX):
+        pattern = compiled("method.targets", targets.removeprefix(REGEX))
+        found = {targets: [n for n in adaptable if pattern.search(n)]}
+    else:
+        endings = choices.get(targets) or [t.strip() for t in targets.split(",") if t.strip()]
+        found = {e: [n for n in adaptable if n == e or n.endswith(f".{e}") or fnmatchcase(n, e)] for e in endings}
     idle = [e for e, names in found.items() if not names]
-    if not any(found.values()) or (idle and not chosen):
+    if not any(found.values()) or (idle and targets not in choices):
         raise ConfigError(
             f"method.targets {', '.join(idle) or targets}: matches no layer of this base",
-            f"choose from {', '.join(choices)}, or name layers",
+            f"choose from {', '.join((*choices, 'all'))}, name layers, or give re: and a regular expression",
         )
     wanted = {n for names in found.values() for n in names}
     return [n for n in adaptable if n in wanted]
 
 
-def attach(
-    net: nn.Module, method: Method, choices: Mapping[str, tuple[str, ...]], seed: int, idle: tuple[str, ...] = ()
-) -> dict[str, nn.Parameter]:
-    """Injects the adapter in fp32 into a frozen network and returns what trains, by name; layers that begin with `idle` are left out.
+def compiled(setting: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as e:
+        raise ConfigError(f"{setting} {pattern}: no regular expression ({e})", "escape what is meant as it stands with a backslash") from e
 
-    Endings that were named by hand are the denoiser's; a text encoder's attention is adapted then.
+
+def spread(setting: str, patterns: Mapping[str, V], names: Iterable[str]) -> dict[str, V]:
+    """Name -> the value of the pattern that is found in it, for those that one is found in.
 
     Raises:
-        ConfigError: a target matches no linear or convolution layer.
+        ConfigError: a pattern is no regular expression, is found in no name, or in one where another is found too.
     """
-    text = hasattr(net, "get_input_embeddings")
-    targets = method.targets if method.targets in choices or not text else "attention"
-    found = [n for n in matching(net, targets, choices) if not n.removeprefix("text_model.").startswith(idle or ("\0",))]
+    out: dict[str, V] = {}
+    by: dict[str, str] = {}
+    names = list(names)
+    for text, value in patterns.items():
+        pattern = compiled(setting, text)
+        found = [n for n in names if pattern.search(n)]
+        if not found:
+            raise ConfigError(f"{setting} {text}: matches nothing that trains, such as {names[0] if names else 'nothing'}", "correct it")
+        if both := next((n for n in found if n in by), None):
+            raise ConfigError(f"{setting} {text}: overlaps {by[both]}, at {both}", "make each match layers of its own")
+        by |= dict.fromkeys(found, text)
+        out |= dict.fromkeys(found, value)
+    return out
+
+
+def sizes(method: Method, layers: Iterable[str]) -> dict[str, Size]:
+    """Rank and alpha of every layer, which are named with their network's place in a step: `denoiser.down_blocks...`.
+
+    Raises:
+        ConfigError: see `spread`.
+    """
+    layers = list(layers)
+    ranks = spread("method.rank_pattern", method.rank_pattern, layers)
+    alphas = spread("method.alpha_pattern", method.alpha_pattern, layers)
+    out = {}
+    for name in layers:
+        rank = ranks.get(name, method.rank)
+        out[name] = Size(rank, alphas.get(name, float(rank) if method.alpha is None else method.alpha))
+    return out
+
+
+def attach(net: nn.Module, method: Method, wanted: Mapping[str, Size], seed: int, start: Start | None = None) -> dict[str, nn.Parameter]:
+    """Injects the adapter in fp32 into a frozen network's `wanted` layers and returns what trains, by name.
+
+    Raises:
+        ConfigError: a layer that the type cannot adapt, or that `start` has other shapes for.
+    """
+    row = ROWS[method.kind]
+    _check(net, method, wanted)
     with keys.global_rng(seed, "adapter"):
-        config = ROWS[method.kind].config(method, found)
-        if text:
-            inject_adapter_in_model(config, net, NAME)
+        config = _config(row, method, wanted, next(net.parameters()).is_meta)
+        if hasattr(net, "get_input_embeddings"):  # a text encoder
+            peft.inject_adapter_in_model(config, net, NAME)
         else:
             net.add_adapter(config, adapter_name=NAME)  # type: ignore[operator]
     trainable = {n: p for n, p in net.named_parameters() if p.requires_grad}
     for parameter in trainable.values():
         parameter.data = parameter.data.float()
+    for name, change in (start or {}).items():
+        _load(net.get_submodule(name), row, change, name)
+    if method.init in FROM_BASE:
+        for layer in layers(net).values():
+            layer.moved_from_base = {k: t.detach().clone() for k, t in _own(layer, row).items()}
     return trainable
+
+
+def _config(row: Row, method: Method, wanted: Mapping[str, Size], counting: bool) -> Any:
+    """PEFT's config; on networks without weights, which are only counted, nothing is computed from weights."""
+    said = row.settings(method.model_copy(update={"init": "default"}) if counting else method)
+    if "rank_pattern" in row.takes:
+        alpha = "lora_alpha" if row.config == "LoraConfig" else "alpha"
+        exact = {f"^{re.escape(n)}": size for n, size in wanted.items()}  # so that one name's end is not taken for another's
+        common = max(wanted.values(), key=list(wanted.values()).count)
+        said |= {"r": common.rank, alpha: common.alpha}
+        said |= {"rank_pattern": {n: s.rank for n, s in exact.items() if s.rank != common.rank}}
+        said |= {"alpha_pattern": {n: s.alpha for n, s in exact.items() if s.alpha != common.alpha}}
+    return getattr(peft, row.config)(target_modules=list(wanted), **said)
+
+
+def _check(net: nn.Module, method: Method, wanted: Iterable[str]) -> None:
+    for name in wanted:
+        layer: Any = net.get_submodule(name)
+        if method.init not in ("default", "gaussian") and layer.weight.ndim > 2:
+            raise ConfigError(f"method.init {method.init}: is for linear layers, and {name} is a convolution", "--targets attention+ff")
+        if method.kind != "oft":
+            continue
+        inputs = layer.weight[0].numel()
+        if layer.weight.ndim > 2 and layer.weight[0, 0].numel() > 1:  # PEFT (0.21) turns overlapping patches: no weight does the same
+            raise ConfigError(f"method.targets {method.targets}: OFT cannot adapt the convolution {name}", "--targets all-linear")
+        if inputs % method.rank or inputs < method.rank:
+            near = [b for b in range(2, min(inputs, 4 * method.rank) + 1) if inputs % b == 0]
+            raise ConfigError(
+                f"--rank {method.rank}: OFT turns blocks of so many inputs, and {name} has {inputs}", f"one of {', '.join(map(str, near))}"
+            )
 
 
 def layers(net: nn.Module) -> dict[str, Any]:
@@ -91,11 +171,70 @@ def layers(net: nn.Module) -> dict[str, Any]:
     return {n: m for n, m in net.named_modules() if isinstance(m, BaseTunerLayer)}
 
 
-def result(net: nn.Module) -> dict[str, Lora]:
-    """Every adapted module's matrices in fp32 on the CPU, with the strength folded in: what a file says is what applies."""
-    out = {}
-    for name, layer in layers(net).items():
-        down, up = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
-        folded = up.detach().float() * float(layer.scaling[NAME])
-        out[name] = Lora(down.detach().float().cpu().clone(), folded.cpu().clone())
-    return out
+def _tensor(layer: Any, attribute: str) -> Tensor | None:
+    held = getattr(layer, attribute)
+    if NAME not in held:
+        return None
+    tensor: Tensor = getattr(held[NAME], "weight", held[NAME])
+    return tensor
+
+
+def _own(layer: Any, row: Row) -> dict[str, Tensor]:
+    """The layer's own tensors by our names."""
+    found = {name: _tensor(layer, attribute) for name, attribute in row.tensors.items()}
+    return {name: t for name, t in found.items() if t is not None}
+
+
+@torch.no_grad()
+def _load(layer: Any, row: Row, change: Change, name: str) -> None:
+    """Puts what a file holds into a layer's tensors; its strength is 1, the layer's is not."""
+    own, folded = _own(layer, row), next(n for n in row.folded if n in change.tensors)
+    theirs = {k: t.float().flatten() if k == "rows" else t.float() for k, t in change.tensors.items()}
+    here = {k: tuple(t.flatten().shape if k == "rows" else t.shape) for k, t in own.items()}
+    if here != (there := {k: tuple(t.shape) for k, t in theirs.items()}):
+        raise ConfigError(
+            f"method.start: its tensors of {name} have the shapes {there}, and {row.config} makes {here}",
+            "give the settings that it was trained with, such as method.factor",
+        )
+    for key, tensor in own.items():
+        value = theirs[key] / float(layer.scaling[NAME]) if key == folded else theirs[key]
+        tensor.copy_(value.view(tensor.shape))
+
+
+@torch.no_grad()
+def result(net: nn.Module, kind: str) -> dict[str, Change]:
+    """What every adapted module has learned, in fp32 on the CPU, with the strength folded in: what a file says is what applies."""
+    row = ROWS[kind]
+    return {name: _change(layer, row) for name, layer in layers(net).items()}
+
+
+def _change(layer: Any, row: Row) -> Change:
+    if not row.tensors:
+        return Change(row.file, {"diff": _difference(layer)})
+    made = {k: t.detach().float().cpu().clone() for k, t in _own(layer, row).items()}
+    folded, strength = next(n for n in row.folded if n in made), float(layer.scaling[NAME])
+    made[folded] *= strength
+    if "rows" in made:
+        made["rows"] = made["rows"].flatten()
+    if before := getattr(layer, "moved_from_base", None):  # the change is what was learned since, of twice the rank
+        made["down"] = torch.cat([made["down"], before["down"].float().cpu()])
+        made["up"] = torch.cat([made["up"], -strength * before["up"].float().cpu()], 1)
+    return Change(row.file, made)
+
+
+def _difference(layer: Any) -> Tensor:
+    """Of the weight, where the adapter turns a layer's inputs: W R - W."""
+    weight = layer.get_base_layer().weight.detach().float()
+    turn = layer.get_delta_weight(NAME).detach().float()
+    change: Tensor = (weight.flatten(1) @ turn.T).view_as(weight) - weight
+    return change.cpu().contiguous()
+
+
+@torch.no_grad()
+def limit(net: nn.Module, most: float) -> None:
+    """Scales each layer's change of weight down to a norm of `most`: it is linear in every one of its tensors."""
+    for layer in layers(net).values():
+        parts: list[Tensor] = [p for p in layer.parameters() if p.requires_grad]
+        ratio = (most / layer.get_delta_weight(NAME).float().norm().clamp(min=1e-12)).clamp(max=1.0)
+        for p in parts:
+            p.mul_(ratio ** (1 / len(parts)))

@@ -1,14 +1,16 @@
 """What trains in a run: an adapter or all weights of the denoiser, the text encoders in the same way, new tokens; each at its rate."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from finetune.config.job import Job
+from finetune.config.job import Job, Optim
+from finetune.errors import ConfigError
 from finetune.families.load import Family
 from finetune.methods import adapter, full, textual_inversion
+from finetune.methods.adapter import Size, Start
 from finetune.methods.textual_inversion import NewRows
 
 DENOISER = "denoiser"
@@ -24,31 +26,81 @@ class Group:
     until: float = 1.0
 
 
-def attach(family: Family, nets: Mapping[str, nn.Module], job: Job) -> list[Group]:
+def attach(family: Family, nets: Mapping[str, nn.Module], job: Job, start: Mapping[str, Start] | None = None) -> list[Group]:
     """Freezes all `nets` (the denoiser, and the text encoders that take part in a step), injects, and returns what trains.
 
+    `start` is what an adapter goes on from, by network and layer.
+
     Raises:
-        ConfigError: a target matches no layer.
+        ConfigError: a target or a pattern matches no layer.
     """
     m, o, spec = job.method, job.optim, family.spec
+    wanted = layers(family, nets, job, start) if m.adapts else {}
     for net in nets.values():
         net.requires_grad_(False)
         undrop(net)
     groups = []
     for part in taught(family, job):
         lr = o.lr if part == DENOISER else m.text_encoder_lr or o.lr / 5
-        idle = family.idle(part) if part in spec.text else ()
         if m.kind == "full":
-            found = full.attach(nets[part], idle)
+            found = full.attach(nets[part], idle(family, part))
         else:
-            choices = spec.text_targets if part in spec.text else spec.targets
-            found = adapter.attach(nets[part], m, choices, job.run.seed, idle)
+            found = adapter.attach(nets[part], m, wanted[part], job.run.seed, (start or {}).get(part))
         groups.append(Group({f"{part}.{n}": p for n, p in found.items()}, lr, o.weight_decay))
+    groups = rated(groups, o)
     if m.new_tokens:
         lr = o.lr if m.kind == "none" else m.token_lr or 5e-3
         rows = {f"{part}.new_tokens": new_rows(family, nets[part], part, job).rows for part in spec.text}
         groups.append(Group(rows, lr, 0.0, m.token_until))
     return groups
+
+
+def idle(family: Family, part: str) -> tuple[str, ...]:
+    """Beginnings of the names of weights that a network has and does not use."""
+    return family.idle(part) if part in family.spec.text else ()
+
+
+def layers(family: Family, nets: Mapping[str, nn.Module], job: Job, start: Mapping[str, Start] | None = None) -> dict[str, dict[str, Size]]:
+    """The layers that an adapter goes into, by network, with their ranks and alphas: those of `start`, or what the job asks for.
+
+    Targets that were named by hand are the denoiser's; a text encoder's attention is adapted then.
+
+    Raises:
+        ConfigError: a target matches no linear or convolution layer, or a pattern none of those that are adapted.
+    """
+    m, spec = job.method, family.spec
+    if start is not None:
+        return {part: {n: Size(c.rank, float(c.rank)) for n, c in start[part].items()} for part in taught(family, job)}
+    found = {}
+    for part in taught(family, job):
+        choices = spec.text_targets if part in spec.text else spec.targets
+        targets = m.targets if part == DENOISER or m.targets in choices else "attention"
+        unused = idle(family, part) or ("\0",)
+        found[part] = [n for n in adapter.matching(nets[part], targets, choices) if not n.removeprefix("text_model.").startswith(unused)]
+    sizes = adapter.sizes(m, [f"{part}.{n}" for part, names in found.items() for n in names])
+    return {part: {n: sizes[f"{part}.{n}"] for n in names} for part, names in found.items()}
+
+
+def rated(groups: Iterable[Group], optim: Optim) -> list[Group]:
+    """The same parameters in groups of one rate each: that of LoRA+ for up matrices, times that of the pattern that is found in the name.
+
+    Raises:
+        ConfigError: see `adapter.spread`.
+    """
+    names = [n for g in groups for n in g.parameters]
+    factors = adapter.spread("optim.lr_pattern", optim.lr_pattern, names)
+    out = []
+    for g in groups:
+        rates: dict[float, dict[str, nn.Parameter]] = {}
+        for name, parameter in g.parameters.items():
+            rate = g.lr * factors.get(name, 1.0) * (optim.lora_plus if ".lora_B." in name else 1.0)
+            parameter.requires_grad_(rate > 0)
+            if rate > 0:
+                rates.setdefault(rate, {})[name] = parameter
+        out += [replace(g, parameters=some, lr=rate) for rate, some in rates.items()]
+    if names and not out:
+        raise ConfigError("optim.lr_pattern: nothing would train, as all factors are 0", "leave some parameters out of the patterns")
+    return out
 
 
 def taught(family: Family, job: Job) -> list[str]:
@@ -76,7 +128,10 @@ def new_rows(family: Family, encoder: nn.Module, part: str, job: Job) -> NewRows
 
 
 def settle(nets: Mapping[str, nn.Module], job: Job, step: int) -> None:
-    """What follows an update: new tokens' norms are kept near those of words, for as long as they train."""
+    """What follows an update: an adapter's change is kept within its bound, and new tokens' norms near those of words while they train."""
+    if job.method.max_norm is not None:
+        for net in nets.values():
+            adapter.limit(net, job.method.max_norm)
     if job.method.new_tokens and step / job.optim.steps < job.method.token_until:
         for net in nets.values():
             for module in net.modules():

@@ -18,6 +18,7 @@ from finetune.methods import method
 from finetune.objectives.objective import objective
 from finetune.training import result
 from finetune.training.requirements import add_tokens, base, buckets, check_subject, cut, pictures, report_long_captions, side
+from finetune.training.start import start
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 # Coarse, on purpose: sustained multiply-adds a second in training. CPU: one core-pair with AVX-512; accelerator: a consumer card in bf16.
@@ -36,7 +37,11 @@ def trainable(job: Job, family: Family) -> dict[str, int]:
     nets = {method.DENOISER: family.parts.skeleton(spec.denoiser)}
     nets |= {p: family.parts.skeleton(p) for p in spec.text} if m.live else {}
     rest = job.model_copy(update={"method": m.model_copy(update={"new_tokens": ()})})
-    out = {next(iter(g.parameters)).split(".")[0]: sum(p.numel() for p in g.parameters.values()) for g in method.attach(family, nets, rest)}
+    out: dict[str, int] = {}
+    for group in method.attach(family, nets, rest, start(job, family)):
+        for name, parameter in group.parameters.items():
+            part = name.split(".")[0]
+            out[part] = out.get(part, 0) + parameter.numel()
     if m.new_tokens:
         widths = [nets[p].get_input_embeddings().weight.shape[1] for p in spec.text]  # type: ignore[operator]
         out["new tokens"] = len(m.new_tokens) * m.vectors * sum(widths)
@@ -71,7 +76,7 @@ def check(job: Job, family: Family, captions: list[str]) -> dict[str, int]:
     """What `Runner.prepare` refuses, refused here too; returns the numbers of trainable parameters."""
     check_subject(job, family, job.optim.batch * job.optim.accumulate * (job.run.processes or 1))
     add_tokens(job, family, captions)
-    result.check(job, family)
+    result.check(job, family, start(job, family))
     return trainable(job, family)
 
 
@@ -87,8 +92,8 @@ def plan(job: Job) -> Plan:
     long = report_long_captions(family, captions, lines.append)
     skeleton = family.parts.skeleton(where.spec.denoiser)
     objective(family.schedule(), job.objective)
-    lines += family.notes()
-    matched, count = result.check(job, family), sum(trains.values())
+    lines += family.notes() + result.notes(job, family)
+    matched, count = result.check(job, family, start(job, family)), sum(trains.values())
     frozen = sum(p.numel() for p in skeleton.parameters()) - (trains.get(method.DENOISER, 0) if job.method.kind == "full" else 0)
     batch = job.optim.batch * job.optim.accumulate * (job.run.processes or 1)
     device = "accelerator" if torch.accelerator.is_available() else "cpu"

@@ -1,32 +1,39 @@
 """What a finished run hands over: an adapter, new tokens' embeddings or a whole model, and the model card."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from finetune import files
 from finetune.adapters import embedding, model
 from finetune.adapters.card import card, place
 from finetune.adapters.contract import Contract, header
-from finetune.adapters.layouts import lora, unnamed
+from finetune.adapters.layouts import unnamed
+from finetune.adapters.weights import Weights
 from finetune.adapters.write import export
 from finetune.config.job import Job
 from finetune.errors import ConfigError
 from finetune.families import single_file
 from finetune.families.load import Family
 from finetune.methods import adapter, method, textual_inversion
+from finetune.methods.adapter import Start
 from finetune.methods.method import DENOISER
+from finetune.methods.rows import ROWS
 from finetune.training import record
 
 
 def layout(job: Job, family: Family) -> str:
-    return family.spec.layout if job.run.format == "auto" else job.run.format
+    """The one that was asked for; the family's own, but for types that only kohya's with LyCORIS's keys can hold."""
+    if job.run.format != "auto":
+        return job.run.format
+    return family.spec.layout if not job.method.adapts or ROWS[job.method.kind].file in ("lora", "dora") else "kohya"
 
 
-def check(job: Job, family: Family) -> list[str]:
+def check(job: Job, family: Family, start: Mapping[str, Start] | None = None) -> list[str]:
     """The denoiser's layers that the job adapts, so that what no file could hold is refused before anything is loaded.
 
     Raises:
@@ -42,12 +49,39 @@ def check(job: Job, family: Family) -> list[str]:
         )
     if job.method.kind == "full":
         model.check_place(job.run.folder / "model")
-    if job.method.kind != "lora":
+    if not job.method.adapts:
         return []
-    found = adapter.matching(family.parts.skeleton(spec.denoiser), job.method.targets, spec.targets)
-    if lost := unnamed(found, spec.name) if layout(job, family) == "kohya" else None:
-        raise ConfigError(f"--format kohya: has no name for {lost}", "--format diffusers has one")
+    nets = {DENOISER: family.parts.skeleton(spec.denoiser)}
+    nets |= {part: family.parts.skeleton(part) for part in method.taught(family, job) if part != DENOISER}
+    found = list(method.layers(family, nets, job, start)[DENOISER])
+    check_layout(job, family, found)
     return found
+
+
+def check_layout(job: Job, family: Family, found: list[str]) -> None:
+    """Raises:
+    ConfigError: the file's layout cannot hold what would be learned.
+    """
+    form, row, m = layout(job, family), ROWS[job.method.kind], job.method
+    if form == "kohya" and (lost := unnamed(found, family.spec.name, row.file)):
+        raise ConfigError(f"--format kohya: has no name for {lost}", "--format diffusers has one")
+    if form != "kohya" and row.file not in ("lora", "dora"):
+        raise ConfigError(f"--format {form}: holds LoRA and DoRA, and no {m.kind}", "--format kohya, whose keys are LyCORIS's for it")
+    if form == "peft" and m.text_encoder:
+        raise ConfigError("--format peft: a folder holds one network, and the text encoder trains too", "--format kohya or diffusers")
+    if m.init in adapter.FROM_BASE and family.dtype != torch.float32:
+        hint = "--precision no"
+        raise ConfigError(f"method.init {m.init}: takes a part out of the base's weights, which half precision would round away", hint)
+
+
+def notes(job: Job, family: Family) -> list[str]:
+    """What should be said of the files before there are any."""
+    form, kind = layout(job, family), job.method.kind
+    if form == "kohya" and kind == "dora":
+        return ["note: diffusers leaves out what DoRA adds in this layout; --format diffusers writes the one that it reads"]
+    if kind == "oft":
+        return ["note: no common layout holds the rotations of oft; the file will hold whole differences, as large as the adapted weights"]
+    return []
 
 
 def contract(job: Job, family: Family, base_sha: str, side: int) -> Contract:
@@ -65,9 +99,10 @@ def contract(job: Job, family: Family, base_sha: str, side: int) -> Contract:
         guidance=guidance,
         steps=steps,
         sampler=family.spec.sampler,
-        rank=m.rank if m.kind == "lora" else 0,
-        training_alpha=m.strength * m.rank if m.kind == "lora" else 0.0,
+        rank=m.rank if m.adapts else 0,
+        training_alpha=float(m.alpha or m.rank) if m.adapts else 0.0,
         trained_steps=job.optim.steps,
+        adapter=m.kind if m.adapts else "lora",
     )
 
 
@@ -75,7 +110,7 @@ def write(out: Path, job: Job, family: Family, said: Contract, nets: Mapping[str
     """The files of a run, by kind: `adapter`, `model`, `embedding` (`embedding-2` of a second new token and so on)."""
     m, written = job.method, {}
     facts = header(said, name, *family.labels(), family.source.licence)
-    if m.kind == "lora":
+    if m.adapts:
         written["adapter"] = write_adapter(out, job, family, facts, nets, name)
     if m.kind == "full":
         written["model"] = write_model(out, job, family, said, nets, name)
@@ -89,9 +124,11 @@ def write_adapter(out: Path, job: Job, family: Family, facts: Mapping[str, str],
     path = out / (name if form == "peft" else f"{name}.safetensors")
     modules = {}
     for part, net in nets.items():
-        for module, low in adapter.result(net).items():
+        for module, change in adapter.result(net, job.method.kind).items():
             here = (spec.denoiser, module) if part == DENOISER else (part, f"text_model.{module.removeprefix('text_model.')}")
-            modules[here] = lora(low.down, low.up)
+            made = Weights(change.kind, change.tensors, None)
+            # Of LoKr's whole matrices there is no rank; LyCORIS asks for an alpha all the same, and takes it for 1.
+            modules[here] = replace(made, alpha=None if made.kind == "full" else float(made.rank or 1))
     export(modules, path, form, spec.name, job.run.save_dtype, facts, family.source.id)
     return path
 
@@ -153,7 +190,7 @@ def write_card(
     """The model card beside what was written; its table shows the job's settings and `facts`."""
     m = job.method
     what = {
-        "rank, alpha, targets": f"{m.rank}, {m.strength * m.rank:g}, {m.targets}" if m.kind == "lora" else "",
+        "adapter, rank, alpha, targets": f"{m.kind}, {said.rank}, {said.training_alpha:g}, {m.targets}" if m.adapts else "",
         "text encoder trained": "yes" if m.text_encoder else "",
         "new tokens": f"{', '.join(m.new_tokens)}; {m.vectors} vectors each" if m.new_tokens else "",
         "prior preservation": f"weight {job.subject.prior_weight:g}" if job.subject.prior else "",

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from finetune import config, files
 from finetune.adapters import embedding
 from finetune.adapters.contract import Contract
-from finetune.adapters.read import read
+from finetune.adapters.read import read, tensors_file
 from finetune.config.job import Job
 from finetune.data.plan import IndexPlan, describe
 from finetune.errors import ConfigError, Stopped
@@ -25,6 +25,7 @@ from finetune.training.encoding import Work, encode
 from finetune.training.loop import Step, Training, loop, shape
 from finetune.training.observe import Observer, Weights, averaged
 from finetune.training.requirements import add_tokens, buckets, check_subject, cut, pictures, side
+from finetune.training.start import start
 from finetune.training.tracking import Tracker
 
 
@@ -74,8 +75,9 @@ class Runner:
         check_subject(job, self.family, self.global_batch)
         add_tokens(job, self.family, self.pictures.captions)
         self.objective = objective(self.family.schedule().to(self.accelerator.device), job.objective)
-        result.check(job, self.family)
-        for note in self.family.notes():
+        self.start = start(job, self.family)
+        result.check(job, self.family, self.start)
+        for note in self.family.notes() + result.notes(job, self.family):
             self.tracker.say(note)
         if self.main:
             files.check_writable(self.out)
@@ -87,6 +89,8 @@ class Runner:
         describe(self.pictures.train, self.global_batch // (2 if self.pictures.classes else 1), self.tracker.say)
         base = {p: where.fingerprint(p) for p in (*where.spec.parts, *where.spec.tokenizers, "scheduler")}
         self.base_sha = base[where.spec.denoiser]
+        if job.method.start is not None:
+            base |= {"start": files.sha256(tensors_file(job.method.start))}
         self.identity = record.identity(job, self.pictures.fingerprint(), base, self.accelerator.num_processes)
         self.checkpoint = self.newest_checkpoint()
 
@@ -149,7 +153,7 @@ class Runner:
     def assemble(self) -> tuple[Training, int]:
         """Injects what trains, restores the newest valid checkpoint, and returns the step it stands at."""
         job, accelerator, family, nets = self.job, self.accelerator, self.family, self.networks()
-        groups = method.attach(family, nets, job)
+        groups = method.attach(family, nets, job, self.start)
         trainable = {n: p for g in groups for n, p in g.parameters.items()}
         if job.run.gradient_checkpointing:
             result.recompute(nets)

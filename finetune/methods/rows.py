@@ -1,0 +1,69 @@
+"""The adapter types, one row each over PEFT's. Torch-free: the command line reads it too."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune.config.job import Method
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """An adapter type: PEFT's config for it, and what its layers call the tensors that a file holds.
+
+    `tensors` maps the names in `adapters/weights.py` to PEFT's attributes; without any, the change of the weight itself is written.
+    `folded` names the tensors of which the one that is there takes the strength, so that a file's alpha is its rank.
+    """
+
+    about: str
+    paper: str
+    config: str  # class in peft
+    settings: Callable[["Method"], Settings]  # its arguments, beside the layers and their ranks
+    file: str = ""  # kind of the written weights
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    folded: tuple[str, ...] = ()
+    takes: frozenset[str] = frozenset()  # settings that mean something for it, beside rank and targets
+
+
+RANKED = frozenset({"alpha", "rank_pattern", "alpha_pattern", "dropout", "start"})
+PAIR = {"down": "lora_A", "up": "lora_B"}
+LOHA = {"w1_a": "hada_w1_a", "w1_b": "hada_w1_b", "w2_a": "hada_w2_a", "w2_b": "hada_w2_b"}
+LOKR = {"k1": "lokr_w1", "k1_a": "lokr_w1_a", "k1_b": "lokr_w1_b", "k2": "lokr_w2", "k2_a": "lokr_w2_a", "k2_b": "lokr_w2_b"}
+INITS: dict[str, bool | str] = {"default": True, "gaussian": "gaussian", "orthogonal": "orthogonal", "pissa": "pissa", "olora": "olora"}
+
+
+def _lora(m: "Method") -> Settings:
+    return {"lora_dropout": m.dropout, "init_lora_weights": INITS[m.init]}
+
+
+ROWS = {
+    "lora": Row(
+        "low-rank update, strength alpha / rank", "Hu et al. 2021, arXiv:2106.09685", "LoraConfig", _lora, "lora", PAIR, ("up",),
+        RANKED | {"init", "max_norm", "lora_plus"},
+    ),
+    "rslora": Row(
+        "LoRA with the strength alpha / sqrt(rank)", "Kalajdzievski 2023, arXiv:2312.03732", "LoraConfig",
+        lambda m: {**_lora(m), "use_rslora": True}, "lora", PAIR, ("up",), RANKED | {"init", "max_norm", "lora_plus"},
+    ),
+    "dora": Row(
+        "LoRA of the direction, and a norm for each row", "Liu et al. 2024, arXiv:2402.09353", "LoraConfig",
+        lambda m: {**_lora(m), "use_dora": True}, "dora", {**PAIR, "rows": "lora_magnitude_vector"}, ("up",), RANKED | {"lora_plus"},
+    ),
+    "loha": Row(
+        "elementwise product of two low-rank matrices", "Hyeon-Woo et al. 2021, arXiv:2108.06098", "LoHaConfig",
+        lambda m: {"rank_dropout": m.dropout}, "loha", LOHA, ("w1_a",), RANKED | {"max_norm"},
+    ),
+    "lokr": Row(
+        "Kronecker product of a small and a low-rank matrix", "Yeh et al. 2023, arXiv:2309.14859", "LoKrConfig",
+        lambda m: {"rank_dropout": m.dropout, "decompose_factor": m.factor}, "lokr", LOKR, ("k1", "k1_a"),
+        RANKED | {"max_norm", "factor"},
+    ),
+    "oft": Row(
+        "rotation of the inputs in blocks of `rank`; the file holds whole differences", "Qiu et al. 2023, arXiv:2306.07280", "OFTConfig",
+        lambda m: {"oft_block_size": m.rank, "module_dropout": m.dropout}, "full", takes=frozenset({"dropout"}),
+    ),
+}  # fmt: skip
+OPTIONS = frozenset().union(*(row.takes for row in ROWS.values()))

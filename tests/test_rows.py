@@ -1,0 +1,235 @@
+"""Every adapter type on every family: trained, written, and read back by others with the effect that it had."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors import safe_open
+from test_interop import SIDE, Bases, family, fresh, output, through_diffusers, through_ours
+from torch import Tensor
+
+from finetune import config
+from finetune.adapters.read import read
+from finetune.config.load import merge
+from finetune.errors import ConfigError
+from finetune.families.load import Family
+from finetune.methods import adapter
+from finetune.methods.rows import ROWS
+from finetune.training import plan
+from finetune.training.run import Runner, train
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the readers' own
+Make = Callable[..., dict[str, Any]]
+RATES = {"rslora": 1e-2, "oft": 0.1, "loha": 0.1, "lokr": 0.1}  # at which eight steps are seen
+
+
+@pytest.fixture
+def make(settings: Make, bases: Bases) -> Make:
+    """A short run of a type on a family's tiny pipeline, with alpha different from rank."""
+
+    def made(kind: str, name: str = "sd", **more: Any) -> dict[str, Any]:
+        alpha = {} if kind == "oft" else {"alpha": 10.0}
+        small: dict[str, Any] = {
+            "model": {"base": str(bases(name))}, "data": {"resolution": SIDE}, "optim": {"lr": RATES.get(kind, 3e-2), "steps": 8},
+            "method": {"kind": kind, "rank": 4, "targets": "all-linear", **alpha}, "run": {"save_dtype": "fp32"},
+        }  # fmt: skip
+        own = settings(**merge(small, more))
+        own["method"] = merge(small["method"], more.get("method", {}))
+        return own
+
+    return made
+
+
+@pytest.fixture
+def trained(make: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Path, Tensor]]:
+    """The written file, and what the live network answered when it was done."""
+    live: list[Tensor] = []
+    finish = Runner.finish
+
+    def keep(self: Runner, training: Any) -> Any:
+        live.append(output(training.step.nets["denoiser"].eval(), self.family))
+        return finish(self, training)
+
+    monkeypatch.setattr(Runner, "finish", keep)
+
+    def run(kind: str, name: str = "sd", **more: Any) -> tuple[Path, Tensor]:
+        summary = Runner(config.parse(make(kind, name, **more))).run()
+        return Path(summary["adapter"]), live[-1]
+
+    return run
+
+
+def through_lycoris(of: Family, path: Path, prefix: str) -> Tensor:
+    import lycoris
+    from lycoris.wrapper import LycorisNetwork
+
+    LycorisNetwork.LORA_PREFIX = prefix
+    model = getattr(fresh(of.source.folder), of.spec.denoiser)
+    network, _ = lycoris.create_lycoris_from_weights(1.0, str(path), model)
+    assert len(network.loras) == len(read(path, of.spec.name).modules)
+    network.merge_to(1.0)
+    return output(model, of)
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("name", list(tiny.PIPELINES))
+def test_a_file_has_the_trained_effect_elsewhere(kind: str, name: str, trained: Any, bases: Bases) -> None:
+    path, live = trained(kind, name)
+    of = family(bases(name))
+    base = output(getattr(fresh(bases(name)), of.spec.denoiser), of)
+    assert (live - base).abs().max() > 0.05, "the adapter must do something for this test to mean anything"
+    assert (through_ours(of, path) - live).abs().max() < 1e-4
+    if (name.startswith("sd") and name != "sdxl") or (name.startswith("flux") and ROWS[kind].file not in ("lora", "dora")):
+        prefix = "lora_unet" if name.startswith("sd") else "lycoris"
+        assert (through_lycoris(of, path, prefix) - live).abs().max() < 1e-4
+    if ROWS[kind].file == "lora":
+        assert (through_diffusers(of, path) - live).abs().max() < 1e-4
+    with safe_open(path, "pt") as f:
+        said = f.metadata()
+    assert json.loads(said["ft.contract"])["adapter"] == kind
+    assert said["ss_network_module"] == ("networks.lora" if ROWS[kind].file == "lora" else "lycoris.kohya")
+
+
+@pytest.mark.parametrize("kind", sorted(ROWS.keys() - {"oft"}))
+def test_convolutions_too(kind: str, trained: Any, bases: Bases) -> None:
+    path, live = trained(kind, method={"targets": "all"})
+    of = family(bases("sd"))
+    kinds = {type(of.parts.skeleton("unet").get_submodule(m)).__name__ for _, m in read(path).modules}
+    assert kinds == {"Linear", "Conv2d"}
+    assert (through_ours(of, path) - live).abs().max() < 1e-4
+    assert (through_lycoris(of, path, "lora_unet") - live).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", sorted(kind for kind, row in ROWS.items() if row.tensors))
+@pytest.mark.parametrize("layout", ["kohya", "diffusers", "peft"])
+def test_a_run_goes_on_from_a_file(kind: str, layout: str, trained: Any, make: Make, bases: Bases, tmp_path: Path) -> None:
+    """The network begins where the file's ended, whatever its layout and its alpha, and learns on from there."""
+    if layout != "kohya" and ROWS[kind].file not in ("lora", "dora"):
+        with pytest.raises(ConfigError, match=f"--format {layout}: holds LoRA and DoRA, and no {kind}"):
+            trained(kind, run={"format": layout})
+        return
+    path, live = trained(kind, run={"format": layout, "out": str(tmp_path / "first")}, method={"rank_pattern": {"attn2": 2}})
+    on = merge(make(kind), {"method": {"start": str(path)}, "run": {"out": str(tmp_path / "second")}})
+    for key in ("rank", "alpha", "targets"):
+        del on["method"][key]
+    runner = Runner(config.parse(on))
+    runner.prepare()
+    runner.encode()
+    training, _ = runner.assemble()
+    assert (output(training.step.nets["denoiser"].eval(), runner.family) - live).abs().max() < 1e-4
+    runner.train(training, 0)
+    summary = runner.finish(training)
+    before, after = read(path), read(Path(summary["adapter"]))
+    assert before.on("unet").keys() == after.on("unet").keys()
+    assert {m: w.rank for m, w in before.on("unet").items()} == {m: w.rank for m, w in after.on("unet").items()}
+    assert (through_ours(family(bases("sd")), Path(summary["adapter"])) - live).abs().max() > 0.02
+
+
+def test_a_start_that_does_not_fit_is_refused(trained: Any, make: Make, bases: Bases, tmp_path: Path) -> None:
+    path, _ = trained("lora", method={"text_encoder": True}, run={"out": str(tmp_path / "first")})
+
+    def refused(message: str, **more: Any) -> None:
+        made = merge(make("lora"), {"method": {"start": str(path)}, "run": {"out": str(tmp_path / "second")}})
+        for key in ("rank", "alpha", "targets"):
+            del made["method"][key]
+        job = merge(made, more)
+        for what in (lambda: plan.plan(config.parse(job)), lambda: train(config.parse(job))):
+            with pytest.raises(ConfigError, match=message):
+                what()
+
+    refused("changes the text_encoder too")
+    refused("holds lora", method={"kind": "loha", "text_encoder": True})
+    refused("was made for another base", model={"base": str(bases("sdxl"))}, method={"text_encoder": True})
+    refused(r"method\.rank: is that of", method={"rank": 4, "text_encoder": True})
+    refused(r"method\.alpha: is that of", method={"alpha": 1.0, "text_encoder": True})
+
+
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal", "pissa", "olora"])
+def test_initialisations(init: str, trained: Any, bases: Bases) -> None:
+    """Those that take a part out of the base too: the file holds what was learned since, against the base as it was."""
+    path, live = trained("lora", method={"init": init, "alpha": 5.0, "targets": "attention+ff"})
+    of = family(bases("sd"))
+    assert {w.rank for w in read(path).modules.values()} == ({8} if init in ("pissa", "olora") else {4})
+    for reader in (through_ours, through_diffusers):
+        assert (reader(of, path) - live).abs().max() < 1e-4
+
+
+def test_ranks_alphas_and_rates_by_pattern(make: Make, tmp_path: Path) -> None:
+    made = make("lora", method={"rank_pattern": {"attn2": 2, r"up_blocks.*attn1": 6}, "alpha_pattern": {r"\.to_q$": 3.0}})
+    made = merge(made, {"optim": {"lr_pattern": {"up_blocks": 0.5, "mid_block": 0.0}, "lora_plus": 4.0}})
+    runner = Runner(config.parse(made))
+    runner.prepare()
+    runner.encode()
+    training, _ = runner.assemble()
+    for name, layer in adapter.layers(training.step.nets["denoiser"]).items():
+        rank = 2 if "attn2" in name else 6 if "up_blocks" in name and "attn1" in name else 4
+        assert layer.r["default"] == rank and layer.lora_alpha["default"] == (3.0 if name.endswith(".to_q") else 10.0), name
+    rates = {id(p): g["lr"] for g in training.adamw.param_groups for p in g["params"]}
+    names = dict(training.step.nets["denoiser"].named_parameters())
+    for name in (n for n in names if "lora_" in n):
+        factor = (0.5 if "up_blocks" in name else 1) * (4 if "lora_B" in name else 1)
+        if "mid_block" in name:
+            assert id(names[name]) not in rates and not names[name].requires_grad
+        else:
+            assert rates[id(names[name])] == pytest.approx(3e-2 * factor), name
+
+
+@pytest.mark.parametrize("kind", sorted(kind for kind, row in ROWS.items() if "max_norm" in row.takes))
+def test_a_change_is_kept_within_its_norm(kind: str, trained: Any, bases: Bases, tmp_path: Path) -> None:
+    def norms(**more: Any) -> Tensor:
+        path, _ = trained(kind, method={"targets": "all", **more}, run={"out": str(tmp_path / str(more))})
+        net = family(bases("sd")).parts.load("unet")
+        return torch.stack([w.change(net.get_submodule(m).weight).norm() for (_, m), w in read(path).modules.items()])
+
+    free = norms()
+    assert norms(max_norm=0.2).max() < 0.2001 < free.max()
+
+
+@pytest.mark.parametrize(
+    "method, optim, message",
+    [
+        ({"targets": "re:nowhere"}, {}, "re:nowhere: matches no layer"),
+        ({"targets": "re:("}, {}, "no regular expression"),
+        ({"rank_pattern": {"nowhere": 2}}, {}, "method.rank_pattern nowhere: matches nothing that trains"),
+        ({"rank_pattern": {"attn1": 2, "to_q": 3}}, {}, "method.rank_pattern to_q: overlaps attn1"),
+        ({"alpha_pattern": {"[": 2.0}}, {}, r"method.alpha_pattern \[: no regular expression"),
+        ({}, {"lr_pattern": {"nowhere": 2.0}}, "optim.lr_pattern nowhere: matches nothing"),
+        ({}, {"lr_pattern": {"denoiser": 0.0}}, "nothing would train"),
+        ({"kind": "oft", "alpha": None, "rank": 5}, {}, "OFT turns blocks of so many inputs"),
+        ({"kind": "oft", "alpha": None, "targets": "all"}, {}, "OFT cannot adapt the convolution"),
+        ({"kind": "oft"}, {}, "method.alpha: is for --adapter lora, rslora, dora, loha, lokr"),
+        ({"kind": "loha"}, {"lora_plus": 2.0}, "optim.lora_plus: is for --adapter lora, rslora, dora"),
+        ({"kind": "lora", "factor": 4}, {}, "method.factor: is for --adapter lokr"),
+        ({"kind": "dora", "max_norm": 1.0}, {}, "method.max_norm: is for --adapter lora"),
+        ({"init": "pissa"}, {}, "method.init pissa: is for linear layers"),
+        ({"init": "pissa", "max_norm": 1.0}, {}, "method.max_norm: bounds a change that begins at 0"),
+        ({"kind": "nothing"}, {}, "method.kind"),
+    ],
+)
+def test_bad_settings_are_refused_before_a_model_is_loaded(method: Any, optim: Any, message: str, make: Make) -> None:
+    settings = merge(make("lora"), {"method": method, "optim": optim})
+    for what in (plan.plan, train):
+        with pytest.raises(ConfigError, match=message):
+            what(config.parse(settings))
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_a_run_in_two_parts_is_a_run(kind: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = {"dropout": 0.3, "targets": "attention"} | ({"init": "pissa"} if kind == "rslora" else {})
+    settings = make(kind, method=more, run={"checkpoint_every": 4}, optim={"ema": 0.5, "steps": 8})
+    whole = train(config.parse(merge(settings, {"run": {"out": str(tmp_path / "whole")}})))
+    first = merge(settings, {"run": {"out": str(tmp_path / "parts")}})
+    monkeypatch.setattr(Runner, "finish", lambda self, training: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train(config.parse(first))
+    _, newest = sorted((tmp_path / "parts" / "checkpoints").glob("step-*"))
+    for path in newest.iterdir():
+        path.unlink()
+    newest.rmdir()
+    monkeypatch.undo()
+    parts = train(config.parse(first))
+    assert Path(whole["adapter"]).read_bytes() == Path(parts["adapter"]).read_bytes()
