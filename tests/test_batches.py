@@ -110,7 +110,7 @@ def test_what_a_mask_leaves_out_has_no_gradient(settings: Callable[..., dict[str
     assert torch.equal(batch.masks[:, :, :, :4], torch.ones(3, 1, 8, 4)) and not batch.masks[:, :, :, 4:].any()
     predicted = torch.randn(batch.x_0.shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
     training.module = lambda *_: predicted  # type: ignore[assignment]
-    loss = loss_sum(training, batch)
+    loss = loss_sum(training, batch, 0)
     loss.backward()
     gradient = predicted.grad
     assert gradient is not None and gradient[..., :4].abs().min() > 0 and not gradient[..., 4:].any()

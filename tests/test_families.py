@@ -78,7 +78,7 @@ def test_a_step_is_the_published_formula(name: str, bases: Bases, settings: Call
     for p in training.trainable.values():
         p.data = 0.2 * torch.randn(p.shape, generator=g)
     ((_, batch),) = loop.batches(training, 0)
-    ours = loop.loss_sum(training, batch) / batch.weights.sum()
+    ours = loop.loss_sum(training, batch, 0) / batch.weights.sum()
     ours.backward()
     gradients = [p.grad.clone() for p in training.trainable.values() if p.grad is not None]
     assert len(gradients) == len(training.trainable)
@@ -190,7 +190,9 @@ def test_distilled_bases_are_named_before_training(bases: Bases, train: Callable
 
 
 def test_settings_of_another_objective_are_refused(bases: Bases, train: Callable[..., Any]) -> None:
-    with pytest.raises(ConfigError, match="min_snr_gamma: this base learns by flow matching"):
-        train(model={"base": str(bases("flux"))}, data={"resolution": SIDE}, objective={"min_snr_gamma": 5})
-    with pytest.raises(ConfigError, match="density logit-normal: this base draws"):
-        train(objective={"density": "logit-normal"})
+    with pytest.raises(ConfigError, match="weighting min-snr: this base learns by flow matching"):
+        train(model={"base": str(bases("flux"))}, data={"resolution": SIDE}, objective={"weighting": "min-snr"})
+    with pytest.raises(ConfigError, match="resolution_shift: is for flow matching"):
+        train(objective={"resolution_shift": True})
+    with pytest.raises(ConfigError, match="zero_terminal_snr: this base predicts epsilon"):
+        train(objective={"zero_terminal_snr": True})

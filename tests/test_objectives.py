@@ -13,7 +13,8 @@ from finetune.data.plan import Slot
 from finetune.errors import FinetuneError
 from finetune.evaluation.heldout import paired, student_t
 from finetune.methods.method import Group
-from finetune.objectives.diffusion import TARGETS, Diffusion, MinSNR, Schedule, add_noise
+from finetune.objectives.diffusion import TARGETS, Diffusion, Schedule, add_noise
+from finetune.objectives.weights import MinSNR, reparametrised
 from finetune.training import loop, optimizer, run
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
@@ -56,7 +57,8 @@ def test_min_snr_is_finite_at_zero_terminal_snr() -> None:
     zero = ALPHAS.clone()
     zero[-1] = 0.0
     for kind in TARGETS:
-        weight = MinSNR(5.0)(Schedule(zero, kind), torch.tensor([999, 0]))
+        s = Schedule(zero, kind)
+        weight = reparametrised(MinSNR(5.0), s.snr(torch.tensor([999, 0])), kind)
         assert torch.isfinite(weight).all()
 
 

@@ -128,11 +128,11 @@ def test_the_recipe_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
         cli.run(["recipe", "check", "tiny-style", "sdxl-style.yaml"]) == 0
         and "23,224,320 parameters of the denoiser" in capsys.readouterr().out
     )
-    (tmp_path / "bad.yaml").write_text("model: {base: flux-dev}\nobjective: {min_snr_gamma: 5}\n")
+    (tmp_path / "bad.yaml").write_text("model: {base: flux-dev}\nobjective: {weighting: min-snr}\n")
     (tmp_path / "worse.yaml").write_text("optim: {lr: fast, stps: 3}\nmethod: {targets: to_z}\n")
     assert cli.run(["recipe", "check", "bad.yaml", "worse.yaml"]) == 2
     err = capsys.readouterr().err
-    assert "min_snr_gamma: this base learns by flow matching" in err and "did you mean optim.steps" in err and "optim.lr" in err
+    assert "weighting min-snr: this base learns by flow matching" in err and "did you mean optim.steps" in err and "optim.lr" in err
     (tmp_path / "latin.yaml").write_bytes("caption: café".encode("latin-1"))
     for words in (["show", "."], ["show", "latin.yaml"], ["cp", "latin.yaml", "copy.yaml"], ["cp", "."]):
         assert cli.run(["recipe", *words]) == 2 and "not a readable YAML file" in capsys.readouterr().err, words

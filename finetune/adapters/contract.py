@@ -30,6 +30,9 @@ class Contract:
     trained_steps: int
     clip_skip: int = 0
     adapter: str = "lora"
+    zero_terminal_snr: bool = False  # the base's schedule is to be rescaled so that it ends in pure noise
+    timestep_spacing: str | None = None  # of sampling, where it is not the base's own
+    guidance_rescale: float = 0.0
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> "Contract | None":

@@ -58,8 +58,13 @@ def copy(source: Path, to: Path, variant: str | None) -> None:
         file.replace(to / file.name.replace(f".{variant}", ""))
 
 
-def write(source: Path, variant: str | None, path: Path, nets: Mapping[str, nn.Module], dtype: str, contract: Mapping[str, Any]) -> None:
+def write(
+    source: Path, variant: str | None, path: Path, nets: Mapping[str, nn.Module], dtype: str, contract: Mapping[str, Any],
+    schedule: Mapping[str, Any],
+) -> None:  # fmt: skip
     """The pipeline of `source` with `nets` (by folder) in the place of its own, as the folder `path`: whole or not at all.
+
+    `schedule` is the scheduler's config that the networks were trained with.
 
     Parts that the source lacks, such as a safety checker that was not downloaded, are left out of the index.
 
@@ -80,6 +85,9 @@ def write(source: Path, variant: str | None, path: Path, nets: Mapping[str, nn.M
                 save(nets[part], folder / part, dtype)
             elif (source / part).is_dir():
                 copy(source / part, folder / part, variant)
+        own = folder / "scheduler" / "scheduler_config.json"
+        if json.loads(own.read_text(encoding="utf-8")) != schedule:
+            own.write_text(json.dumps(dict(schedule), indent=2, sort_keys=True), encoding="utf-8")
 
     files.write(path, fill)
 

@@ -21,7 +21,7 @@ _COMMON = {
     "--schedule": "optim.schedule",
     "--warmup": "optim.warmup",
     "--ema": "optim.ema",
-    "--min-snr": "objective.min_snr_gamma",
+    "--weighting": "objective.weighting",
     "--resolution": "data.resolution",
     "--caption": "data.caption",
     "--caption-dropout": "data.caption_dropout",

@@ -52,6 +52,7 @@ class Batch:
     crops: Tensor
     weights: Tensor
     masks: Tensor | None  # [B, 1, H, W] in [0, 1]
+    slots: list[int]  # positions in the global batch
 
 
 class Pixels(NamedTuple):
@@ -104,7 +105,7 @@ class Encoded:
         dropped = [keys.uniform(seed, "dropout", step, s.slot) < caption_dropout for s in slots]
         said = [None if d else c for c, d in zip(captions, dropped, strict=True)]
         weights = torch.tensor([s.weight for s in slots], dtype=torch.float32)
-        return Batch(x_0, noise, u, said, torch.stack([r.crop for r in rows]), weights, masks_of(rows))
+        return Batch(x_0, noise, u, said, torch.stack([r.crop for r in rows]), weights, masks_of(rows), [k.slot for k in slots])
 
     def place(self, device: torch.device, room: int) -> bool:
         """Moves all latents to the device if they take no more than `room` bytes there; says whether it did."""

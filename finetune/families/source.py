@@ -15,6 +15,8 @@ from finetune.errors import AccessError, ConfigError
 from finetune.families.spec import BASES, FAMILIES, PARTS, FamilySpec, KnownBase
 from finetune.files import sha256
 
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+RESCALE = 0.7  # of guidance, which would overexpose otherwise: the same paper, section 3.4
 CONFIG_FILES = ["model_index.json", "*/*.json", "*/*.txt"]
 
 
@@ -32,6 +34,7 @@ class Source:
     variant: str | None = None
     guidance: float | None = None
     licence: str | None = None  # of a known base
+    zero_snr: bool = False  # its schedule is to end in pure noise, and to be sampled from there (Lin et al. 2023, arXiv:2305.08891)
 
     def config(self, component: str) -> dict[str, Any]:
         """A component's own JSON configuration."""
@@ -41,7 +44,7 @@ class Source:
             value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as e:
             raise AccessError(f"--base {self.id}: cannot read {component}/{path.name}", INCOMPLETE) from e
-        return value
+        return value | ZERO_SNR if component == "scheduler" and self.zero_snr else value
 
     @contextmanager
     def reading(self, component: str) -> Iterator[None]:
@@ -77,6 +80,11 @@ class Source:
 
         cls = getattr(diffusers, self.spec.samplers[name or self.spec.sampler])
         return cls.from_config(self.config("scheduler"))
+
+    @property
+    def guidance_rescale(self) -> float:
+        """How much of the guided answer's deviation is brought back to that of the plain one."""
+        return RESCALE if self.config("scheduler").get("rescale_betas_zero_snr") else 0.0
 
     def fingerprint(self, *components: str) -> str:
         """sha256 over the names and bytes of the components' configs and weights."""

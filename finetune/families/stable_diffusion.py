@@ -76,7 +76,10 @@ class StableDiffusion:
     def prompt(self, text: Text, negative: Text, guidance: float) -> dict[str, Any]:
         """The pipeline's arguments for a caption that is encoded already."""
         embeds = {"prompt_embeds": text["hidden"], "negative_prompt_embeds": negative["hidden"]}
-        return {k: v[None].to(self.device, self.dtype) for k, v in embeds.items()} | {"guidance_scale": guidance}
+        return {k: v[None].to(self.device, self.dtype) for k, v in embeds.items()} | {
+            "guidance_scale": guidance,
+            "guidance_rescale": self.source.guidance_rescale,
+        }
 
     def inference(self) -> tuple[int, float]:
         """Sampling steps and guidance that suit the base."""

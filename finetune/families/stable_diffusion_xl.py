@@ -94,7 +94,10 @@ class StableDiffusionXL:
             "negative_prompt_embeds": negative["hidden"],
             "negative_pooled_prompt_embeds": negative["pooled"],
         }
-        return {k: v[None].to(self.device, self.dtype) for k, v in embeds.items()} | {"guidance_scale": guidance}
+        return {k: v[None].to(self.device, self.dtype) for k, v in embeds.items()} | {
+            "guidance_scale": guidance,
+            "guidance_rescale": self.source.guidance_rescale,
+        }
 
     def inference(self) -> tuple[int, float]:
         """Sampling steps and guidance that suit the base."""

@@ -1,7 +1,8 @@
 """Adapters on a network: PEFT's layers, injected, seeded, and handed over layout-free. The types are in rows.py."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeVar
@@ -228,6 +229,19 @@ def _difference(layer: Any) -> Tensor:
     turn = layer.get_delta_weight(NAME).detach().float()
     change: Tensor = (weight.flatten(1) @ turn.T).view_as(weight) - weight
     return change.cpu().contiguous()
+
+
+@contextmanager
+def disabled(nets: Iterable[nn.Module]) -> Iterator[None]:
+    """The networks without their adapters. PEFT's own switch would also turn on the gradients of what is to stay as it is."""
+    found = [layer for net in nets for layer in layers(net).values()]
+    for layer in found:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in found:
+            layer._disable_adapters = False
 
 
 @torch.no_grad()

@@ -6,12 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from finetune.objectives.errors import Error, l2
+from finetune.objectives.timesteps import Density, uniform
+from finetune.objectives.weights import Weight, reparametrised
+from finetune.objectives.weights import uniform as every_alike
+
 Predict = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A model's own training noise: `alphas_cumprod` [T] in (0, 1], and what its network predicts."""
+    """A model's own training noise: `alphas_cumprod` [T] in [0, 1], and what its network predicts."""
 
     alphas_cumprod: Tensor
     prediction_type: str  # epsilon | v_prediction | sample
@@ -58,48 +63,31 @@ def sample(schedule: Schedule, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 TARGETS = {"epsilon": epsilon, "v_prediction": velocity, "sample": sample}
 
 
-def uniform_weight(schedule: Schedule, t: Tensor) -> Tensor:
-    return torch.ones_like(t, dtype=torch.float32)
-
-
-@dataclass(frozen=True)
-class MinSNR:
-    """min(SNR, gamma) in units of the x_0 loss (Hang et al. 2023, arXiv:2303.09556), for each prediction type.
-
-    An error in epsilon is an error in x_0 times SNR, one in v times SNR + 1: hence the divisors.
-    """
-
-    gamma: float
-
-    def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
-        snr = schedule.snr(t)
-        clipped = snr.clamp(max=self.gamma)
-        # epsilon: min(SNR, gamma) / SNR, written so that SNR = 0 gives 1 and not NaN
-        divided = {
-            "epsilon": torch.where(snr < self.gamma, torch.ones_like(snr), self.gamma / snr.clamp(min=self.gamma)),
-            "v_prediction": clipped / (snr + 1),
-            "sample": clipped,
-        }
-        return divided[schedule.prediction_type]
-
-
 @dataclass(frozen=True)
 class Diffusion:
-    """Weighted squared error of the model's own prediction type."""
+    """Weighted error of the model's own prediction type."""
 
     schedule: Schedule
-    weight: Callable[[Schedule, Tensor], Tensor] = uniform_weight
+    weight: Weight = every_alike
+    density: Density = uniform
+    error: Error = l2
 
-    def timesteps(self, u: Tensor) -> Tensor:
-        """[B] uniform in [0, 1), fp64 -> t [B] int64, uniform in [0, T)."""
-        return (u * self.schedule.steps).long()
+    def timesteps(self, u: Tensor, shape: torch.Size | None = None) -> Tensor:
+        """[B] uniform in [0, 1), fp64 -> t [B] int64 in [0, T)."""
+        return (self.density(u) * self.schedule.steps).long().clamp(0, self.schedule.steps - 1)
 
     def unweighted(self) -> "Diffusion":
-        return Diffusion(self.schedule)
+        return Diffusion(self.schedule, density=self.density)
 
-    def __call__(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Elementwise error, [B, C, H, W] in the dtype of `x_0` (fp32 in training); `t` is [B] int64 in [0, T)."""
-        x_t = add_noise(self.schedule, x_0, noise, t)
+    def __call__(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor, added: Tensor | None = None) -> Tensor:
+        """Elementwise error, [B, C, H, W] in the dtype of `x_0` (fp32 in training); `t` is [B] int64 in [0, T).
+
+        `added` is the noise that is mixed in where it is not the `noise` to predict.
+        """
+        x_t = add_noise(self.schedule, x_0, noise if added is None else added, t)
         target = TARGETS[self.schedule.prediction_type](self.schedule, x_0, noise, t)
-        error = (predict(x_t, t).to(x_0.dtype) - target).square()
-        return error * self.weight(self.schedule, t).to(x_0.dtype).view(-1, *[1] * (error.ndim - 1))
+        difference, shape = predict(x_t, t).to(x_0.dtype) - target, (-1, *[1] * (x_0.ndim - 1))
+        signal, sigma = self.schedule.coefficients(t, x_0)
+        error = self.error(difference, (t / self.schedule.steps).to(x_0.dtype).view(shape), sigma / signal)
+        weight = reparametrised(self.weight, self.schedule.snr(t), self.schedule.prediction_type)
+        return error * weight.to(x_0.dtype).view(shape)

@@ -1,22 +1,39 @@
-"""What every objective answers, and which one a base's own training noise asks for."""
+"""What every objective answers, and which one a base's own training noise and the settings ask for."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from finetune.config.job import Objective as Settings
 from finetune.errors import ConfigError
-from finetune.objectives.diffusion import Diffusion, MinSNR, Schedule, uniform_weight
-from finetune.objectives.flow import DENSITIES, Flow, FlowMatching
+from finetune.objectives import timesteps
+from finetune.objectives.diffusion import Diffusion, Schedule
+from finetune.objectives.errors import ERRORS
+from finetune.objectives.flow import ByResolution, Flow, FlowMatching
+from finetune.objectives.noise import Shaping
+from finetune.objectives.preserve import Preserving
+from finetune.objectives.timesteps import Between, Density, LogitNormal, Mode, cosmap
+from finetune.objectives.weights import WEIGHTS
 
 
 class Objective(Protocol):
     @property
     def schedule(self) -> Any: ...
-    def timesteps(self, u: Tensor) -> Tensor: ...
+    def timesteps(self, u: Tensor, shape: torch.Size | None = None) -> Tensor: ...
     def unweighted(self) -> "Objective": ...
-    def __call__(self, predict: Callable[[Tensor, Tensor], Tensor], x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
+    def __call__(
+        self, predict: Callable[[Tensor, Tensor], Tensor], x_0: Tensor, noise: Tensor, t: Tensor, added: Tensor | None = None
+    ) -> Tensor: ...
+
+
+DENSITIES: dict[str, Callable[[Settings], Density]] = {
+    "uniform": lambda s: timesteps.uniform,
+    "logit-normal": lambda s: LogitNormal(s.density_mean, s.density_deviation),
+    "mode": lambda s: Mode(s.density_scale),
+    "cosmap": lambda s: cosmap,
+}
 
 
 def objective(schedule: Schedule | Flow, settings: Settings) -> Objective:
@@ -25,13 +42,39 @@ def objective(schedule: Schedule | Flow, settings: Settings) -> Objective:
     Raises:
         ConfigError: a setting that means nothing for this kind of base.
     """
-    if isinstance(schedule, Flow):
-        if settings.min_snr_gamma:
-            raise ConfigError("objective.min_snr_gamma: this base learns by flow matching, which has no such weighting", "leave it out")
-        return FlowMatching(schedule, DENSITIES[settings.density or "logit-normal"])
-    if settings.density == "logit-normal":
-        raise ConfigError(f"objective.density {settings.density}: this base draws its timesteps uniformly", "leave it out")
-    return Diffusion(schedule, MinSNR(settings.min_snr_gamma) if settings.min_snr_gamma else uniform_weight)
+    made: Objective = _flow(schedule, settings) if isinstance(schedule, Flow) else _diffusion(schedule, settings)
+    return made if settings.preserve is None else Preserving(made, settings.preserve_weight)
+
+
+def shaping(settings: Settings) -> Shaping:
+    """How the noise is shaped."""
+    return Shaping(settings.noise_offset, settings.pyramid_levels, settings.pyramid_discount, settings.input_perturbation)
+
+
+def _flow(schedule: Flow, s: Settings) -> FlowMatching:
+    if s.weighting != "uniform":
+        raise ConfigError(f"objective.weighting {s.weighting}: this base learns by flow matching, which has no such weight", "leave it out")
+    if s.zero_terminal_snr:
+        raise ConfigError("objective.zero_terminal_snr: flow matching ends in pure noise as it is", "leave it out")
+    how = ByResolution() if s.resolution_shift else None
+    return FlowMatching(schedule, _density(s, "logit-normal"), ERRORS[s.loss](s.huber_c, s.huber_schedule), how)
+
+
+def _diffusion(schedule: Schedule, s: Settings) -> Diffusion:
+    if s.resolution_shift:
+        raise ConfigError("objective.resolution_shift: is for flow matching, and this base has a discrete schedule", "leave it out")
+    if s.zero_terminal_snr and schedule.prediction_type == "epsilon":
+        raise ConfigError(
+            "objective.zero_terminal_snr: this base predicts epsilon, which says nothing of a picture where there is only noise",
+            "it takes a base that predicts v, such as sd21",
+        )
+    weight = WEIGHTS[s.weighting](*([] if s.gamma is None else [s.gamma]))
+    return Diffusion(schedule, weight, _density(s, "uniform"), ERRORS[s.loss](s.huber_c, s.huber_schedule))
+
+
+def _density(s: Settings, usual: str) -> Density:
+    made = DENSITIES[s.density or usual](s)
+    return made if (s.t_min, s.t_max) == (0.0, 1.0) else Between(made, s.t_min, s.t_max)
 
 
 def per_picture(error: Tensor, masks: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """Pictures from prompts and adapter files, held to what the files say about their use."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,13 @@ def choose_base(asked: str | None, adapters: Sequence[Adapter | Embedding]) -> S
     base = asked or str(how.get("base", "tiny"))
     prediction = how.get("prediction_type") or next((a.contract.prediction_type for a in adapters if a.contract), None)
     single = Path(base).expanduser().is_file() and prediction in ("epsilon", "v_prediction")
-    return source.resolve(
+    where = source.resolve(
         base, how.get("variant"), prediction=prediction if single else None, allow_pickle=bool(how.get("allow_pickle", False))
     )
+    ends = {a.contract.zero_terminal_snr for a in adapters if a.contract}
+    if len(ends) > 1:
+        raise ConfigError("some of the adapters were trained with zero terminal SNR, and others not", "draw with them one at a time")
+    return replace(where, zero_snr=ends == {True})
 
 
 def _named(adapter: Adapter | Embedding) -> dict[str, Any]:
@@ -110,6 +114,8 @@ def check(family: Family, request: Request, adapters: Sequence[Adapter | Embeddi
     sampler = request.sampler or (contracts[0][1].sampler if contracts else spec.sampler)
     if sampler not in spec.samplers:
         raise ConfigError(f"--scheduler {sampler}: not for {spec.name}; legal are {', '.join(spec.samplers)}")
+    if sampler == "pndm" and where.config("scheduler").get("rescale_betas_zero_snr"):
+        raise ConfigError("--scheduler pndm: cannot begin at pure noise, which this was trained for", "ddim, euler or dpm++")
     if sampler == "lcm" and not any("lcm" in name.lower() for name in (where.id, *request.adapters)):
         raise ConfigError("--scheduler lcm: needs weights distilled for it; this base and these adapters are not", "leave it out")
     return sampler

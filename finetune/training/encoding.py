@@ -42,7 +42,7 @@ class Work:
 
 def encode(job: Job, family: Family, pictures: Pictures, prompts: Sequence[str], work: Work) -> tuple[Encoded, dict[str, Text]]:
     """Latents of all pictures; and what the text encoders make of captions and prompts, unless they are to stay live."""
-    captions = sorted({*pictures.captions, *prompts})
+    captions = sorted({*pictures.captions, *map(job.preserved, pictures.captions), *prompts})
     report_long_captions(family, captions, work.say)
     shown = pixels(job)
     jobs = encoded.picture_jobs([*pictures.train, *pictures.classes], shown, pictures.held)

@@ -1,7 +1,7 @@
 """The one loop: predict, objective, backward, clip, step; then log, sample, checkpoint. It names no family and no method."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,9 @@ from finetune.data.encoded import Batch, Encoded, Text, to_device
 from finetune.data.plan import IndexPlan
 from finetune.errors import FinetuneError
 from finetune.families.load import Family
+from finetune.objectives import objective
 from finetune.objectives.objective import Objective, per_picture
+from finetune.objectives.timesteps import stratified
 from finetune.training import checkpoint, optimizer
 
 CANARY_STEPS = 10  # after which every trainable tensor must have had a gradient and moved
@@ -25,11 +27,18 @@ class Step(nn.Module):
     """All that trains in a step, in one module, so that what wraps it synchronises all of it.
 
     `nets` is the denoiser, and the text encoders where they take part in every step; else `cached` has what they made of the captions.
+    Within `frozen` the networks answer as they did before they were trained.
     """
 
-    def __init__(self, family: Family, nets: Mapping[str, nn.Module], cached: Mapping[str, Text]) -> None:
+    def __init__(
+        self,
+        family: Family,
+        nets: Mapping[str, nn.Module],
+        cached: Mapping[str, Text],
+        frozen: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         super().__init__()
-        self.family, self.nets, self.cached = family, nn.ModuleDict(nets), cached
+        self.family, self.nets, self.cached, self.frozen = family, nn.ModuleDict(nets), cached, frozen
 
     def texts(self, captions: Sequence[str | None]) -> list[Text]:
         """A caption's encoding, each; None is what inference puts in the place of a caption."""
@@ -39,7 +48,11 @@ class Step(nn.Module):
             rows = dict(zip(wanted, self.family.text(dict(self.nets.items()), wanted), strict=True))
         return [self.family.unconditional(rows[""]) if c is None else rows[c] for c in captions]
 
-    def forward(self, x_t: Tensor, t: Tensor, captions: Sequence[str | None], crops: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, captions: Sequence[str | None], crops: Tensor, frozen: bool = False) -> Tensor:
+        with self.frozen() if frozen else nullcontext():
+            return self.predict(x_t, t, captions, crops)
+
+    def predict(self, x_t: Tensor, t: Tensor, captions: Sequence[str | None], crops: Tensor) -> Tensor:
         return self.family.predict(self.nets, x_t, t, self.family.cond(self.texts(captions), crops))
 
 
@@ -104,13 +117,23 @@ def batches(run: Training, step: int) -> list[tuple[int, Batch]]:
     return [(slots[0].slot, b) for slots in micro for b in run.encoded.batches(slots, job.run.seed, step, job.data.caption_dropout)]
 
 
-def loss_sum(run: Training, batch: Batch) -> Tensor:
+def loss_sum(run: Training, batch: Batch, step: int) -> Tensor:
     """Sum over the micro-batch of each picture's weighted mean error, of its masked part if it has a mask; the caller divides by the
     weight of the whole step."""
-    device = run.accelerator.device
-    t = run.objective.timesteps(batch.u)
-    x_0, noise, t, weights = (to_device(v, device) for v in (batch.x_0, batch.noise, t, batch.weights))
-    error = run.objective(lambda x_t, t: run.module(x_t, t, batch.captions, batch.crops), x_0, noise, t)
+    device, job, shaping = run.accelerator.device, run.job, objective.shaping(run.job.objective)
+    u = stratified(batch.u, batch.slots, run.plan.batch, job.run.seed, step) if job.objective.stratified else batch.u
+    t = run.objective.timesteps(u, batch.x_0.shape)
+    noise = shaping(batch.noise, batch.slots, job.run.seed, step)
+    added = shaping.added(noise, batch.slots, job.run.seed, step)
+    x_0, noise, added, t, weights = (to_device(v, device) for v in (batch.x_0, noise, added, t, batch.weights))
+    kept = [None if c is None else job.preserved(c) for c in batch.captions]
+
+    def predict(x_t: Tensor, t: Tensor, preserved: bool = False, frozen: bool = False) -> Tensor:
+        net = run.step if frozen else run.module  # what wraps it has no gradient to wait for
+        answer: Tensor = net(x_t, t, kept if preserved else batch.captions, batch.crops, frozen)
+        return answer
+
+    error = run.objective(predict, x_0, noise, t, added)
     masks = None if batch.masks is None else to_device(batch.masks, device)
     return (per_picture(error, masks) * weights).sum()
 
@@ -125,7 +148,7 @@ def gradient(run: Training, step: int) -> Tensor:
             torch.manual_seed(keys.number(job.run.seed, "adapter dropout", step, slot, i))
         last = i + 1 == len(made)
         with nullcontext() if last else accelerator.no_sync(run.module):
-            loss = loss_sum(run, batch) / total
+            loss = loss_sum(run, batch, step) / total
             # DDP averages over processes; the loss is a sum.
             accelerator.backward(loss * accelerator.num_processes)
         share += loss.detach()

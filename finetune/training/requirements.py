@@ -24,7 +24,8 @@ RARE = 40_000  # place in CLIP's vocabulary, which is ordered by frequency, from
 def base(job: Job, name: str | None = None, weights: bool = True) -> Source:
     """Where the job's base lies, or another by `name`; it may be downloaded or unpacked for that."""
     m = job.model
-    return source.resolve(name or m.base, m.variant, weights=weights, prediction=m.prediction_type, allow_pickle=m.allow_pickle)
+    where = source.resolve(name or m.base, m.variant, weights=weights, prediction=m.prediction_type, allow_pickle=m.allow_pickle)
+    return replace(where, zero_snr=job.objective.zero_terminal_snr)
 
 
 def pictures(job: Job) -> Pictures:

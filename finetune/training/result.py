@@ -103,6 +103,9 @@ def contract(job: Job, family: Family, base_sha: str, side: int) -> Contract:
         training_alpha=float(m.alpha or m.rank) if m.adapts else 0.0,
         trained_steps=job.optim.steps,
         adapter=m.kind if m.adapts else "lora",
+        zero_terminal_snr=where.zero_snr,
+        timestep_spacing="trailing" if where.zero_snr else None,
+        guidance_rescale=where.guidance_rescale if where.zero_snr else 0.0,
     )
 
 
@@ -144,7 +147,8 @@ def write_model(out: Path, job: Job, family: Family, said: Contract, nets: Mappi
         model.write_single(path, whole, second, [k for k, holds in marks.items() if holds], job.run.save_dtype, facts)
         return path
     path = out / ("model" if name == job.run.name else "model-best")
-    model.write(family.source.folder, family.source.variant, path, own, job.run.save_dtype, asdict(said))
+    schedule = family.source.config("scheduler")
+    model.write(family.source.folder, family.source.variant, path, own, job.run.save_dtype, asdict(said), schedule)
     return path
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from finetune.config.job import Job
 from finetune.data.plan import IndexPlan, describe
 from finetune.errors import ConfigError, Stopped
 from finetune.families import load, source
-from finetune.methods import method
+from finetune.methods import adapter, method
 from finetune.objectives.objective import objective
 from finetune.sampling.generate import compose
 from finetune.training import checkpoint, device, optimizer, record, requirements, result, signals
@@ -98,7 +99,10 @@ class Runner:
         """Makes up what is missing of the class pictures, and puts them beside the others."""
         if not self.job.subject.prior:
             return
-        made, accelerator = ClassPictures(self.job, self.family, self.side), self.accelerator
+        family, accelerator = self.family, self.accelerator
+        if family.source.zero_snr:  # the base draws by its own schedule
+            family = load.family(replace(family.source, zero_snr=False), family.device, family.dtype)
+        made = ClassPictures(self.job, family, self.side)
         made.ensure(accelerator.process_index, accelerator.num_processes, self.tracker.phase, self.stop.poll)
         accelerator.wait_for_everyone()
         self.pictures.classes = made.samples()
@@ -162,7 +166,7 @@ class Runner:
             what = "new tokens" if group.parameters.keys() <= {f"{p}.new_tokens" for p in nets} else part.split(".")[0].replace("_", " ")
             self.tracker.say(f"trains: {what}, {count:,} parameters, rate {group.lr:g}")
         adamw = optimizer.adamw(groups, job.optim.betas)
-        module, prepared = accelerator.prepare(Step(family, nets, self.texts), adamw)
+        module, prepared = accelerator.prepare(Step(family, nets, self.texts, lambda: adapter.disabled(nets.values())), adamw)
         sides = self.pictures.train, self.pictures.classes
         samples = [s for side in sides for s in side]
         plan = IndexPlan(samples, self.global_batch, job.run.seed, [len(side) for side in sides])

@@ -1,0 +1,279 @@
+"""Identities of what is learned: weights, errors, timesteps and noise, each against its paper's formula."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from finetune import config
+from finetune.config.job import Objective as Settings
+from finetune.errors import ConfigError
+from finetune.objectives import timesteps
+from finetune.objectives.diffusion import TARGETS, Diffusion, Schedule, add_noise
+from finetune.objectives.errors import ERRORS, PseudoHuber
+from finetune.objectives.flow import ByResolution, Flow, FlowMatching
+from finetune.objectives.noise import Shaping
+from finetune.objectives.objective import DENSITIES, objective
+from finetune.objectives.preserve import Preserving
+from finetune.objectives.timesteps import Between, LogitNormal, Mode, cosmap, stratified
+from finetune.objectives.weights import P2, WEIGHTS, Debiased, MinSNR, SoftMinSNR, reparametrised
+
+BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+ALPHAS = (1 - BETAS).cumprod(0)
+ZERO = torch.cat([ALPHAS[:-1], torch.zeros(1, dtype=torch.float64)])
+T = torch.tensor([0, 1, 250, 500, 900, 999])
+# What each paper gives to an error in x_0, as functions of SNR.
+PAPERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "min-snr": lambda s: s.clamp(max=5),
+    "soft-min-snr": lambda s: 1 / (1 / s + 1 / 5),
+    "debiased": lambda s: s.sqrt(),
+    "p2": lambda s: s / (1 + s),
+}
+
+
+def draws(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(6, 4, 3, 3, generator=g).to(dtype), torch.randn(6, 4, 3, 3, generator=g).to(dtype)
+
+
+def predictions(kind: str, s: Schedule, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """What a network of a kind says that means `x_0`."""
+    signal, sigma = s.coefficients(t, x_t)
+    noise = (x_t - signal * x_0) / sigma
+    return {"epsilon": noise, "v_prediction": signal * noise - sigma * x_0, "sample": x_0}[kind]
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_weight_is_its_papers_whatever_is_predicted(name: str, kind: str) -> None:
+    x_0, noise = draws()
+    s = Schedule(ALPHAS, kind)
+    x_t = add_noise(s, x_0, noise, T)
+    loss = Diffusion(s, WEIGHTS[name]())(lambda *_: predictions(kind, s, x_0 + 0.1, x_t, T), x_0, noise, T).flatten(1).mean(1)
+    snr = s.snr(T).double()
+    plain = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[kind]
+    assert torch.allclose(loss, 0.01 * PAPERS.get(name, lambda _: plain)(snr), rtol=1e-4)
+
+
+def test_weights_in_epsilon_are_the_papers_formulas() -> None:
+    snr = torch.tensor([0.0, 0.01, 1.0, 4.9, 5.0, 100.0])
+    assert torch.allclose(MinSNR(5)(snr)[1:], snr[1:].clamp(max=5) / snr[1:]) and MinSNR(5)(snr)[0] == 1
+    assert torch.allclose(SoftMinSNR(5)(snr), 5 / (5 + snr))
+    assert torch.allclose(P2(0.5)(snr), 1 / (1 + snr).sqrt())
+    assert torch.allclose(Debiased()(snr)[1:], 1 / snr[1:].sqrt()) and torch.isfinite(Debiased()(snr)).all()
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_and_errors_are_finite_at_zero_terminal_snr(name: str, kind: str) -> None:
+    x_0, noise = draws(torch.float32)
+    s = Schedule(ZERO, kind)
+    for error in ERRORS:
+        made = Diffusion(s, WEIGHTS[name](), error=ERRORS[error](0.1, "snr"))
+        assert torch.isfinite(made(lambda x, t: x, x_0, noise, T)).all()
+    assert name == "uniform" or reparametrised(WEIGHTS[name](), s.snr(T), kind)[-1] < 2e-3
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("kind", [*TARGETS, "flow"])
+def test_a_perfect_prediction_costs_nothing(kind: str, error: str) -> None:
+    x_0, noise = draws()
+    how = ERRORS[error](0.1, "snr")
+    if kind == "flow":
+        made, t, answer = FlowMatching(Flow(), error=how), torch.linspace(0, 1, 6, dtype=torch.float64), noise - x_0
+    else:
+        s = Schedule(ALPHAS, kind)
+        made, t, answer = Diffusion(s, error=how), T, TARGETS[kind](s, x_0, noise, T)  # type: ignore[assignment]
+    assert made(lambda *_: answer, x_0, noise, t).abs().max() < 1e-12
+    assert made(lambda *_: answer + 1, x_0, noise, t).min() > 0.01
+
+
+def test_flow_is_the_picture_at_0_and_the_noise_at_1() -> None:
+    x_0, noise = draws()
+    seen: list[Tensor] = []
+    made = FlowMatching(Flow())
+    made(lambda x_t, t: seen.append(x_t) or x_t, x_0, noise, torch.tensor([0.0, 1.0] * 3))  # type: ignore[func-returns-value]
+    assert torch.equal(seen[0][::2], x_0[::2]) and torch.equal(seen[0][1::2], noise[1::2])
+
+
+@pytest.mark.parametrize("t", [0, 500, 999])
+def test_add_noise_keeps_signal_and_noise_scales(t: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    x_0, noise = 3 * torch.randn(64, 4, 16, 16, generator=g), torch.randn(64, 4, 16, 16, generator=g)
+    x_t = add_noise(Schedule(ALPHAS, "epsilon"), x_0, noise, torch.full((64,), t))
+    a = float(ALPHAS[t])
+    assert x_t.var() == pytest.approx(9 * a + 1 - a, rel=0.02)
+    assert (x_t * x_0).mean() == pytest.approx(9 * a**0.5, rel=0.02, abs=0.02)
+
+
+def test_pseudo_huber_is_square_near_and_absolute_far() -> None:
+    small, large, zero = torch.tensor([1e-4]).double(), torch.tensor([1e4]).double(), torch.zeros(1).double()
+    huber, smooth = PseudoHuber(0.1, "constant"), PseudoHuber(0.1, "constant", smooth=True)
+    assert huber(small, zero, zero) == pytest.approx(1e-8, rel=1e-4) and huber(large, zero, zero) == pytest.approx(0.2e4, rel=1e-4)
+    assert smooth(large, zero, zero) == pytest.approx(2e4, rel=1e-4)
+    for schedule, clean, noisy in (("exponential", 1.0, 0.1), ("snr", 1.0, 0.1)):
+        at = PseudoHuber(0.1, schedule)
+        for c, progress, ratio in ((clean, 0.0, 0.0), (noisy, 1.0, math.inf)):
+            expected = 2 * c * (math.sqrt(9 + c * c) - c)
+            assert at(torch.tensor([3.0]), torch.tensor([progress]), torch.tensor([ratio])) == pytest.approx(expected, rel=1e-6)
+
+
+# Timesteps
+
+
+def pdf_logit_normal(t: np.ndarray, m: float, s: float) -> np.ndarray:
+    return np.exp(-((np.log(t / (1 - t)) - m) ** 2) / (2 * s * s)) / (s * math.sqrt(2 * math.pi) * t * (1 - t))
+
+
+@pytest.mark.parametrize(
+    ("density", "pdf"),
+    [
+        (LogitNormal(), lambda t: pdf_logit_normal(t, 0, 1)),
+        (LogitNormal(-0.5, 0.7), lambda t: pdf_logit_normal(t, -0.5, 0.7)),
+        (cosmap, lambda t: 2 / (math.pi - 2 * math.pi * t + 2 * math.pi * t * t)),
+        (timesteps.uniform, lambda t: np.ones_like(t)),
+    ],
+)
+def test_levels_are_as_dense_as_the_paper_says(density: Any, pdf: Any) -> None:
+    levels = density(torch.rand(400_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).numpy()
+    found, _ = np.histogram(levels, 20, (0, 1), density=True)
+    fine = (np.arange(20_000) + 0.5) / 20_000
+    assert np.allclose(found, pdf(fine).reshape(20, -1).mean(1), atol=0.03)
+
+
+def test_mode_draws_the_middle_more_and_stays_in_bounds() -> None:
+    u = torch.rand(100_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for scale in (-1.0, 0.0, 1.29, 1.75):
+        levels = Mode(scale)(u)
+        middle = float(((levels > 0.25) & (levels < 0.75)).double().mean())
+        assert levels.min() >= 0 and levels.max() < 1
+        assert (middle > 0.55) if scale > 1 else (middle < 0.45) if scale < 0 else middle == pytest.approx(0.5, abs=0.01)
+
+
+def test_levels_stay_within_their_range() -> None:
+    u = torch.rand(10_000, dtype=torch.float64)
+    for density in DENSITIES:
+        t = objective(Schedule(ALPHAS, "epsilon"), Settings(density=density, t_min=0.2, t_max=0.6)).timesteps(u)  # type: ignore[arg-type]
+        assert 200 <= int(t.min()) and int(t.max()) < 600 and t.dtype == torch.int64
+    assert Between(timesteps.uniform, 0.2, 0.6)(u).max() < 0.6
+
+
+@pytest.mark.parametrize("total", [1, 4, 7])
+def test_strata_hold_one_slot_each_and_every_slot_is_uniform(total: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    seen = []
+    for step in range(400):
+        u = stratified(torch.rand(total, dtype=torch.float64, generator=g), range(total), total, 3, step)
+        assert sorted((u * total).long().tolist()) == list(range(total))
+        seen.append(u[0])
+    assert float(torch.stack(seen).mean()) == pytest.approx(0.5, abs=0.05) and float(torch.stack(seen).std()) == pytest.approx(
+        0.29, abs=0.02
+    )
+    u = torch.rand(total, dtype=torch.float64, generator=g)
+    parts = [stratified(u[i : i + 1], [i], total, 3, 0) for i in range(total)]
+    assert torch.equal(torch.cat(parts), stratified(u, range(total), total, 3, 0)), "whichever process a slot is in"
+
+
+def test_the_shift_by_resolution_is_that_of_flux() -> None:
+    shift = ByResolution()
+    assert shift(torch.Size([1, 16, 32, 32])) == pytest.approx(math.exp(0.5))
+    assert shift(torch.Size([1, 16, 128, 128])) == pytest.approx(math.exp(1.15))
+    made = FlowMatching(Flow(), timesteps.uniform, by_resolution=shift)
+    u = torch.tensor([0.5], dtype=torch.float64)
+    small, large = (float(made.timesteps(u, torch.Size([1, 16, n, n]))) for n in (32, 128))
+    assert small == pytest.approx(math.exp(0.5) / (1 + math.exp(0.5))) and small < large
+
+
+# Noise
+
+
+def shaped(**how: Any) -> tuple[Tensor, Tensor, Tensor]:
+    plain = torch.randn(32, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    made, slots = Shaping(**how), list(range(32))
+    noise = made(plain, slots, 0, 5)
+    halves = torch.cat([made(plain[:16], slots[:16], 0, 5), made(plain[16:], slots[16:], 0, 5)])
+    assert torch.equal(noise, halves), "a function of (seed, step, slot)"
+    assert not how or not torch.equal(made.added(noise, slots, 0, 5), made.added(made(plain, slots, 0, 6), slots, 0, 6))
+    return plain, noise, made.added(noise, slots, 0, 5)
+
+
+def test_noise_is_left_alone_where_nothing_is_asked() -> None:
+    plain, noise, added = shaped()
+    assert torch.equal(plain, noise) and torch.equal(plain, added)
+
+
+def test_an_offset_moves_channels_as_a_whole() -> None:
+    plain, noise, added = shaped(offset=0.3)
+    moved = noise - plain
+    assert moved.std((2, 3)).max() < 1e-6 and moved[:, :, 0, 0].std() == pytest.approx(0.3, rel=0.2) and torch.equal(noise, added)
+
+
+def test_a_pyramid_is_coarse_and_of_unit_variance() -> None:
+    plain, noise, _ = shaped(pyramid=4, discount=0.8)
+    assert noise.flatten(1).std(1).tolist() == pytest.approx([1.0] * 32, rel=1e-4)
+
+    def neighbours(x: Tensor) -> float:
+        return float((x[..., 1:] * x[..., :-1]).mean())
+
+    assert abs(neighbours(plain)) < 0.02 < 0.3 < neighbours(noise)
+
+
+def test_a_perturbation_is_seen_and_not_predicted() -> None:
+    plain, noise, added = shaped(perturbation=0.5)
+    assert torch.equal(plain, noise) and (added - noise).std() == pytest.approx(0.5, rel=0.02)
+    x_0, s, t = torch.zeros_like(noise), Schedule(ALPHAS, "epsilon"), torch.full((32,), 500)
+    seen: list[Tensor] = []
+    assert Diffusion(s)(lambda x_t, t: seen.append(x_t) or noise, x_0, noise, t, added).max() == 0  # type: ignore[func-returns-value]
+    assert torch.equal(seen[0], add_noise(s, x_0, added, t))
+
+
+# Preservation
+
+
+def test_preserving_costs_what_the_answer_to_the_other_caption_has_moved() -> None:
+    x_0, noise = draws()
+    s, calls = Schedule(ALPHAS, "epsilon"), []
+
+    def predict(x_t: Tensor, t: Tensor, preserved: bool = False, frozen: bool = False) -> Tensor:
+        calls.append((preserved, frozen, torch.is_grad_enabled()))
+        return noise + (0.0 if frozen or not preserved else 0.2)
+
+    made = Preserving(Diffusion(s), 3.0)(predict, x_0, noise, T)
+    assert torch.allclose(made, torch.full_like(made, 3 * 0.04))
+    assert calls == [
+        (False, False, True),
+        (True, True, False),
+        (True, False, True),
+    ]
+
+
+def test_captions_that_are_preserved_say_the_word_for_the_trigger() -> None:
+    made = config.parse({"data": {"path": ".", "trigger": "sks dog"}, "objective": {"preserve": "dog"}})
+    assert made.preserved("a sks dog on sks dog grass") == "a dog on dog grass" and made.preserved("a cat") == "a cat"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gamma": 3.0}, "objective.gamma: is for objective.weighting min-snr"),
+        ({"huber_c": 0.2}, "objective.huber_c: is for objective.loss huber"),
+        ({"density_mean": 1.0}, "objective.density_mean: is for objective.density logit-normal"),
+        ({"density_scale": 1.0}, "objective.density_scale: is for objective.density mode"),
+        ({"pyramid_discount": 0.5}, "objective.pyramid_discount: is for objective.pyramid_levels"),
+        ({"preserve_weight": 0.5}, "objective.preserve_weight: is for objective.preserve"),
+        ({"preserve": "dog"}, "there is no trigger"),
+        ({"t_min": 0.5, "t_max": 0.4}, "objective.t_min 0.5: must be below objective.t_max 0.4"),
+        ({"weighting": "snr"}, "objective.weighting"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.parse({"data": {"path": "."}, "objective": settings})
+    with pytest.raises(ConfigError, match=r"holds the trigger"):
+        config.parse({"data": {"path": ".", "trigger": "sks"}, "objective": {"preserve": "sks dog"}})
+    with pytest.raises(ConfigError, match=r"only an adapter"):
+        config.parse({"data": {"path": ".", "trigger": "sks"}, "objective": {"preserve": "dog"}, "method": {"kind": "full"}})
