@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from finetune import cli, config
 from finetune.adapters import embedding, model
 from finetune.adapters.read import read
+from finetune.config.job import Optim
 from finetune.config.load import merge
 from finetune.data.captions import Wording
 from finetune.data.encoded import texts
@@ -27,7 +28,7 @@ from finetune.families import load, source
 from finetune.methods import method, textual_inversion
 from finetune.methods.method import Group
 from finetune.sampling import apply, draw
-from finetune.training import optimizer
+from finetune.training import optimizer, optimizers
 from finetune.training.class_pictures import ClassPictures
 from finetune.training.run import Runner, train
 
@@ -162,7 +163,7 @@ def test_a_step_over_new_rows_takes_under_a_millisecond() -> None:
     torch.set_num_threads(1)
     rows = textual_inversion.NewRows(nn.Embedding(49408, 768), torch.randn(4, 768), 49408)
     rows.table.requires_grad_(False)
-    adamw = optimizer.adamw([Group({"rows": rows.rows}, 5e-3, 0.0)], (0.9, 0.999))
+    adamw = optimizers.make(optimizer.rows([Group({"rows": rows.rows}, 5e-3, 0.0)]), Optim(), 0)
     taken = []
     for _ in range(30):
         rows(torch.tensor([[1, 49408, 49411]])).square().sum().backward()

@@ -168,7 +168,7 @@ def test_ranks_alphas_and_rates_by_pattern(make: Make, tmp_path: Path) -> None:
     for name, layer in adapter.layers(training.step.nets["denoiser"]).items():
         rank = 2 if "attn2" in name else 6 if "up_blocks" in name and "attn1" in name else 4
         assert layer.r["default"] == rank and layer.lora_alpha["default"] == (3.0 if name.endswith(".to_q") else 10.0), name
-    rates = {id(p): g["lr"] for g in training.adamw.param_groups for p in g["params"]}
+    rates = {id(p): g["lr"] for g in training.optimizer.param_groups for p in g["params"]}
     names = dict(training.step.nets["denoiser"].named_parameters())
     for name in (n for n in names if "lora_" in n):
         factor = (0.5 if "up_blocks" in name else 1) * (4 if "lora_B" in name else 1)

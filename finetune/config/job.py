@@ -153,7 +153,18 @@ class Optim(Section):
     batch: Positive = Field(4, description="pictures per process and micro-batch")
     accumulate: Positive = Field(1, description="micro-batches per optimizer step")
     lr: Rate = Field(2e-4, description="peak learning rate (1e-5 for all weights, 5e-3 for new tokens alone)")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="shape of the learning rate after warmup")
+    optimizer: Literal["adamw", "adamw8bit", "paged-adamw8bit", "adafactor", "lion", "prodigy", "schedule-free"] = Field(
+        "adamw", description="optimizer"
+    )
+    masters: Literal["fp32", "bf16"] = Field(
+        "fp32", description="number format of weights that train; bf16, with stochastic rounding, is for all weights with adamw"
+    )
+    schedule: Literal["constant", "linear", "cosine", "cosine-restarts", "polynomial", "wsd"] = Field(
+        "constant", description="shape of the learning rate after warmup"
+    )
+    cycles: Annotated[int, Field(ge=1)] = Field(2, description="of cosine-restarts")
+    power: Annotated[float, Field(gt=0, le=10)] = Field(2.0, description="of polynomial")
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="share of the steps in which wsd goes down to 0")
     warmup: Annotated[int, Field(ge=0)] = Field(0, description="optimizer steps of linear warmup")
     lr_pattern: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
         {}, description="factors on the rate of parameters, by regular expressions that are searched in their names"
@@ -161,9 +172,9 @@ class Optim(Section):
     lora_plus: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = Field(
         1.0, description="rate of LoRA's up matrices as a multiple of the others', LoRA+ (Hayou et al. 2024, arXiv:2402.12354)"
     )
-    weight_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="AdamW's decoupled weight decay")
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="decoupled weight decay")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.999), description="AdamW's moment decays"
+        (0.9, 0.999), description="moment decays (0.9 and 0.99 for lion)"
     )
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradients are clipped to this norm, once a step")
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
@@ -205,6 +216,9 @@ def _nested(a: Path, b: Path) -> bool:
     return a.is_relative_to(b) or b.is_relative_to(a)
 
 
+# Where none is given, as multiples of the usual rate: Lion's steps are all of one size (Chen et al. 2023, arXiv:2302.06675: 3 to 10 times
+# less than AdamW's).
+FACTORS = {"lion": 0.2}
 RATES = {**dict.fromkeys(ROWS, 2e-4), "full": 1e-5, "none": 5e-3}  # where none is given
 
 
@@ -222,13 +236,16 @@ class Job(Section):
     @model_validator(mode="before")
     @classmethod
     def _rate(cls, value: Any) -> Any:
-        """The learning rate that suits what trains, where none is given."""
+        """The learning rate and moment decays that suit what trains and how, where none are given."""
         sections = value if isinstance(value, dict) else {}
         method, optim = sections.get("method", {}), sections.get("optim", {})
-        kind = method.get("kind") if isinstance(method, dict) else None
-        if kind not in RATES or not isinstance(optim, dict) or optim.get("lr") is not None:
+        if not isinstance(method, dict) or not isinstance(optim, dict):
             return value
-        return {**sections, "optim": {**optim, "lr": RATES[kind]}}
+        kind, name = str(method.get("kind", "lora")), str(optim.get("optimizer", "adamw"))
+        own: dict[str, Any] = {"lr": 1.0 if name == "prodigy" else RATES.get(kind, 2e-4) * FACTORS.get(name, 1.0)}
+        own |= {"betas": (0.9, 0.99)} if name == "lion" else {}
+        given = {k: v for k, v in optim.items() if v is not None or k not in own}
+        return {**sections, "optim": {**own, **given}}
 
     @model_validator(mode="after")
     def _together(self) -> "Job":
@@ -258,6 +275,7 @@ class Job(Section):
                 f"--format {self.run.format}: is for adapters",
             ),
             (m.kind != "full" and self.run.format == "single", "--format single: is for all weights"),
+            *self._optimizing(),
             *self._useless(),
             *self.objective.contradictions(),
             *self._preserving(),
@@ -271,6 +289,28 @@ class Job(Section):
                 s.class_data is not None and any(_nested(s.class_data, Path(p.path)) for p in d.places),
                 f"--class-data {s.class_data}: lies in --data {d.path or ''}, or around it; pictures of the class are not the subject's",
             ),
+        ]
+
+    def _optimizing(self) -> list[tuple[bool, str]]:
+        o, m, r = self.optim, self.method, self.run
+        free = o.optimizer == "schedule-free"
+
+        def unused(name: str, schedule: str) -> tuple[bool, str]:
+            given = getattr(o, name) != Optim.model_fields[name].default
+            return given and o.schedule != schedule, f"optim.{name}: is for --schedule {schedule}"
+
+        return [
+            (o.schedule == "cosine-restarts" and o.cycles > o.steps - o.warmup, f"optim.cycles {o.cycles}: more than there are steps"),
+            unused("cycles", "cosine-restarts"),
+            unused("power", "polynomial"),
+            unused("decay", "wsd"),
+            (free and o.schedule != "constant", f"--schedule {o.schedule}: --optimizer schedule-free is in the place of one"),
+            (free and o.ema is not None, "--ema: --optimizer schedule-free averages by itself"),
+            (free and bool(m.new_tokens), "--optimizer schedule-free: new tokens' norms are kept by moving them, which it does not know"),
+            (free and m.max_norm is not None, "method.max_norm: moves weights, which --optimizer schedule-free does not know"),
+            (o.masters == "bf16" and m.kind != "full", "optim.masters bf16: is for all weights; what an adapter trains is small"),
+            (o.masters == "bf16" and o.optimizer != "adamw", f"optim.masters bf16: is for adamw, not {o.optimizer}"),
+            (o.masters == "bf16" and r.precision not in ("auto", "bf16"), f"optim.masters bf16: with --precision bf16, not {r.precision}"),
         ]
 
     def _preserving(self) -> list[tuple[bool, str]]:

@@ -1,14 +1,16 @@
-"""Full fine-tuning: every weight of a network trains, as an fp32 master."""
+"""Full fine-tuning: every weight of a network trains, as an fp32 master, or in bf16 with stochastic rounding."""
 
+import torch
 from torch import nn
 
 
-def attach(net: nn.Module, idle: tuple[str, ...] = ()) -> dict[str, nn.Parameter]:
-    """What trains, by name: all of `net`, in fp32, but for a text encoder's table of words and what it does not use (`idle` beginnings).
+def attach(net: nn.Module, idle: tuple[str, ...] = (), masters: torch.dtype = torch.float32) -> dict[str, nn.Parameter]:
+    """What trains, by name: all of `net`, as `masters`, but for a text encoder's table of words and what it does not use (`idle`
+    beginnings).
 
     The table stays: the words of a caption are few, and AdamW's decay and moments would change and cost every word's row.
     """
-    net.float()
+    net.to(masters)
     table = getattr(net, "get_input_embeddings", lambda: None)()
     kept = {id(p) for p in table.parameters()} if table is not None else set()
     trainable = {}

@@ -43,7 +43,7 @@ def attach(family: Family, nets: Mapping[str, nn.Module], job: Job, start: Mappi
     for part in taught(family, job):
         lr = o.lr if part == DENOISER else m.text_encoder_lr or o.lr / 5
         if m.kind == "full":
-            found = full.attach(nets[part], idle(family, part))
+            found = full.attach(nets[part], idle(family, part), torch.bfloat16 if o.masters == "bf16" else torch.float32)
         else:
             found = adapter.attach(nets[part], m, wanted[part], job.run.seed, (start or {}).get(part))
         groups.append(Group({f"{part}.{n}": p for n, p in found.items()}, lr, o.weight_decay))

@@ -19,8 +19,8 @@ def processes() -> PartialState:
 
 def precision(job: Job, device: torch.device) -> str:
     """The job's mixed precision; `auto` is bf16 or fp16 on an accelerator, and none on a CPU, where small networks lose by it."""
-    if job.run.precision != "auto":
-        return job.run.precision
+    if job.run.precision != "auto" or job.optim.masters == "bf16":
+        return job.run.precision if job.run.precision != "auto" else "bf16"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "no"

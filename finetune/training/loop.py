@@ -58,14 +58,14 @@ class Step(nn.Module):
 
 @dataclass
 class Training:
-    """What a step reads and changes. The state that outlives a step: `trainable`, `adamw`, `shadow`."""
+    """What a step reads and changes. The state that outlives a step: `trainable`, `optimizer`, `shadow`."""
 
     job: Job
     accelerator: Any
     family: Family
     module: nn.Module  # Step, perhaps wrapped
     trainable: dict[str, nn.Parameter]
-    adamw: Any
+    optimizer: Any
     objective: Objective
     plan: IndexPlan
     encoded: Encoded
@@ -83,7 +83,7 @@ class Training:
 
     def state(self) -> checkpoint.State:
         out: checkpoint.State = {f"trainable/{n}": p for n, p in self.trainable.items()}
-        out |= {f"optimizer/{n}": v for n, v in optimizer.state(self._inner, list(self.trainable)).items()}
+        out |= {f"optimizer/{n}": v for n, v in optimizer.state(self.inner, list(self.trainable)).items()}
         if self.shadow:
             out |= {f"ema/{n}": v for n, v in zip(self.trainable, self.shadow, strict=True)}
         return out
@@ -93,20 +93,20 @@ class Training:
         for name, parameter in self.trainable.items():
             parameter.copy_(saved[f"trainable/{name}"])
         moments = {k.removeprefix("optimizer/"): v for k, v in saved.items() if k.startswith("optimizer/")}
-        optimizer.restore(self._inner, list(self.trainable), moments)
+        optimizer.restore(self.inner, list(self.trainable), moments)
         if self.shadow:
             for name, average in zip(self.trainable, self.shadow, strict=True):
                 average.copy_(saved[f"ema/{name}"])
 
     def release(self) -> None:
         """Lets go of all that trained, so that its memory is free for what comes after."""
-        self._inner.state.clear()
-        self._inner.param_groups.clear()
+        self.inner.state.clear()
+        self.inner.param_groups.clear()
         self.module, self.trainable, self.shadow, self.settle = nn.Identity(), {}, None, lambda step: None
 
     @property
-    def _inner(self) -> torch.optim.Optimizer:
-        inner: torch.optim.Optimizer = getattr(self.adamw, "optimizer", self.adamw)
+    def inner(self) -> torch.optim.Optimizer:
+        inner: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         return inner
 
 
@@ -158,28 +158,22 @@ def gradient(run: Training, step: int) -> Tensor:
 def update(run: Training, step: int) -> Tensor:
     """Clips once, steps, averages; returns 1. where a non-finite gradient made the step do nothing."""
     job = run.job
-    optimizer.set_rate(run._inner, shape(job, step), step / job.optim.steps)
+    optimizer.set_rate(run.inner, optimizer.learning_rate(job.optim, step), step / job.optim.steps)
     norm = run.accelerator.clip_grad_norm_(list(run.trainable.values()), job.optim.max_grad_norm)
     if run.accelerator.scaler is None:
-        dropped = optimizer.guard(run._inner, norm)
+        dropped = optimizer.guard(run.inner, norm)
     else:
         dropped = (~torch.isfinite(norm)).float()  # the scaler skips such a step itself
     if run.had_gradient is not None:
         for name, had in run.had_gradient.items():
             if (p := run.trainable[name]).grad is not None:
                 had |= (p.grad != 0).any() & (dropped == 0)
-    run.adamw.step()
-    run.adamw.zero_grad(set_to_none=True)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
     run.settle(step)
     if run.shadow and job.optim.ema:
         optimizer.ema_update(run.shadow, list(run.trainable.values()), job.optim.ema, step)
     return dropped
-
-
-def shape(job: Job, step: int) -> float:
-    """The learning rate of a step as a share of its peak."""
-    o = job.optim
-    return optimizer.learning_rate(1.0, o.schedule, o.warmup, o.steps, step)
 
 
 def look(run: Training) -> float:
@@ -201,7 +195,7 @@ def look(run: Training) -> float:
     if bad:
         names = sorted({run.encoded.samples[s.sample].name for s in run.plan.slots(bad[0]) if s.weight})
         raise FinetuneError(
-            f"the loss or its gradient was not finite at step {bad[0] + 1}, with {', '.join(names)}; the weights were left as they were",
+            f"the loss or its gradient was not finite at step {bad[0] + 1}, with {', '.join(names)}; nothing of it went into the weights",
             "lower --lr, or look at these pictures; the last good checkpoint stays",
         )
     return float(losses.mean())
@@ -216,7 +210,7 @@ def check_moved(run: Training, before: dict[str, Tensor]) -> None:
     """
     had, inert = run.had_gradient or {}, run.family.spec.inert
     still = [n for n in before if not bool(had[n]) and not (inert and n.endswith(inert))]
-    for group in run._inner.param_groups:
+    for group in run.inner.param_groups:
         ours = {id(p) for p in group["params"]}
         names = [n for n in before if id(run.trainable[n]) in ours]
         still += names if all(torch.equal(run.trainable[n].detach(), before[n]) for n in names) else []
@@ -232,7 +226,7 @@ def watched(run: Training, first: int) -> dict[str, Tensor]:
     """What the canary looks at, as it is before: all that still trains, if there are steps enough to tell."""
     if run.job.optim.steps - first < CANARY_STEPS:
         return {}
-    active = [p for g in run._inner.param_groups if not optimizer.over(g, first / run.job.optim.steps) for p in g["params"]]
+    active = [p for g in run.inner.param_groups if not optimizer.over(g, first / run.job.optim.steps) for p in g["params"]]
     names = {id(p): n for n, p in run.trainable.items()}
     return {names[id(p)]: p.detach().clone() for p in active}
 

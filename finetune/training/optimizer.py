@@ -1,4 +1,4 @@
-"""AdamW on fp32 masters, the learning rate as a function of the step, and an update that a non-finite gradient cannot pass."""
+"""The learning rate as a function of the step, an update that a non-finite gradient cannot pass, and state that can be kept."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,36 +7,59 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.config.job import Optim
 from finetune.methods.method import Group
 from finetune.training.checkpoint import State
 
+
+def _restarts(p: float, o: Optim) -> float:
+    """Cosine, `cycles` times over."""
+    return 0.5 + 0.5 * math.cos(math.pi * (p * o.cycles % 1.0)) if p < 1 else 0.0
+
+
+def _stable(p: float, o: Optim) -> float:
+    """Warmup, stable, decay (Hu et al. 2024, arXiv:2404.06395): constant, and in the last share of the steps down to 0."""
+    return min(1.0, (1 - p) / o.decay)
+
+
 # Multipliers of the peak rate, as functions of progress in [0, 1] after warmup.
-SHAPES: dict[str, Callable[[float], float]] = {
-    "constant": lambda p: 1.0,
-    "linear": lambda p: 1.0 - p,
-    "cosine": lambda p: 0.5 + 0.5 * math.cos(math.pi * p),
+SHAPES: dict[str, Callable[[float, Optim], float]] = {
+    "constant": lambda p, o: 1.0,
+    "linear": lambda p, o: 1.0 - p,
+    "cosine": lambda p, o: 0.5 + 0.5 * math.cos(math.pi * p),
+    "cosine-restarts": _restarts,
+    "polynomial": lambda p, o: (1.0 - p) ** o.power,
+    "wsd": _stable,
 }
 
 
-def learning_rate(peak: float, shape: str, warmup: int, steps: int, step: int) -> float:
-    """The rate of optimizer step `step` (0-based), whatever the number of processes."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * SHAPES[shape]((step - warmup) / max(1, steps - warmup))
+def learning_rate(o: Optim, step: int) -> float:
+    """The rate of optimizer step `step` (0-based) as a share of its peak, whatever the number of processes."""
+    if step < o.warmup:
+        return (step + 1) / o.warmup
+    return SHAPES[o.schedule]((step - o.warmup) / max(1, o.steps - o.warmup), o)
 
 
-def adamw(groups: Sequence[Group], betas: tuple[float, float]) -> torch.optim.AdamW:
-    """Fused: one kernel a step, and it takes `found_inf`, which drops an update on the device without a look from the host."""
-    rows = [
+def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """What trains as an optimizer takes it."""
+    return [
         {"params": list(g.parameters.values()), "lr": g.lr, "weight_decay": g.weight_decay, "peak": g.lr, "until": g.until} for g in groups
     ]
-    return torch.optim.AdamW(rows, betas=betas, fused=True)
 
 
 def guard(optimizer: torch.optim.Optimizer, gradient_norm: Tensor) -> Tensor:
-    """Makes the next step of a fused optimizer do nothing when the norm is not finite; returns that flag, 0. or 1."""
+    """Keeps a norm that is not finite from the weights; returns that flag, 0. or 1.
+
+    A fused step does nothing then. Others take a gradient of 0: their momentum may move the weights, which stay finite.
+    """
     bad = (~torch.isfinite(gradient_norm)).float()
-    optimizer.found_inf = bad  # type: ignore[attr-defined]
+    if optimizer.defaults.get("fused") or hasattr(optimizer, "found_inf"):
+        optimizer.found_inf = bad  # type: ignore[attr-defined]
+        return bad
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                p.grad.copy_(torch.where(bad > 0, torch.zeros_like(p.grad), p.grad))
     return bad
 
 
@@ -56,20 +79,37 @@ def over(group: dict[str, Any], progress: float) -> bool:
 
 
 def state(optimizer: torch.optim.Optimizer, names: list[str]) -> State:
-    """Flat `name/exp_avg`, `name/exp_avg_sq`, `name/step` tensors, in the order the parameters were given."""
+    """Flat `name/exp_avg`, `name/step` tensors, in the order the parameters were given; and numbers, those of groups as `group 0/d`."""
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
-    return {f"{n}/{k}": v for n, p in zip(names, parameters, strict=True) for k, v in optimizer.state[p].items()}
+    held = {f"{n}/{k}": v for n, p in zip(names, parameters, strict=True) for k, v in optimizer.state[p].items()}
+    for i, group in enumerate(optimizer.param_groups):
+        held |= {f"group {i}/{k}": v for k, v in group.items() if k not in OURS and isinstance(v, bool | int | float | Tensor)}
+    return {k: _kept(v) for k, v in held.items() if isinstance(v, bool | int | float | Tensor)}
+
+
+OURS = {"lr", "peak", "until", "params"}  # of a group: set before every step, or by the job
+NUMBERS = {torch.int64: int, torch.float64: float, torch.bool: bool}
+
+
+def _kept(value: Any) -> Tensor:
+    """Numbers become tensors of the widest types, which nothing else here is of."""
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
 
 
 def restore(optimizer: torch.optim.Optimizer, names: list[str], saved: State) -> None:
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
     for name, p in zip(names, parameters, strict=True):
-        prefix = f"{name}/"
-        entries: dict[str, Any] = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
-        optimizer.state[p] = {k: v.to(p.device, torch.float32) for k, v in entries.items()}
+        optimizer.state[p] = _entries(saved, f"{name}/", p.device)
+    for i, group in enumerate(optimizer.param_groups):
+        group |= _entries(saved, f"group {i}/", torch.device("cpu"))
+
+
+def _entries(saved: State, prefix: str, device: torch.device) -> dict[str, Any]:
+    found = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
+    return {k: NUMBERS[v.dtype](v) if v.ndim == 0 and v.dtype in NUMBERS else v.to(device) for k, v in found.items()}
 
 
 @torch.no_grad()
 def ema_update(shadow: list[Tensor], parameters: list[Tensor], decay: float, step: int) -> None:
     """shadow <- d shadow + (1 - d) parameters, with the ramp d = min(decay, (1 + step) / (10 + step))."""
-    torch._foreach_lerp_(shadow, [p.detach() for p in parameters], 1 - min(decay, (1 + step) / (10 + step)))
+    torch._foreach_lerp_(shadow, [p.detach().float() for p in parameters], 1 - min(decay, (1 + step) / (10 + step)))

@@ -16,7 +16,7 @@ from finetune.families import load
 from finetune.families.load import Family
 from finetune.methods import method
 from finetune.objectives.objective import objective
-from finetune.training import result
+from finetune.training import optimizers, result
 from finetune.training.requirements import add_tokens, base, buckets, check_subject, cut, pictures, report_long_captions, side
 from finetune.training.start import start
 
@@ -37,8 +37,10 @@ def trainable(job: Job, family: Family) -> dict[str, int]:
     nets = {method.DENOISER: family.parts.skeleton(spec.denoiser)}
     nets |= {p: family.parts.skeleton(p) for p in spec.text} if m.live else {}
     rest = job.model_copy(update={"method": m.model_copy(update={"new_tokens": ()})})
+    groups = method.attach(family, nets, rest, start(job, family))
+    optimizers.check_rates(job.optim, [g.lr for g in groups])
     out: dict[str, int] = {}
-    for group in method.attach(family, nets, rest, start(job, family)):
+    for group in groups:
         for name, parameter in group.parameters.items():
             part = name.split(".")[0]
             out[part] = out.get(part, 0) + parameter.numel()
@@ -74,6 +76,7 @@ def fit(job: Job) -> tuple[int, dict[str, int]]:
 
 def check(job: Job, family: Family, captions: list[str]) -> dict[str, int]:
     """What `Runner.prepare` refuses, refused here too; returns the numbers of trainable parameters."""
+    optimizers.check(job.optim, torch.accelerator.current_accelerator() or torch.device("cpu"))
     check_subject(job, family, job.optim.batch * job.optim.accumulate * (job.run.processes or 1))
     add_tokens(job, family, captions)
     result.check(job, family, start(job, family))

@@ -20,10 +20,10 @@ from finetune.families import load, source
 from finetune.methods import adapter, method
 from finetune.objectives.objective import objective
 from finetune.sampling.generate import compose
-from finetune.training import checkpoint, device, optimizer, record, requirements, result, signals
+from finetune.training import checkpoint, device, optimizer, optimizers, record, requirements, result, signals
 from finetune.training.class_pictures import ClassPictures
 from finetune.training.encoding import Work, encode
-from finetune.training.loop import Step, Training, loop, shape
+from finetune.training.loop import Step, Training, loop
 from finetune.training.observe import Observer, Weights, averaged
 from finetune.training.requirements import add_tokens, buckets, check_subject, cut, pictures, side
 from finetune.training.start import start
@@ -76,6 +76,7 @@ class Runner:
         check_subject(job, self.family, self.global_batch)
         add_tokens(job, self.family, self.pictures.captions)
         self.objective = objective(self.family.schedule().to(self.accelerator.device), job.objective)
+        optimizers.check(job.optim, self.accelerator.device)
         self.start = start(job, self.family)
         result.check(job, self.family, self.start)
         for note in self.family.notes() + result.notes(job, self.family):
@@ -151,8 +152,9 @@ class Runner:
         """What takes part in a step, by its place in it; what trains whole is fp32."""
         spec, m = self.family.spec, self.job.method
         whole = method.taught(self.family, self.job) if m.kind == "full" else []
+        masters = device.DTYPES[self.job.optim.masters if self.job.optim.masters == "bf16" else "no"]
         parts = {method.DENOISER: spec.denoiser} | ({p: p for p in spec.text} if m.live else {})
-        return {k: self.family.parts.load(part, torch.float32 if k in whole else None) for k, part in parts.items()}
+        return {k: self.family.parts.load(part, masters if k in whole else None) for k, part in parts.items()}
 
     def assemble(self) -> tuple[Training, int]:
         """Injects what trains, restores the newest valid checkpoint, and returns the step it stands at."""
@@ -164,13 +166,13 @@ class Runner:
         for group in groups:
             count, part = sum(p.numel() for p in group.parameters.values()), next(iter(group.parameters)).rpartition(".")[0]
             what = "new tokens" if group.parameters.keys() <= {f"{p}.new_tokens" for p in nets} else part.split(".")[0].replace("_", " ")
-            self.tracker.say(f"trains: {what}, {count:,} parameters, rate {group.lr:g}")
-        adamw = optimizer.adamw(groups, job.optim.betas)
-        module, prepared = accelerator.prepare(Step(family, nets, self.texts, lambda: adapter.disabled(nets.values())), adamw)
+            self.tracker.say(f"trains: {what}, {count:,} parameters, rate {group.lr:g}, decay {group.weight_decay:g}")
+        made = optimizers.make(optimizer.rows(groups), job.optim, job.run.seed)
+        module, prepared = accelerator.prepare(Step(family, nets, self.texts, lambda: adapter.disabled(nets.values())), made)
         sides = self.pictures.train, self.pictures.classes
         samples = [s for side in sides for s in side]
         plan = IndexPlan(samples, self.global_batch, job.run.seed, [len(side) for side in sides])
-        shadow = [p.detach().clone() for p in trainable.values()] if job.optim.ema else None
+        shadow = [p.detach().float().clone() for p in trainable.values()] if job.optim.ema else None
         training = Training(job, accelerator, self.family, module, trainable, prepared, self.objective, plan, self.encoded, shadow)
         training.settle = lambda step: method.settle(nets, job, step)
         held = range(len(samples), len(self.encoded.samples))
@@ -202,7 +204,7 @@ class Runner:
                 training,
                 first,
                 stopping=self.stopping,
-                log=lambda step, loss: log(step, loss, job.optim.lr * shape(job, step - 1), job.run.log_every),
+                log=lambda step, loss: log(step, loss, job.optim.lr * optimizer.learning_rate(job.optim, step - 1), job.run.log_every),
                 look_at=self.look,
                 save=lambda step: self.save(training, step),
             )

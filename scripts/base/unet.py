@@ -15,14 +15,18 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 from vae import encode
 
+from finetune.config.job import Optim
 from finetune.data import keys
 from finetune.data.plan import IndexPlan, Slot
+from finetune.data.sample import Sample
 from finetune.methods.method import Group
-from finetune.objectives.diffusion import Diffusion, MinSNR, Schedule
-from finetune.training import checkpoint, optimizer
+from finetune.objectives.diffusion import Diffusion, Schedule
+from finetune.objectives.weights import MinSNR
+from finetune.training import checkpoint, optimizer, optimizers
 
 SEED, BATCH, LR, WARMUP = 13, 64, 1e-3, 300
 STEPS, COOLDOWN = 10_400, 0.25  # constant rate, then linear to 0 over the last quarter
+RATE = Optim(lr=LR, betas=(0.9, 0.99), schedule="wsd", warmup=WARMUP, steps=STEPS, decay=COOLDOWN * STEPS / (STEPS - WARMUP))
 DROPOUT, NEW_WORDS, OTHERS, VARIANTS, EMA, SAVE_EVERY = 0.1, 0.25, 0.25, 8, 0.999, 100
 
 
@@ -136,14 +140,6 @@ class Data:
         return x_0, noise, t, text
 
 
-def rate(step: int) -> float:
-    """The share of LR at a step."""
-    start = int(STEPS * (1 - COOLDOWN))
-    if step < start:
-        return optimizer.learning_rate(1.0, "constant", WARMUP, STEPS, step)
-    return optimizer.learning_rate(1.0, "linear", 0, STEPS - start, step - start)
-
-
 def summed(parameters: list[torch.nn.Parameter], loss: Tensor) -> float:
     """Adds up gradients and the loss over processes, each of which has had its share of the batch."""
     if not dist.is_initialized():
@@ -163,9 +159,9 @@ def train(node_modules: Path, out: Path) -> None:
     data, unet, began = Data(node_modules, out), build(), time.time()
     noise_schedule = Schedule(schedule().alphas_cumprod, "epsilon")
     objective = Diffusion(noise_schedule, MinSNR(5.0))
-    plan = IndexPlan(tuple(data.names), (1.0,) * len(data.names), BATCH, SEED)
+    plan = IndexPlan([Sample(n, n, (n,), bytes) for n in data.names], BATCH, SEED)
     names, parameters = zip(*unet.named_parameters(), strict=True)
-    adamw = optimizer.adamw([Group(dict(zip(names, parameters, strict=True)), LR, 0.01)], (0.9, 0.99))
+    adamw = optimizers.make(optimizer.rows([Group(dict(zip(names, parameters, strict=True)), LR, 0.01)]), RATE, SEED)
     shadow, first = [p.detach().clone() for p in parameters], 0
     for folder in checkpoint.valid(out / "checkpoints"):
         tensors, facts = checkpoint.load(folder)
@@ -182,7 +178,7 @@ def train(node_modules: Path, out: Path) -> None:
     )
     losses: list[float] = []
     for step in range(first, STEPS):
-        optimizer.set_rate(adamw, rate(step), step / STEPS)
+        optimizer.set_rate(adamw, optimizer.learning_rate(RATE, step), step / STEPS)
         slots = plan.slots(step)[rank::world]
         x_0, noise, t, text = data.batch(slots, step, noise_schedule.steps)
         weights = torch.tensor([s.weight for s in slots])
@@ -202,7 +198,8 @@ def train(node_modules: Path, out: Path) -> None:
             continue
         if (step + 1) % 50 == 0:
             print(
-                f"unet step {step + 1} loss {sum(losses) / len(losses):.4f} rate {LR * rate(step):.2e} seconds {time.time() - began:.0f}",
+                f"unet step {step + 1} loss {sum(losses) / len(losses):.4f} rate {adamw.param_groups[0]['lr']:.2e}",
+                f"seconds {time.time() - began:.0f}",
                 flush=True,
             )
             losses = []
