@@ -211,7 +211,7 @@ def test_what_the_hub_answers_is_an_access_error(ft: Run, imgs: Path, monkeypatc
 
 
 def test_tensorboard(ft: Run, imgs: Path, base: Path, tmp_path: Path) -> None:
-    code, _, _ = ft("lora", "--data", imgs, "--base", base, "--steps", 1, "--tensorboard", "--out", "out")
+    code, _, _ = ft("lora", "--data", imgs, "--base", base, "--steps", 1, "--set", "run.tensorboard=true", "--out", "out")
     assert code == 0 and list((tmp_path / "out" / "tensorboard").glob("events.*"))
 
 
@@ -271,7 +271,7 @@ def test_plausible_settings_do_not_crash(ft: Run, imgs: Path, base: Path, tmp_pa
     code, _, err = ft(*words, "--set", "optim.betas=[0.9, 1.0]")
     assert code == 2 and "optim.betas" in err
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
-    code, _, err = ft(*words, "--tensorboard", "--out", "other")
+    code, _, err = ft(*words, "--set", "run.tensorboard=true", "--out", "other")
     assert code == 2 and "tensorboard is not installed" in err
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from finetune.config import ADAPTERS
 from finetune.config.load import Settings, merge, section_model
 
 # Flag -> setting. Everything else is reached with a recipe or --set.
@@ -18,6 +19,7 @@ _COMMON = {
     "--batch": "optim.batch",
     "--accumulate": "optim.accumulate",
     "--lr": "optim.lr",
+    "--optimizer": "optim.optimizer",
     "--schedule": "optim.schedule",
     "--warmup": "optim.warmup",
     "--ema": "optim.ema",
@@ -35,12 +37,11 @@ _COMMON = {
     "--sample-prompt": "run.sample_prompt",
     "--sample-every": "run.sample_every",
     "--format": "run.format",
-    "--tensorboard": "run.tensorboard",
     "--processes": "run.processes",
 }
 LORA = {
-    **_MODEL, "--variant": "model.variant", "--allow-pickle": "model.allow_pickle", **_ADAPTER,
-    "--trigger": "data.trigger", "--new-token": "method.new_tokens", **_TOKENS, **_COMMON,
+    **_MODEL, "--variant": "model.variant", "--allow-pickle": "model.allow_pickle", "--adapter": "method.kind",
+    **_ADAPTER, "--trigger": "data.trigger", "--new-token": "method.new_tokens", **_TOKENS, **_COMMON,
 }  # fmt: skip
 DREAMBOOTH = {
     **_MODEL, "--token": "subject.token", "--class": "subject.class_word", "--class-data": "subject.class_data",
@@ -52,7 +53,7 @@ DATA = {
     **_MODEL, "--trigger": "data.trigger", "--caption": "data.caption", "--resolution": "data.resolution", "--holdout": "data.holdout",
     "--batch": "optim.batch", "--mask": "data.mask", "--flip": "data.flip",
 }  # fmt: skip
-del TEXTUAL_INVERSION["--format"], DREAMBOOTH["--tensorboard"]  # 40 are enough
+del TEXTUAL_INVERSION["--format"], DREAMBOOTH["--sample-every"]  # 40 are enough
 
 
 def _name(flag: str) -> str:
@@ -67,7 +68,8 @@ def _option(flag: str, setting: str) -> inspect.Parameter:
     default = "" if info.is_required() or info.default in (None, ()) or isinstance(info.default, bool) else f" [{info.default}]"
     text = (info.description or "") + default
     if flag == "--adapter":
-        kind: Any = Annotated[str | None, typer.Option(flag, help="train an adapter of this kind, not all weights", metavar="lora")]
+        about = "; ".join(f"{name}: {row.about}" for name, row in ADAPTERS.items())
+        kind: Any = Annotated[str | None, typer.Option(flag, help=f"type of the adapter. {about}", metavar="|".join(ADAPTERS))]
     elif info.annotation is bool:
         kind = Annotated[bool | None, typer.Option(flag, help=text, show_default=False)]
     elif str(info.annotation).startswith("tuple[") and "..." in str(info.annotation):

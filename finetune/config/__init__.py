@@ -2,5 +2,6 @@
 
 from finetune.config.job import Job
 from finetune.config.load import dump, parse, read_yaml, resolve
+from finetune.methods.rows import ROWS as ADAPTERS
 
-__all__ = ["Job", "dump", "parse", "read_yaml", "resolve"]
+__all__ = ["ADAPTERS", "Job", "dump", "parse", "read_yaml", "resolve"]
