@@ -36,6 +36,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "method": {"kind": "full", "text_encoder": True},
     },
     "pivotal": {"method": {"new_tokens": ["<x>"], "vectors": 2}},
+    "preserved": {  # two calls of what DDP wraps, and one of what it does not
+        "objective": {"preserve": "thing", "stratified": True, "noise_offset": 0.1, "pyramid_levels": 2, "input_perturbation": 0.1},
+        "data": {"trigger": "sks"},
+    },
 }
 
 

@@ -15,10 +15,12 @@ from torch import Tensor
 from finetune import config
 from finetune.adapters.read import read
 from finetune.config.load import merge
+from finetune.data.encoded import texts
 from finetune.errors import ConfigError
 from finetune.families.load import Family
 from finetune.methods import adapter
 from finetune.methods.rows import ROWS
+from finetune.sampling import apply
 from finetune.training import plan
 from finetune.training.run import Runner, train
 
@@ -92,6 +94,25 @@ def test_a_file_has_the_trained_effect_elsewhere(kind: str, name: str, trained: 
         said = f.metadata()
     assert json.loads(said["ft.contract"])["adapter"] == kind
     assert said["ss_network_module"] == ("networks.lora" if ROWS[kind].file == "lora" else "lycoris.kohya")
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_text_encoders_too(kind: str, make: Make, bases: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their answers from the written file are those that the live ones gave."""
+    live: list[Tensor] = []
+    finish = Runner.finish
+
+    def keep(self: Runner, training: Any) -> Any:
+        live.append(training.step.eval().texts(["a red disc"])[0]["hidden"])
+        return finish(self, training)
+
+    monkeypatch.setattr(Runner, "finish", keep)
+    summary = Runner(config.parse(make(kind, method={"text_encoder": True, "text_encoder_lr": RATES.get(kind, 3e-2)}))).run()
+    of, file = family(bases("sd")), read(Path(summary["adapter"]))
+    (plain,) = texts(of, ["a red disc"])
+    apply.to_text_encoders(of, [(file, 1.0)])
+    (made,) = texts(of, ["a red disc"])
+    assert (live[0] - plain["hidden"]).abs().max() > 0.02 and (made["hidden"] - live[0]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", sorted(ROWS.keys() - {"oft"}))

@@ -31,22 +31,34 @@ class Plan:
     text: str
 
 
-def trainable(job: Job, family: Family) -> dict[str, int]:
-    """Parameters that train, by part, counted on networks without weights."""
+def trainable(job: Job, family: Family) -> list[dict[str, Any]]:
+    """What trains, counted on networks without weights: the part, parameters, peak rate and weight decay of each group."""
     m, spec = job.method, family.spec
     nets = {method.DENOISER: family.parts.skeleton(spec.denoiser)}
     nets |= {p: family.parts.skeleton(p) for p in spec.text} if m.live else {}
     rest = job.model_copy(update={"method": m.model_copy(update={"new_tokens": ()})})
     groups = method.attach(family, nets, rest, start(job, family))
-    optimizers.check_rates(job.optim, [g.lr for g in groups])
-    out: dict[str, int] = {}
-    for group in groups:
-        for name, parameter in group.parameters.items():
-            part = name.split(".")[0]
-            out[part] = out.get(part, 0) + parameter.numel()
+    out: list[dict[str, Any]] = [
+        {
+            "part": next(iter(g.parameters)).split(".")[0],
+            "parameters": sum(p.numel() for p in g.parameters.values()),
+            "lr": g.lr,
+            "weight_decay": g.weight_decay,
+        }
+        for g in groups
+    ]
     if m.new_tokens:
         widths = [nets[p].get_input_embeddings().weight.shape[1] for p in spec.text]  # type: ignore[operator]
-        out["new tokens"] = len(m.new_tokens) * m.vectors * sum(widths)
+        rate = job.optim.lr if m.kind == "none" else m.token_lr or 5e-3
+        out.append({"part": "new tokens", "parameters": len(m.new_tokens) * m.vectors * sum(widths), "lr": rate, "weight_decay": 0.0})
+    optimizers.check_rates(job.optim, [g["lr"] for g in out])
+    return out
+
+
+def by_part(groups: list[dict[str, Any]]) -> dict[str, int]:
+    out: dict[str, int] = {}
+    for group in groups:
+        out[group["part"]] = out.get(group["part"], 0) + group["parameters"]
     return out
 
 
@@ -71,11 +83,11 @@ def fit(job: Job) -> tuple[int, dict[str, int]]:
     """
     family = weightless(job)
     objective(family.schedule(), job.objective)
-    return side(job, family), check(job, family, [])
+    return side(job, family), by_part(check(job, family, []))
 
 
-def check(job: Job, family: Family, captions: list[str]) -> dict[str, int]:
-    """What `Runner.prepare` refuses, refused here too; returns the numbers of trainable parameters."""
+def check(job: Job, family: Family, captions: list[str]) -> list[dict[str, Any]]:
+    """What `Runner.prepare` refuses, refused here too; returns what trains, by groups."""
     optimizers.check(job.optim, torch.accelerator.current_accelerator() or torch.device("cpu"))
     check_subject(job, family, job.optim.batch * job.optim.accumulate * (job.run.processes or 1))
     add_tokens(job, family, captions)
@@ -91,7 +103,8 @@ def plan(job: Job) -> Plan:
     found.describe(lines.append)
     cut(found, buckets(job, family))
     captions = found.captions
-    trains = check(job, family, captions)
+    groups = check(job, family, captions)
+    trains = by_part(groups)
     long = report_long_captions(family, captions, lines.append)
     skeleton = family.parts.skeleton(where.spec.denoiser)
     objective(family.schedule(), job.objective)
@@ -127,6 +140,8 @@ def plan(job: Job) -> Plan:
         "adapted_layers": len(matched),
         "trainable_parameters": count,
         "trainable_by_part": trains,
+        "groups": groups,
+        "optimizer": job.optim.optimizer,
         "frozen_parameters": frozen,
         "file_bytes": count * BYTES[job.run.save_dtype],
         "estimated_memory_bytes": int(memory),
@@ -139,6 +154,9 @@ def plan(job: Job) -> Plan:
 def _text(f: dict[str, Any]) -> list[str]:
     parts = ", ".join(f"{n:,} of {'' if p == 'new tokens' else 'the '}{p.replace('_', ' ')}" for p, n in f["trainable_by_part"].items())
     layers = f" in {f['adapted_layers']} layers" if f["adapted_layers"] else ""
+    rates = "; ".join(
+        f"{g['part'].replace('_', ' ')} {g['lr']:g}" + (f", decay {g['weight_decay']:g}" if g["weight_decay"] else "") for g in f["groups"]
+    )
     prior = f", half of them of {f['class_pictures']} class pictures or more" if f["class_pictures"] else ""
     return [
         f"base: {f['base']} at {f['resolution']}x{f['resolution']}",
@@ -146,6 +164,7 @@ def _text(f: dict[str, Any]) -> list[str]:
         f"trigger: {f['trigger'] or 'none'}",
         f"steps: {f['steps']} of {f['global_batch']} pictures{prior}, {f['epochs']} epochs",
         f"trains: {parts} parameters{layers}, beside {f['frozen_parameters']:,} frozen ones of the denoiser",
+        f"rates of {f['optimizer']}: {rates}",
         f"written: {f['file_bytes'] / 1e6:.2f} MB in {f['out']}",
         f"estimates, coarse: {f['estimated_memory_bytes'] / 1e9:.2f} GB of memory, {f['estimated_seconds']:.0f} s",
     ]
