@@ -45,6 +45,12 @@ _TOKEN: dict[str, Any] = {"data": {"caption_dropout": 0.0}, "optim": {"lr": 1e-2
 METHODS: dict[str, dict[str, Any]] = {
     "LoRA (DreamBooth LoRA without prior)": {"subject": _WITHOUT, "method": _LORA, "optim": {"lr": 2e-3, "batch": 2}},
     "DreamBooth LoRA, prior": {"subject": _OWN, "method": _LORA, "optim": {"lr": 2e-3}},
+    "LoRA, preserving": {  # the base's own answers to the class word, and no class pictures
+        "subject": _WITHOUT,
+        "method": _LORA,
+        "optim": {"lr": 2e-3, "batch": 2},
+        "objective": {"preserve_weight": 1.0},
+    },
     "DreamBooth full, without prior": {"subject": _WITHOUT, "method": {"kind": "full"}, "optim": {"lr": 2e-4, "batch": 2}},
     "DreamBooth full, prior": {"subject": _OWN, "method": {"kind": "full"}, "optim": {"lr": 2e-4}},
     "Textual Inversion, 1 vector": merge(_TOKEN, {"method": {"kind": "none", "vectors": 1}}),
@@ -117,6 +123,8 @@ class Bench:
         settings = merge(settings, {"run": {"out": str(place), "seed": seed, "holdout_every": 10**6, "checkpoint_every": 10**6}})
         tokens = "vectors" in settings["method"]
         own = {"method": {"new_tokens": ["<x>"], "init_word": e.kind}} if tokens else {"subject": {"class_word": e.kind}}
+        if "objective" in settings:
+            own["objective"] = {"preserve": e.kind}
         before = self.before(e)
         base = self.figures(e, before["class"], data, held)
         began = time.monotonic()
@@ -227,7 +235,7 @@ KEPT = {
     "style": mean(lambda r: r["after"]["style"], ".0%"), "diversity": change("diversity"),
     "seconds": lambda rows: f"{statistics.median(r['seconds'] for r in rows):.0f}", "file": size,
 }  # fmt: skip
-LORA, LORA_PRIOR, FULL, FULL_PRIOR, _, TOKENS, PIVOTAL = METHODS
+LORA, LORA_PRIOR, PRESERVING, FULL, FULL_PRIOR, _, TOKENS, PIVOTAL = METHODS
 COMPARED = [  # a, b, figure: b - a
     (LORA, LORA_PRIOR, "class to subject"), (FULL, FULL_PRIOR, "class to subject"), (LORA, LORA_PRIOR, "drift of the class"),
     (FULL, FULL_PRIOR, "drift of the class"), (LORA, LORA_PRIOR, "fidelity"), (FULL, FULL_PRIOR, "fidelity"),
