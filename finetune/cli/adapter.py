@@ -7,7 +7,7 @@ import typer
 
 from finetune.errors import plain
 
-app = typer.Typer(help="Inspect, convert and verify adapter files of any tool.", no_args_is_help=True)
+app = typer.Typer(help="Inspect, convert, average and verify adapter files.", no_args_is_help=True)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="adapter file, or PEFT folder", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 LAYOUTS = ("kohya", "diffusers", "peft")
@@ -48,6 +48,19 @@ def convert(
     from finetune.adapters.convert import convert as write
 
     print(write(file.expanduser(), to, out.expanduser() if out else None, family))
+
+
+@app.command("average")
+def average(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run with optim.ema_posthoc", show_default=False)],
+    length: Annotated[float, typer.Option("--length", help="of the average, as a share of the run: 0.01 to 0.25", show_default=False)],
+    name: Annotated[str | None, typer.Option("--name", help="of the file (the run's and the length)", show_default=False)] = None,
+) -> None:
+    """Write the average of a run's weights over a length that is chosen now (Karras et al. 2024)."""
+    from finetune.training.average import write
+
+    for path in write(run.expanduser(), length, name).values():
+        print(path)
 
 
 @app.command("verify")

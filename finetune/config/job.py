@@ -180,6 +180,9 @@ class Optim(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="decay of averaged weights, which are then what is written (off)"
     )
+    ema_posthoc: bool = Field(
+        False, description="keep averages from which `ft adapter average` makes one of any length after the run, at each checkpoint"
+    )
 
 
 class Run(Section):
@@ -305,6 +308,7 @@ class Job(Section):
             unused("power", "polynomial"),
             unused("decay", "wsd"),
             (free and o.schedule != "constant", f"--schedule {o.schedule}: --optimizer schedule-free is in the place of one"),
+            (free and o.ema_posthoc, "optim.ema_posthoc: --optimizer schedule-free averages by itself"),
             (free and o.ema is not None, "--ema: --optimizer schedule-free averages by itself"),
             (free and bool(m.new_tokens), "--optimizer schedule-free: new tokens' norms are kept by moving them, which it does not know"),
             (free and m.max_norm is not None, "method.max_norm: moves weights, which --optimizer schedule-free does not know"),

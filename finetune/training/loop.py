@@ -18,6 +18,7 @@ from finetune.objectives import objective
 from finetune.objectives.objective import Objective, per_picture
 from finetune.objectives.timesteps import stratified
 from finetune.training import checkpoint, optimizer
+from finetune.training.average import PowerAverages
 
 CANARY_STEPS = 10  # after which every trainable tensor must have had a gradient and moved
 MOST_SKIPPED = 20  # updates that an fp16 scaler may drop, besides one in twenty
@@ -70,6 +71,7 @@ class Training:
     plan: IndexPlan
     encoded: Encoded
     shadow: list[Tensor] | None  # averaged weights
+    averages: PowerAverages | None = None  # of which one is made after the run
     settle: Callable[[int], None] = lambda step: None  # what the method does after an update
     ring: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)  # step, loss, dropped: on the device until looked at
     had_gradient: dict[str, Tensor] | None = None  # for the canary: whether each tensor has had one that is not 0
@@ -86,6 +88,8 @@ class Training:
         out |= {f"optimizer/{n}": v for n, v in optimizer.state(self.inner, list(self.trainable)).items()}
         if self.shadow:
             out |= {f"ema/{n}": v for n, v in zip(self.trainable, self.shadow, strict=True)}
+        if self.averages:
+            out |= {f"averages/{n}": v for n, v in self.averages.state().items()}
         return out
 
     @torch.no_grad()
@@ -97,12 +101,14 @@ class Training:
         if self.shadow:
             for name, average in zip(self.trainable, self.shadow, strict=True):
                 average.copy_(saved[f"ema/{name}"])
+        if self.averages:
+            self.averages.restore({k.removeprefix("averages/"): v for k, v in saved.items() if k.startswith("averages/")})
 
     def release(self) -> None:
         """Lets go of all that trained, so that its memory is free for what comes after."""
         self.inner.state.clear()
         self.inner.param_groups.clear()
-        self.module, self.trainable, self.shadow, self.settle = nn.Identity(), {}, None, lambda step: None
+        self.module, self.trainable, self.shadow, self.averages, self.settle = nn.Identity(), {}, None, None, lambda step: None
 
     @property
     def inner(self) -> torch.optim.Optimizer:
@@ -173,6 +179,8 @@ def update(run: Training, step: int) -> Tensor:
     run.settle(step)
     if run.shadow and job.optim.ema:
         optimizer.ema_update(run.shadow, list(run.trainable.values()), job.optim.ema, step)
+    if run.averages:
+        run.averages.update(run.trainable, step)
     return dropped
 
 

@@ -73,7 +73,11 @@ def clear(out: Path) -> None:
         return
     for folder in (out / "checkpoints").glob("step-*"):
         shutil.rmtree(folder, ignore_errors=True)
-    written = [*(out / "samples").glob("step-*.png"), out / "checkpoints" / "best.safetensors"]
+    written = [
+        *(out / "samples").glob("step-*.png"),
+        *(out / "averages").glob("step-*.safetensors"),
+        out / "checkpoints" / "best.safetensors",
+    ]
     written += [out / name for name in ("metrics.jsonl", "summary.json", "run.yaml")]
     written += [out / "README.md"] if place(out, "").name == "README.md" else []
     for path in written:

@@ -84,7 +84,7 @@ def notes(job: Job, family: Family) -> list[str]:
     return []
 
 
-def contract(job: Job, family: Family, base_sha: str, side: int) -> Contract:
+def contract(job: Job, family: Family, base_sha: str, side: int, steps_done: int | None = None) -> Contract:
     """`base_sha` is the denoiser's fingerprint, `side` the training square in pixels."""
     where, m = family.source, job.method
     steps, guidance = family.inference()
@@ -101,7 +101,7 @@ def contract(job: Job, family: Family, base_sha: str, side: int) -> Contract:
         sampler=family.spec.sampler,
         rank=m.rank if m.adapts else 0,
         training_alpha=float(m.alpha or m.rank) if m.adapts else 0.0,
-        trained_steps=job.optim.steps,
+        trained_steps=steps_done or job.optim.steps,
         adapter=m.kind if m.adapts else "lora",
         zero_terminal_snr=where.zero_snr,
         timestep_spacing="trailing" if where.zero_snr else None,

@@ -21,6 +21,7 @@ from finetune.methods import adapter, method
 from finetune.objectives.objective import objective
 from finetune.sampling.generate import compose
 from finetune.training import checkpoint, device, optimizer, optimizers, record, requirements, result, signals
+from finetune.training.average import PowerAverages
 from finetune.training.class_pictures import ClassPictures
 from finetune.training.encoding import Work, encode
 from finetune.training.loop import Step, Training, loop
@@ -174,6 +175,7 @@ class Runner:
         plan = IndexPlan(samples, self.global_batch, job.run.seed, [len(side) for side in sides])
         shadow = [p.detach().float().clone() for p in trainable.values()] if job.optim.ema else None
         training = Training(job, accelerator, self.family, module, trainable, prepared, self.objective, plan, self.encoded, shadow)
+        training.averages = PowerAverages.of(trainable) if job.optim.ema_posthoc else None
         training.settle = lambda step: method.settle(nets, job, step)
         held = range(len(samples), len(self.encoded.samples))
         self.observer = Observer(training, self.out, self.side, held, self.tracker, self.main, self.stop.poll)
@@ -245,6 +247,8 @@ class Runner:
                 "best": best if best < float("inf") else None,
                 "scaler": scaler.state_dict() if scaler else None,
             }
+            if training.averages:
+                training.averages.put_down(self.out / "averages", step)
             checkpoint.save(self.out / "checkpoints", step, state, facts, self.job.run.keep)
         self.accelerator.wait_for_everyone()
 

@@ -1,0 +1,128 @@
+"""Averages of the weights whose length is chosen after the run (Karras et al. 2024, arXiv:2312.02696, section 3 and appendix C).
+
+A power-function average gives the weights of step t the weight t^gamma, so that its length is a share of the run, however long it is.
+Two of them are tracked and put down now and then; an average of any length is nearly a linear combination of what was put down.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from finetune import config, files
+from finetune.errors import ConfigError, DataError
+from finetune.families import load
+from finetune.methods import method
+from finetune.methods.method import DENOISER
+from finetune.training import result
+from finetune.training.checkpoint import State
+from finetune.training.requirements import base, side
+from finetune.training.start import start
+
+TRACKED = (0.05, 0.10)  # relative lengths, as in the paper
+SHORTEST, LONGEST = 0.01, 0.25  # what two such averages can stand for
+
+
+def exponent(length: float) -> float:
+    """gamma of a relative length sigma_rel = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)), equation 126."""
+    t = length**-2
+    roots = np.roots([1.0, 7.0, 16.0 - t, 12.0 - t])
+    return float(roots.real.max())
+
+
+@dataclass
+class PowerAverages:
+    """fp32 averages of parameters by name, one for each length in TRACKED."""
+
+    tracked: list[dict[str, Tensor]]
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, nn.Parameter]) -> "PowerAverages":
+        return cls([{n: p.detach().float().clone() for n, p in parameters.items()} for _ in TRACKED])
+
+    @torch.no_grad()
+    def update(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
+        """After step `step` (0-based): beta = (1 - 1 / t)^(gamma + 1), equation 127."""
+        t = step + 1
+        for length, average in zip(TRACKED, self.tracked, strict=True):
+            beta = (1 - 1 / t) ** (exponent(length) + 1)
+            torch._foreach_lerp_(list(average.values()), [parameters[n].detach().float() for n in average], 1 - beta)
+
+    def state(self) -> State:
+        return {f"{i}/{n}": t for i, average in enumerate(self.tracked) for n, t in average.items()}
+
+    def restore(self, saved: State) -> None:
+        for i, average in enumerate(self.tracked):
+            for name, tensor in average.items():
+                tensor.copy_(saved[f"{i}/{name}"])
+
+    def put_down(self, folder: Path, step: int) -> None:
+        files.write_bytes(folder / f"step-{step:08d}.safetensors", files.safetensors(self.state(), {}))
+
+
+Numbers = NDArray[np.float64]
+
+
+def overlap(t_a: Numbers, g_a: Numbers, t_b: Numbers, g_b: Numbers) -> Numbers:
+    """The inner product of the profiles of averages of steps 0 to t with exponents gamma, algorithm 3."""
+    ratio = (t_a / t_b) ** np.where(t_a < t_b, g_b, -g_a)
+    made: Numbers = (g_a + 1) * (g_b + 1) * ratio / ((g_a + g_b + 1) * np.maximum(t_a, t_b))
+    return made
+
+
+def combination(steps: Sequence[int], length: float) -> Numbers:
+    """[snapshots, tracked]: what to take of each to come nearest to the average of a length at the last of `steps`."""
+    t = np.repeat(np.asarray(steps, dtype=np.float64), len(TRACKED))
+    g = np.tile([exponent(s) for s in TRACKED], len(steps))
+    a = overlap(t[:, None], g[:, None], t[None], g[None])
+    b = overlap(t[:, None], g[:, None], np.full((1, 1), t[-1]), np.full((1, 1), exponent(length)))
+    found: Numbers = np.linalg.lstsq(a, b, rcond=1e-12)[0].astype(np.float64)
+    return found.reshape(len(steps), len(TRACKED))
+
+
+def averaged(snapshots: Iterable[Path], length: float) -> tuple[dict[str, Tensor], int]:
+    """The average of a length by parameter, and the step at which it ends."""
+    paths = sorted(snapshots)
+    steps = [int(p.stem.removeprefix("step-")) for p in paths]
+    out: dict[str, Tensor] = {}
+    for path, row in zip(paths, combination(steps, length), strict=True):
+        for key, tensor in load_file(path).items():
+            which, _, name = key.partition("/")
+            term = tensor.double() * float(row[int(which)])
+            out[name] = out[name] + term if name in out else term
+    return out, steps[-1]
+
+
+@torch.no_grad()
+def write(folder: Path, length: float, name: str | None) -> dict[str, Path]:
+    """Writes what a finished run would have written with an average of that length, beside its own files; by kind.
+
+    Raises:
+        ConfigError: the length is out of range, or the run kept no averages.
+    """
+    snapshots = sorted((folder / "averages").glob("step-*.safetensors"))
+    if not SHORTEST <= length <= LONGEST:
+        raise ConfigError(f"--length {length:g}: must be between {SHORTEST:g} and {LONGEST:g} of the run")
+    if not (folder / "run.yaml").exists():
+        raise DataError(f"{folder}: is not the folder of a run", "give the --out of a run")
+    if not snapshots:
+        raise ConfigError(f"{folder}: kept no averages", "train with --set optim.ema_posthoc=true")
+    job = config.parse(config.read_yaml(folder / "run.yaml"))
+    family = load.family(base(job))
+    for token in job.method.new_tokens:
+        family.words.add(token, job.method.vectors)
+    parts = {DENOISER: family.spec.denoiser} | ({p: p for p in family.spec.text} if job.method.live else {})
+    nets = {k: family.parts.load(part) for k, part in parts.items()}
+    trainable = {n: p for g in method.attach(family, nets, job, start(job, family)) for n, p in g.parameters.items()}
+    tensors, step = averaged(snapshots, length)
+    if tensors.keys() != trainable.keys():
+        raise DataError(f"{folder}: its averages are of other parameters than its run.yaml trains", "train it again")
+    for key, parameter in trainable.items():
+        parameter.copy_(tensors[key])
+    said = result.contract(job, family, family.source.fingerprint(family.spec.denoiser), side(job, family), step)
+    return result.write(folder, job, family, said, nets, name or f"{job.run.name}-average-{length:g}")
