@@ -16,12 +16,13 @@ from finetune.training.run import train
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [c for c in re.findall(r"^    ((?:ft|python3|torchrun|accelerate) .*?)(?: +#.*)?$", README, re.M)]
+TRAINING = re.findall(r"^    (ft .*)$", (ROOT / "docs" / "training.md").read_text(encoding="utf-8"), re.M)
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
 
 def test_the_counts_are_what_we_think() -> None:
-    assert (len(COMMANDS), len(RECIPES), len(CONFIGS)) == (23, 16, 3)
+    assert (len(COMMANDS), len(TRAINING), len(RECIPES), len(CONFIGS)) == (25, 8, 16, 3)
 
 
 def train_words(command: str) -> list[str]:
@@ -50,6 +51,16 @@ def test_what_a_recipe_trained_is_drawn_by_the_command_below(command: str, tmp_p
     below = COMMANDS[COMMANDS.index(command) + 1]
     assert cli.run([*shlex.split(below)[1:], "--steps", "1"]) == 0
     assert list((tmp_path / "pictures").rglob("*.png"))
+
+
+def test_the_commands_of_docs_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
+    """In their order: some go on from what others wrote."""
+    tiny.folder(tmp_path / "imgs", 3)
+    monkeypatch.chdir(tmp_path)
+    for command in ["ft lora --data ./imgs", *TRAINING]:
+        words = shlex.split(command)[1:]
+        few = ["--base", str(base), "--steps", "2", "--fresh"] if words[0] == "lora" else []
+        assert cli.run([*words, *few]) == 0, command
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("ft data")])
