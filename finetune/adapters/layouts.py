@@ -96,13 +96,11 @@ def _fused(modules: Modules) -> dict[Place, Weights]:
         groups.setdefault(original, {})[module] = w
     for original, members in groups.items():
         order = names.from_flux(original) or ()
-        out["transformer", original] = next(iter(members.values())) if len(order) == 1 else _block_diagonal(original, order, members)
+        out["transformer", original] = next(iter(members.values())) if len(order) == 1 else _block_diagonal(order, members)
     return out
 
 
-def _block_diagonal(original: str, order: tuple[str, ...], members: dict[str, Weights]) -> Weights:
-    if any(w.kind != "lora" for w in members.values()):
-        raise DataError(f"the kohya layout fuses {original}, which only plain LoRA survives", "--to diffusers")
+def _block_diagonal(order: tuple[str, ...], members: dict[str, Weights]) -> Weights:
     pairs = {m: w.pair() for m, w in members.items()}
     down = torch.cat([pairs[m][0] for m in order if m in pairs])
     width = down.shape[1]  # of the model: attention projections are square, the feed-forward is four times as wide

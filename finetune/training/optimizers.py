@@ -1,6 +1,5 @@
 """The optimizers, each of its own library: one table, no path to any other class."""
 
-import logging
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -37,7 +36,6 @@ def _adamw(rows: Rows, o: Optim) -> torch.optim.Optimizer:
 
 def _bitsandbytes(name: str) -> Callable[[Rows, Optim], torch.optim.Optimizer]:
     def make(rows: Rows, o: Optim) -> torch.optim.Optimizer:
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it asks for kernels that no optimizer needs
         import bitsandbytes
 
         made: torch.optim.Optimizer = getattr(bitsandbytes.optim, name)(rows, betas=o.betas)
