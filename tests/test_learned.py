@@ -1,0 +1,163 @@
+"""What a run is told to learn is what its step computes, its file says, and its pictures are drawn with."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from finetune import config
+from finetune.adapters.read import read
+from finetune.config.load import merge
+from finetune.errors import ConfigError
+from finetune.families import load, source
+from finetune.objectives.diffusion import Diffusion
+from finetune.objectives.errors import PseudoHuber
+from finetune.objectives.objective import objective, shaping
+from finetune.objectives.timesteps import Between, Mode
+from finetune.objectives.weights import P2
+from finetune.sampling import generate
+from finetune.sampling.generate import Request
+from finetune.training.class_pictures import ClassPictures
+from finetune.training.run import Runner, train
+
+Make = Callable[..., dict[str, Any]]
+Bases = Callable[[str], Path]
+
+
+@pytest.fixture
+def make(settings: Make, bases: Bases) -> Make:
+    def made(name: str = "sd", **more: Any) -> dict[str, Any]:
+        small = {"model": {"base": str(bases(name))}, "data": {"resolution": 16}, "optim": {"steps": 4, "lr": 1e-2}}
+        return settings(**merge(small, more))
+
+    return made
+
+
+def test_settings_reach_the_objective(make: Make, bases: Bases) -> None:
+    more = {
+        "weighting": "p2", "gamma": 0.5, "loss": "smooth-l1", "huber_c": 0.2, "huber_schedule": "constant", "density": "mode",
+        "density_scale": -0.5, "t_min": 0.1, "t_max": 0.8, "noise_offset": 0.1, "pyramid_levels": 2, "pyramid_discount": 0.7,
+        "input_perturbation": 0.2,
+    }  # fmt: skip
+    job = config.parse(make(objective=more))
+    made = objective(load.family(source.resolve(str(bases("sd")))).schedule(), job.objective)
+    assert isinstance(made, Diffusion) and made.weight == P2(0.5) and made.error == PseudoHuber(0.2, "constant", smooth=True)
+    assert made.density == Between(Mode(-0.5), 0.1, 0.8)
+    how = shaping(job.objective)
+    assert (how.offset, how.pyramid, how.discount, how.perturbation) == (0.1, 2, 0.7, 0.2)
+
+
+# A concept that is kept
+
+
+def assembled(settings: dict[str, Any]) -> tuple[Runner, Any]:
+    runner = Runner(config.parse(settings))
+    runner.prepare()
+    runner.encode()
+    return runner, runner.assemble()[0]
+
+
+@pytest.mark.parametrize("method", [{}, {"kind": "loha"}, {"kind": "oft", "rank": 4}, {"kind": "dora"}, {"text_encoder": True}], ids=str)
+def test_a_frozen_answer_is_the_bases(method: dict[str, Any], make: Make) -> None:
+    own = {"data": {"trigger": "sks"}, "objective": {"preserve": "thing"}, "method": method}
+    runner, training = assembled(make(**own))
+    step = training.step.eval()
+    _, plain = assembled(make(data={"trigger": "sks"}, run={"out": "unused"}, objective={"preserve": "thing"}, method={"rank": 4}))
+    x_t, t, crops = torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), torch.zeros(2, 6, dtype=torch.int64)
+    with torch.no_grad():
+        for p in training.trainable.values():
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+        caption = runner.pictures.captions[0]
+        answers = [step(x_t, t, [caption] * 2, crops, frozen) for frozen in (False, True, False)]
+        base = plain.step.eval()(x_t, t, [caption] * 2, crops)
+    assert torch.equal(answers[0], answers[2]) and not torch.allclose(answers[0], answers[1], atol=1e-3)
+    assert torch.allclose(answers[1], base, atol=1e-6), "an untrained adapter changes nothing"
+    assert all(p.requires_grad for p in training.trainable.values())
+
+
+def test_keeping_a_concept_keeps_its_answers(make: Make, tmp_path: Path) -> None:
+    """How far the answers to the class's caption move, with and without; the subject's own move all the same."""
+    moved: dict[str, dict[str, float]] = {}
+    for name, more in (("plain", {}), ("kept", {"objective": {"preserve": "thing", "preserve_weight": 3.0}})):
+        job = merge(make(data={"trigger": "sks", "caption": "a disc"}, optim={"steps": 40}), {"run": {"out": str(tmp_path / name)}}, more)
+        runner, training = assembled(job)
+        x_t, t = torch.randn(8, 4, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(50, 850, 100)
+        captions = {"kept": "thing a disc", "own": "sks a disc"}
+        training.step.cached |= {c: r for c, r in zip(captions.values(), texts_of(runner, list(captions.values())), strict=True)}
+
+        def answers(training: Any = training, x_t: Tensor = x_t, t: Tensor = t, captions: Any = captions) -> dict[str, Tensor]:
+            step = training.step.eval()
+            with torch.no_grad():
+                return {k: step(x_t, t, [c] * 8, torch.zeros(8, 6, dtype=torch.int64)) for k, c in captions.items()}
+
+        before = answers()
+        runner.train(training, 0)
+        after = answers()
+        moved[name] = {k: float((after[k] - before[k]).norm()) for k in captions}
+    assert moved["kept"]["kept"] < 0.5 * moved["plain"]["kept"] and moved["kept"]["own"] > 0.05
+
+
+def texts_of(runner: Runner, captions: list[str]) -> Any:
+    from finetune.data.encoded import texts
+
+    return texts(runner.family, captions)
+
+
+# Zero terminal SNR
+
+ZERO = {"objective": {"zero_terminal_snr": True}}
+
+
+def test_zero_terminal_snr_is_in_every_table_and_in_the_file(make: Make, bases: Bases, tmp_path: Path) -> None:
+    runner, _ = assembled(make("sd-v", **ZERO))
+    alphas = runner.objective.schedule.alphas_cumprod
+    assert float(alphas[-1]) == 0 and float(alphas[0]) == pytest.approx(0.9991, abs=1e-3) and float(alphas[500]) > 0.01
+    summary = train(config.parse(make("sd-v", **ZERO, run={"sample_prompt": ["x"], "sample_every": 2})))
+    said = read(Path(summary["adapter"])).contract
+    assert said and (said.zero_terminal_snr, said.timestep_spacing, said.guidance_rescale) == (True, "trailing", 0.7)
+    plain = train(config.parse(make("sd-v", run={"out": str(tmp_path / "plain")})))
+    ours = read(Path(plain["adapter"])).contract
+    assert ours and (ours.zero_terminal_snr, ours.timestep_spacing, ours.guidance_rescale) == (False, None, 0.0)
+
+
+def test_it_is_drawn_from_pure_noise_with_rescaled_guidance(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = train(config.parse(make("sd-v", **ZERO)))
+    seen: list[tuple[Any, Any]] = []
+    draw = generate.draw.draw
+
+    def watched(family: Any, pipeline: Any, pairs: Any, *rest: Any) -> Any:
+        seen.append((pipeline.scheduler, family.prompt(*pairs[0], 5.0)["guidance_rescale"]))
+        return draw(family, pipeline, pairs, *rest)
+
+    monkeypatch.setattr(generate.draw, "draw", watched)
+    for sampler in (None, "ddim", "euler", "dpm++"):
+        generate.generate(Request(["x"], adapters=[summary["adapter"]], out=tmp_path / "p", steps=3, sampler=sampler), lambda text: None)
+    for scheduler, rescale in seen:
+        assert scheduler.config.rescale_betas_zero_snr and scheduler.config.timestep_spacing == "trailing" and rescale == 0.7
+        assert int(scheduler.timesteps[0]) == 999
+    with pytest.raises(ConfigError, match="pndm: cannot begin at pure noise"):
+        generate.generate(Request(["x"], adapters=[summary["adapter"]], out=tmp_path / "p", sampler="pndm"), lambda text: None)
+    other = train(config.parse(make("sd-v", run={"out": str(tmp_path / "plain")})))
+    with pytest.raises(ConfigError, match="some of the adapters were trained with zero terminal SNR"):
+        generate.generate(Request(["x"], adapters=[summary["adapter"], other["adapter"]], out=tmp_path / "p"), lambda text: None)
+
+
+def test_a_whole_model_says_it_in_its_schedule(make: Make) -> None:
+    summary = train(config.parse(make("sd-v", **ZERO, method={"kind": "full"}, optim={"lr": 1e-4})))
+    said = json.loads((Path(summary["model"]) / "scheduler" / "scheduler_config.json").read_text())
+    assert said["rescale_betas_zero_snr"] is True and said["timestep_spacing"] == "trailing"
+    again = load.family(source.resolve(summary["model"]))
+    assert float(again.schedule().alphas_cumprod[-1]) == 0 and again.source.guidance_rescale == 0.7
+
+
+def test_class_pictures_are_drawn_by_the_bases_own_schedule(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    ensure = ClassPictures.ensure
+    monkeypatch.setattr(ClassPictures, "ensure", lambda self, *a: (seen.append(self.family.source.zero_snr), ensure(self, *a))[1])
+    subject = {"token": "sks", "class_word": "disc", "class_count": 2, "class_steps": 2}
+    assembled(make("sd-v", **ZERO, subject=subject))
+    assert seen == [False]
