@@ -19,12 +19,13 @@ from finetune.objectives.flow import ByResolution, Flow, FlowMatching
 from finetune.objectives.noise import Shaping
 from finetune.objectives.objective import DENSITIES, objective
 from finetune.objectives.preserve import Preserving
-from finetune.objectives.timesteps import Between, LogitNormal, Mode, cosmap, stratified
+from finetune.objectives.timesteps import LogitNormal, Mode, cosmap, stratified
 from finetune.objectives.weights import P2, WEIGHTS, Debiased, MinSNR, SoftMinSNR, reparametrised
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 ALPHAS = (1 - BETAS).cumprod(0)
 ZERO = torch.cat([ALPHAS[:-1], torch.zeros(1, dtype=torch.float64)])
+SHAPE = torch.Size([1, 4, 8, 8])
 T = torch.tensor([0, 1, 250, 500, 900, 999])
 # What each paper gives to an error in x_0, as functions of SNR.
 PAPERS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -157,9 +158,10 @@ def test_mode_draws_the_middle_more_and_stays_in_bounds() -> None:
 def test_levels_stay_within_their_range() -> None:
     u = torch.rand(10_000, dtype=torch.float64)
     for density in DENSITIES:
-        t = objective(Schedule(ALPHAS, "epsilon"), Settings(density=density, t_min=0.2, t_max=0.6)).timesteps(u)  # type: ignore[arg-type]
+        t = objective(Schedule(ALPHAS, "epsilon"), Settings(density=density, t_min=0.2, t_max=0.6)).timesteps(u, SHAPE)  # type: ignore[arg-type]
         assert 200 <= int(t.min()) and int(t.max()) < 600 and t.dtype == torch.int64
-    assert Between(timesteps.uniform, 0.2, 0.6)(u).max() < 0.6
+        sigma = objective(Flow(3.0), Settings(density=density, t_min=0.2, t_max=0.6)).timesteps(u, SHAPE)  # type: ignore[arg-type]
+        assert 0.2 <= float(sigma.min()) + 1e-6 and float(sigma.max()) < 0.6 + 1e-6, "whatever the shift"
 
 
 @pytest.mark.parametrize("total", [1, 4, 7])
@@ -179,7 +181,7 @@ def test_strata_hold_one_slot_each_and_every_slot_is_uniform(total: int) -> None
 
 
 def test_the_shift_by_resolution_is_that_of_flux() -> None:
-    shift = ByResolution()
+    shift = ByResolution(256, 4096, 0.5, 1.15)
     assert shift(torch.Size([1, 16, 32, 32])) == pytest.approx(math.exp(0.5))
     assert shift(torch.Size([1, 16, 128, 128])) == pytest.approx(math.exp(1.15))
     made = FlowMatching(Flow(), timesteps.uniform, by_resolution=shift)
@@ -238,12 +240,15 @@ def test_preserving_costs_what_the_answer_to_the_other_caption_has_moved() -> No
     x_0, noise = draws()
     s, calls = Schedule(ALPHAS, "epsilon"), []
 
-    def predict(x_t: Tensor, t: Tensor, preserved: bool = False, frozen: bool = False) -> Tensor:
-        calls.append((preserved, frozen, torch.is_grad_enabled()))
-        return noise + (0.0 if frozen or not preserved else 0.2)
+    class Predict:
+        differs = torch.tensor([True, True, False, True, True, True])
 
-    made = Preserving(Diffusion(s), 3.0)(predict, x_0, noise, T)
-    assert torch.allclose(made, torch.full_like(made, 3 * 0.04))
+        def __call__(self, x_t: Tensor, t: Tensor, preserved: bool = False, frozen: bool = False) -> Tensor:
+            calls.append((preserved, frozen, torch.is_grad_enabled()))
+            return noise + (0.0 if frozen or not preserved else 0.2)
+
+    made = Preserving(Diffusion(s), 3.0)(Predict(), x_0, noise, T)
+    assert torch.allclose(made, 3 * 0.04 * Predict.differs.double().view(-1, 1, 1, 1).expand_as(made))
     assert calls == [
         (False, False, True),
         (True, True, False),
@@ -254,6 +259,8 @@ def test_preserving_costs_what_the_answer_to_the_other_caption_has_moved() -> No
 def test_captions_that_are_preserved_say_the_word_for_the_trigger() -> None:
     made = config.parse({"data": {"path": ".", "trigger": "sks dog"}, "objective": {"preserve": "dog"}})
     assert made.preserved("a sks dog on sks dog grass") == "a dog on dog grass" and made.preserved("a cat") == "a cat"
+    art = config.parse({"data": {"path": ".", "trigger": "art"}, "objective": {"preserve": "painting"}})
+    assert art.preserved("art, a cart in the park") == "painting, a cart in the park", "a part of another word is not the trigger"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a run is told to learn is what its step computes, its file says, and its pictures are drawn with."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from finetune.families import load, source
 from finetune.objectives.diffusion import Diffusion
 from finetune.objectives.errors import PseudoHuber
 from finetune.objectives.objective import objective, shaping
-from finetune.objectives.timesteps import Between, Mode
+from finetune.objectives.timesteps import Mode
 from finetune.objectives.weights import P2
 from finetune.sampling import generate
 from finetune.sampling.generate import Request
@@ -46,7 +47,7 @@ def test_settings_reach_the_objective(make: Make, bases: Bases) -> None:
     job = config.parse(make(objective=more))
     made = objective(load.family(source.resolve(str(bases("sd")))).schedule(), job.objective)
     assert isinstance(made, Diffusion) and made.weight == P2(0.5) and made.error == PseudoHuber(0.2, "constant", smooth=True)
-    assert made.density == Between(Mode(-0.5), 0.1, 0.8)
+    assert made.density == Mode(-0.5) and (made.low, made.high) == (0.1, 0.8)
     how = shaping(job.objective)
     assert (how.offset, how.pyramid, how.discount, how.perturbation) == (0.1, 2, 0.7, 0.2)
 
@@ -161,3 +162,59 @@ def test_class_pictures_are_drawn_by_the_bases_own_schedule(make: Make, monkeypa
     subject = {"token": "sks", "class_word": "disc", "class_count": 2, "class_steps": 2}
     assembled(make("sd-v", **ZERO, subject=subject))
     assert seen == [False]
+
+
+def test_a_base_that_draws_otherwise_is_written_with_a_sampler_that_can(make: Make, bases: Bases, tmp_path: Path) -> None:
+    import shutil
+
+    from diffusers import DiffusionPipeline
+
+    base = tmp_path / "pndm"
+    shutil.copytree(bases("sd-v"), base)
+    for path in (base / "model_index.json", base / "scheduler" / "scheduler_config.json"):
+        path.write_text(re.sub(r"(DDIM|DDPM|PNDM)Scheduler", "PNDMScheduler", path.read_text()))
+    settings = make("sd-v", **ZERO, method={"kind": "full"}, optim={"lr": 1e-4})
+    summary = train(config.parse(merge(settings, {"model": {"base": str(base)}})))
+    scheduler = DiffusionPipeline.from_pretrained(summary["model"]).scheduler
+    assert type(scheduler).__name__ == "DDIMScheduler" and float(scheduler.alphas_cumprod[-1]) < 1e-6
+    assert scheduler.config.timestep_spacing == "trailing"
+
+
+@pytest.mark.parametrize("value", [[], {}, "yes", 1])
+def test_a_header_that_lies_about_it_is_no_contract(value: Any) -> None:
+    from dataclasses import asdict
+
+    from finetune.adapters.contract import KEY, Contract
+
+    good = Contract("b", None, "0", "f", "epsilon", 8, None, 1.0, 1, "ddim", 4, 4.0, 1)
+    assert Contract.of({KEY: json.dumps(asdict(good))}) == good
+    assert Contract.of({KEY: json.dumps(asdict(good) | {"zero_terminal_snr": value})}) is None
+
+
+# The step
+
+
+def test_a_step_asks_what_the_settings_say(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The captions that are kept, the noise that is mixed in, and one noise level for each part of [0, 1)."""
+    from finetune.training import loop
+
+    objective_settings = {"preserve": "thing", "stratified": True, "noise_offset": 0.5, "input_perturbation": 0.3}
+    runner, training = assembled(make(data={"trigger": "sks", "caption_dropout": 0.0}, objective=objective_settings, optim={"batch": 4}))
+    ((_, batch),) = loop.batches(training, 0)
+    asked: list[tuple[Tensor, Tensor, list[str | None], bool]] = []
+    forward = loop.Step.forward
+
+    def watched(self: Any, x_t: Tensor, t: Tensor, captions: Any, crops: Tensor, frozen: bool = False) -> Tensor:
+        asked.append((x_t, t, captions, frozen))
+        return forward(self, x_t, t, captions, crops, frozen)
+
+    monkeypatch.setattr(loop.Step, "forward", watched)
+    loop.gradient(training, 0)
+    assert [a[3] for a in asked] == [False, True, False]
+    assert asked[0][2] == batch.captions and asked[1][2] == asked[2][2] == [str(c).replace("sks", "thing") for c in batch.captions]
+    assert sorted((asked[0][1] * 4 // 1000).tolist()) == [0, 1, 2, 3]
+    how, seed = shaping(runner.job.objective), runner.job.run.seed
+    noise = how(batch.noise, batch.slots, seed, 0)
+    added = how.added(noise, batch.slots, seed, 0)
+    signal, sigma = training.objective.schedule.coefficients(asked[0][1], batch.x_0)
+    assert torch.allclose(asked[0][0], signal * batch.x_0 + sigma * added, atol=1e-5) and not torch.allclose(added, batch.noise)

@@ -14,6 +14,7 @@ from finetune import config
 from finetune.config.job import Optim
 from finetune.config.load import merge
 from finetune.errors import ConfigError
+from finetune.families.components import Components
 from finetune.methods.method import Group
 from finetune.training import optimizer, optimizers, plan
 from finetune.training.optimizers import OPTIMIZERS
@@ -198,11 +199,16 @@ def test_the_tables_and_the_settings_name_the_same() -> None:
         ({"optim": {"masters": "bf16"}}, "optim.masters bf16: is for all weights"),
         ({**FULL, "optim": {"masters": "bf16", "optimizer": "lion"}}, "optim.masters bf16: is for adamw, not lion"),
         ({**FULL, "optim": {"masters": "bf16"}, "run": {"precision": "no"}}, "with --precision bf16, not no"),
+        ({"optim": {"optimizer": "schedule-free", "betas": [0.0, 0.999]}}, "averages with the first, which must be above 0"),
+        ({"optim": {"optimizer": "adafactor", "betas": [0.8, 0.999]}}, "--optimizer adafactor has none"),
         ({"optim": {"optimizer": "sgd"}}, "optim.optimizer"),
         ({"optim": {"optimizer": "torch.optim.SGD"}}, "optim.optimizer"),
     ],
 )
-def test_bad_settings_are_refused_before_a_model_is_loaded(more: dict[str, Any], message: str, make: Make) -> None:
+def test_bad_settings_are_refused_before_a_model_is_loaded(
+    more: dict[str, Any], message: str, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Components, "load", lambda *a: pytest.fail("a model was loaded"))
     for what in (plan.plan, train):
         with pytest.raises(ConfigError, match=message):
             what(config.parse(make(**more)))
@@ -213,6 +219,17 @@ def test_a_missing_package_is_named_with_its_install_line(make: Make, monkeypatc
     with pytest.raises(ConfigError) as e:
         train(config.parse(make(optim={"optimizer": "prodigy"})))
     assert "prodigyopt" in e.value.message and "pip install 'finetune[optimizers]'" in str(e.value.hint)
+
+
+def test_rates_of_all_that_trains_suit_the_optimizer(make: Make) -> None:
+    def rates(name: str, **method: Any) -> list[float]:
+        job = config.parse(make(optim={"optimizer": name}, method=method))
+        return [g["lr"] for g in plan.plan(job).facts["groups"]]
+
+    assert rates("prodigy", text_encoder=True) == [1.0, 1.0] and rates("prodigy", new_tokens=["<x>"]) == [1.0, 1.0]
+    assert rates("lion", new_tokens=["<x>"]) == pytest.approx([4e-5, 1e-3]) and rates("adamw", text_encoder=True) == pytest.approx(
+        [2e-4, 4e-5]
+    )
 
 
 @pytest.mark.parametrize(("name", "rate"), [("adamw", 2e-4), ("prodigy", 1.0), ("lion", 4e-5), ("schedule-free", 2e-4)])

@@ -17,6 +17,7 @@ from finetune.adapters.read import read
 from finetune.config.load import merge
 from finetune.data.encoded import texts
 from finetune.errors import ConfigError
+from finetune.families.components import Components
 from finetune.families.load import Family
 from finetune.methods import adapter
 from finetune.methods.rows import ROWS
@@ -147,6 +148,8 @@ def test_a_run_goes_on_from_a_file(kind: str, layout: str, trained: Any, make: M
     before, after = read(path), read(Path(summary["adapter"]))
     assert before.on("unet").keys() == after.on("unet").keys()
     assert {m: w.rank for m, w in before.on("unet").items()} == {m: w.rank for m, w in after.on("unet").items()}
+    said = after.contract
+    assert said and (said.rank, said.training_alpha) == (4, 10.0), "it trains on at the strength that it had"
     assert (through_ours(family(bases("sd")), Path(summary["adapter"])) - live).abs().max() > 0.02
 
 
@@ -229,9 +232,15 @@ def test_a_change_is_kept_within_its_norm(kind: str, trained: Any, bases: Bases,
         ({"init": "pissa"}, {}, "method.init pissa: is for linear layers"),
         ({"init": "pissa", "max_norm": 1.0}, {}, "method.max_norm: bounds a change that begins at 0"),
         ({"kind": "nothing"}, {}, "method.kind"),
+        ({"targets": "re:"}, {}, "an empty regular expression matches everything"),
+        ({"init": "orthogonal", "rank_pattern": {"attn2.to_q": 3}, "targets": "attention"}, {}, "takes even ranks, and that of"),
+        ({"kind": "oft", "alpha": None, "rank": 1}, {}, "one alone cannot be turned"),
     ],
 )
-def test_bad_settings_are_refused_before_a_model_is_loaded(method: Any, optim: Any, message: str, make: Make) -> None:
+def test_bad_settings_are_refused_before_a_model_is_loaded(
+    method: Any, optim: Any, message: str, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Components, "load", lambda *a: pytest.fail("a model was loaded"))
     settings = merge(make("lora"), {"method": method, "optim": optim})
     for what in (plan.plan, train):
         with pytest.raises(ConfigError, match=message):
@@ -254,3 +263,58 @@ def test_a_run_in_two_parts_is_a_run(kind: str, make: Make, tmp_path: Path, monk
     monkeypatch.undo()
     parts = train(config.parse(first))
     assert Path(whole["adapter"]).read_bytes() == Path(parts["adapter"]).read_bytes()
+
+
+def test_the_layers_that_were_asked_for_and_no_others(make: Make) -> None:
+    """Of a list PEFT takes the ends of other names too: the last projection of FLUX.1 is also that of every single block."""
+    runner = Runner(config.parse(make("lora", "flux", method={"targets": "re:^proj_out$"})))
+    runner.prepare()
+    runner.encode()
+    training, _ = runner.assemble()
+    assert list(adapter.layers(training.step.nets["denoiser"])) == ["proj_out"]
+
+
+def test_oft_is_a_rotation_however_far_it_turns(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    difference = adapter._difference
+    monkeypatch.setattr(adapter, "_difference", lambda layer: (seen.append(layer.get_delta_weight("default")), difference(layer))[1])
+    trained("oft")
+    assert max(float((r - torch.eye(len(r))).abs().max()) for r in seen) > 0.3, "it must have turned for this to mean anything"
+    assert max(float((r @ r.T - torch.eye(len(r))).abs().max()) for r in seen) < 1e-4
+
+
+@pytest.mark.parametrize("method", [{"kind": "dora"}, {"kind": "lora", "init": "pissa", "targets": "attention"}], ids=str)
+def test_what_stands_for_the_bases_weights_does_not_decay(method: dict[str, Any], make: Make) -> None:
+    runner = Runner(config.parse(make(method["kind"], method=method)))
+    runner.prepare()
+    runner.encode()
+    training, _ = runner.assemble()
+    names = {id(p): n for n, p in training.trainable.items()}
+    for group in training.optimizer.param_groups:
+        for p in group["params"]:
+            free = method["kind"] == "lora" or "magnitude" in names[id(p)]
+            assert group["weight_decay"] == (0.0 if free else 0.01), names[id(p)]
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+def test_dropout_leaves_the_mean_as_it_is(kind: str, make: Make) -> None:
+    settings = make(kind, method={"dropout": 0.5, "targets": "attn1.to_q"})
+    runner = Runner(config.parse(settings))
+    runner.prepare()
+    runner.encode()
+    training, _ = runner.assemble()
+    layer = next(iter(adapter.layers(training.step.nets["denoiser"]).values()))
+    with torch.no_grad():
+        for p in training.trainable.values():
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+        x = torch.randn(1, layer.in_features)
+        whole = layer.eval()(x) - layer.get_base_layer()(x)
+        layer.train()
+        mean = torch.stack([layer(x) - layer.get_base_layer()(x) for _ in range(4000)]).mean(0)
+    assert float((mean * whole).sum() / whole.square().sum()) == pytest.approx(1, abs=0.1)
+
+
+def test_the_rank_of_a_file_is_that_of_its_header(trained: Any) -> None:
+    path, _ = trained("lora", method={"init": "pissa", "targets": "attention"})
+    with safe_open(path, "pt") as f:
+        assert f.metadata()["ss_network_dim"] == "8" and json.loads(f.metadata()["ft.contract"])["rank"] == 4

@@ -5,10 +5,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 KEY = "ft.contract"
-# Types whose keys are LyCORIS's, with what it calls them.
-LYCORIS: dict[str, dict[str, str]] = {
-    "dora": {"algo": "lora", "dora_wd": "True"}, "loha": {"algo": "loha"}, "lokr": {"algo": "lokr"}, "oft": {"algo": "full"},
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class Contract:
     clip_skip: int = 0
     adapter: str = "lora"
     zero_terminal_snr: bool = False  # the base's schedule is to be rescaled so that it ends in pure noise
-    timestep_spacing: str | None = None  # of sampling, where it is not the base's own
+    timestep_spacing: str | None = None  # of sampling then: for other readers, as `ft generate` knows both
     guidance_rescale: float = 0.0
 
     @classmethod
@@ -44,11 +40,22 @@ class Contract:
         texts = (made.base, made.base_sha256, made.family, made.prediction_type, made.sampler)
         numbers = (made.resolution, made.guidance, made.steps, made.rank, made.training_alpha, made.trained_steps)
         right = all(isinstance(x, str) for x in texts) and all(isinstance(x, int | float) for x in numbers)
+        right = right and isinstance(made.zero_terminal_snr, bool)
         return made if right and all(isinstance(x, str | None) for x in (made.base_revision, made.trigger)) else None
 
 
-def header(contract: Contract, title: str, architecture: str, kohya_version: str, licence: str | None = None) -> dict[str, str]:
-    """ModelSpec 1.0.1, the `ss_*` keys that readers look at, trigger words, and the contract. No dates, hosts or paths."""
+def header(
+    contract: Contract,
+    title: str,
+    architecture: str,
+    kohya_version: str,
+    licence: str | None = None,
+    lycoris: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """ModelSpec 1.0.1, the `ss_*` keys that readers look at, trigger words, and the contract. No dates, hosts or paths.
+
+    `lycoris` are LyCORIS's arguments, where the keys are its own.
+    """
     side = f"{contract.resolution}x{contract.resolution}"
     facts = {
         "format": "pt",
@@ -60,7 +67,7 @@ def header(contract: Contract, title: str, architecture: str, kohya_version: str
         "modelspec.prediction_type": contract.prediction_type.removesuffix("_prediction"),
         "ss_base_model_version": kohya_version,
         "ss_v2": str(kohya_version.startswith("sd_v2")),
-        "ss_network_module": "lycoris.kohya" if contract.adapter in LYCORIS else "networks.lora",
+        "ss_network_module": "lycoris.kohya" if lycoris else "networks.lora",
         "ss_network_dim": str(contract.rank),
         "ss_network_alpha": str(float(contract.rank)),  # as written: the training alpha is folded in
         "ss_output_name": title,
@@ -69,8 +76,8 @@ def header(contract: Contract, title: str, architecture: str, kohya_version: str
         "ss_steps": str(contract.trained_steps),
         KEY: json.dumps(asdict(contract), sort_keys=True),
     }
-    if contract.adapter in LYCORIS:
-        facts["ss_network_args"] = json.dumps(LYCORIS[contract.adapter], sort_keys=True)
+    if lycoris:
+        facts["ss_network_args"] = json.dumps(dict(lycoris), sort_keys=True)
     if licence:
         facts["modelspec.license"] = licence  # of the base
     if contract.trigger:

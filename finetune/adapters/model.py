@@ -78,6 +78,7 @@ def write(
 
     def fill(folder: Path) -> None:
         folder.mkdir()
+        kept["scheduler"] = [kept["scheduler"][0], schedule.get("_class_name", kept["scheduler"][1])]
         (folder / "model_index.json").write_text(json.dumps(kept, indent=2, sort_keys=True), encoding="utf-8")
         (folder / CONTRACT).write_text(json.dumps(dict(contract), indent=1, sort_keys=True), encoding="utf-8")
         for part in parts:

@@ -1,5 +1,6 @@
 """The settings of a run. The description on each field is its help text, in flags, recipes and docs alike."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -110,8 +111,8 @@ class Objective(Section):
     density_mean: Annotated[float, Field(allow_inf_nan=False)] = Field(0.0, description="of logit-normal; below 0 is towards the picture")
     density_deviation: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(1.0, description="of logit-normal")
     density_scale: Annotated[float, Field(ge=-1, le=1.75)] = Field(1.29, description="of mode; above 0 draws the middle more")
-    t_min: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="lowest noise level that is drawn, as a share of all")
-    t_max: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="highest noise level that is drawn, as a share of all")
+    t_min: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="lowest noise level, as a share of all, after any shift")
+    t_max: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="highest noise level, as a share of all, after any shift")
     stratified: bool = Field(False, description="spread the noise levels of a step evenly over its pictures: less variance")
     resolution_shift: bool = Field(False, description="flow matching: more noise for larger pictures, as in FLUX.1's sampling")
     zero_terminal_snr: bool = Field(
@@ -146,6 +147,9 @@ class Objective(Section):
             without("preserve_weight", "objective.preserve", self.preserve is not None),
             (self.t_min >= self.t_max, f"objective.t_min {self.t_min}: must be below objective.t_max {self.t_max}"),
         ]
+
+
+ONE_RATE = frozenset({"prodigy"})  # optimizers that find one rate, for all that trains
 
 
 class Optim(Section):
@@ -183,6 +187,11 @@ class Optim(Section):
     ema_posthoc: bool = Field(
         False, description="keep averages from which `ft adapter average` makes one of any length after the run, at each checkpoint"
     )
+
+    @property
+    def one_rate(self) -> bool:
+        """Whether the optimizer finds one rate for all that trains."""
+        return self.optimizer in ONE_RATE
 
 
 class Run(Section):
@@ -225,6 +234,11 @@ FACTORS = {"lion": 0.2}
 RATES = {**dict.fromkeys(ROWS, 2e-4), "full": 1e-5, "none": 5e-3}  # where none is given
 
 
+def usual_rate(kind: str, optimizer: str) -> float:
+    """The learning rate of what trains, where none is given; of Prodigy, a multiple of the one that it finds."""
+    return 1.0 if optimizer in ONE_RATE else RATES.get(kind, RATES["lora"]) * FACTORS.get(optimizer, 1.0)
+
+
 class Job(Section):
     """A whole run. Sections: model, data, subject, method, objective, optim, run."""
 
@@ -245,7 +259,7 @@ class Job(Section):
         if not isinstance(method, dict) or not isinstance(optim, dict):
             return value
         kind, name = str(method.get("kind", "lora")), str(optim.get("optimizer", "adamw"))
-        own: dict[str, Any] = {"lr": 1.0 if name == "prodigy" else RATES.get(kind, 2e-4) * FACTORS.get(name, 1.0)}
+        own: dict[str, Any] = {"lr": usual_rate(kind, name)}
         own |= {"betas": (0.9, 0.99)} if name == "lion" else {}
         given = {k: v for k, v in optim.items() if v is not None or k not in own}
         return {**sections, "optim": {**own, **given}}
@@ -307,6 +321,11 @@ class Job(Section):
             unused("cycles", "cosine-restarts"),
             unused("power", "polynomial"),
             unused("decay", "wsd"),
+            (free and o.betas[0] == 0, "optim.betas: --optimizer schedule-free averages with the first, which must be above 0"),
+            (
+                o.optimizer == "adafactor" and o.betas != Optim.model_fields["betas"].default,
+                "optim.betas: --optimizer adafactor has none",
+            ),
             (free and o.schedule != "constant", f"--schedule {o.schedule}: --optimizer schedule-free is in the place of one"),
             (free and o.ema_posthoc, "optim.ema_posthoc: --optimizer schedule-free averages by itself"),
             (free and o.ema is not None, "--ema: --optimizer schedule-free averages by itself"),
@@ -325,7 +344,7 @@ class Job(Section):
             (not m.adapts, "objective.preserve: needs the base beside what is trained, which only an adapter leaves as it was"),
             (m.init in ("pissa", "olora"), f"objective.preserve: method.init {m.init} takes a part out of the base, which is needed whole"),
             (trigger is None, "objective.preserve: there is no trigger that it could stand in the place of; give --trigger"),
-            (trigger is not None and trigger in word, f"objective.preserve {word}: holds the trigger {trigger}"),
+            (trigger is not None and spoken(trigger).search(word) is not None, f"objective.preserve {word}: holds the trigger {trigger}"),
         ]
 
     def _useless(self) -> list[tuple[bool, str]]:
@@ -359,7 +378,12 @@ class Job(Section):
     def preserved(self, caption: str) -> str:
         """A caption with what the trigger stands for in the trigger's place."""
         word, trigger = self.objective.preserve, self.trigger
-        return caption if word is None or trigger is None else " ".join(caption.replace(trigger, word).split())
+        return caption if word is None or trigger is None else spoken(trigger).sub(lambda _: word, caption)
+
+
+def spoken(word: str) -> re.Pattern[str]:
+    """Where a word stands in a text, and not as a part of another."""
+    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
 
 
 # What may differ when a run goes on: none of it changes what the steps so far have learned.

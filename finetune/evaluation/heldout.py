@@ -26,9 +26,9 @@ class Interval:
     count: int
 
 
-def timesteps(objective: Objective) -> Tensor:
-    """[BINS]: the middle of each of equal parts of what training draws from."""
-    return objective.timesteps((torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS)
+def timesteps(objective: Objective, shape: torch.Size) -> Tensor:
+    """[BINS]: the middle of each of equal parts of what training draws from, for pictures of a shape [B, C, H, W]."""
+    return objective.timesteps((torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS, shape)
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def losses(
         masks = None if masks is None else masks.to(family.device)
         captions, crops = [s.caption for s in samples], torch.stack([row.crop for row in found])
         columns = []
-        for b, t in enumerate(timesteps(objective)):
+        for b, t in enumerate(timesteps(objective, x_0.shape)):
             noise = torch.stack([torch.randn(x_0.shape[1:], generator=keys.generator("held-out", s.content, b)) for s in samples])
             t_batch = t.expand(len(samples)).to(family.device)
             error = plain(lambda x_t, t, c=captions, k=crops: predict(x_t, t, c, k), x_0, noise.to(family.device), t_batch)  # type: ignore[misc]

@@ -13,7 +13,7 @@ from finetune.families import autoencoder, clip
 from finetune.families.components import Components
 from finetune.families.source import Source
 from finetune.families.words import Words
-from finetune.objectives.flow import Flow
+from finetune.objectives.flow import ByResolution, Flow
 
 Nets = Mapping[str, nn.Module]  # networks by the names of their parts; the denoiser's is "denoiser"
 Text = dict[str, Tensor]  # {"hidden": [512, D], "pooled": [P]}
@@ -67,7 +67,15 @@ class Flux:
     def schedule(self) -> Flow:
         """Straight lines; a shift that depends on the resolution belongs to sampling, a fixed one to training too."""
         config = self.source.config("scheduler")
-        return Flow(1.0 if config.get("use_dynamic_shifting") else float(config.get("shift", 1.0)))
+        if not config.get("use_dynamic_shifting"):
+            return Flow(float(config.get("shift", 1.0)))
+        return Flow(
+            1.0,
+            ByResolution(
+                config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096), config.get("base_shift", 0.5),
+                config.get("max_shift", 1.15), PATCH,
+            ),
+        )  # fmt: skip
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, H, W] in [-1, 1] -> posterior mean and deviation [B, C, H/f, W/f], in the denoiser's units."""

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from finetune import files
 from finetune.errors import AccessError, ConfigError
+from finetune.families.spec import ZERO_SNR
 
 CONFIGS = Path(__file__).parent / "configs"
 HINT = "save it as a diffusers folder, then --base FOLDER"
@@ -40,7 +41,7 @@ class Checkpoint:
         """The base's JSON files, by their path in a diffusers folder."""
         found = shipped(self.name)
         if self.prediction:
-            found["scheduler/scheduler_config.json"] |= {"prediction_type": self.prediction, "rescale_betas_zero_snr": self.zero_snr}
+            found["scheduler/scheduler_config.json"] |= {"prediction_type": self.prediction} | (ZERO_SNR if self.zero_snr else {})
         return found
 
 

@@ -12,10 +12,9 @@ from typing import Any
 
 from finetune.bases import TINY
 from finetune.errors import AccessError, ConfigError
-from finetune.families.spec import BASES, FAMILIES, PARTS, FamilySpec, KnownBase
+from finetune.families.spec import BASES, FAMILIES, PARTS, ZERO_SNR, FamilySpec, KnownBase
 from finetune.files import sha256
 
-ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 RESCALE = 0.7  # of guidance, which would overexpose otherwise: the same paper, section 3.4
 CONFIG_FILES = ["model_index.json", "*/*.json", "*/*.txt"]
 

@@ -99,6 +99,9 @@ FLUX = FamilySpec(
     embedding_keys={"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
 )
 
+# Of a schedule that ends in pure noise, and is sampled from there (Lin et al. 2023, arXiv:2305.08891).
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
 FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, FLUX)
 PARTS = tuple(sorted({part for spec in FAMILIES for part in spec.parts}))
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from finetune.config.job import Method
 from finetune.data import keys
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, FinetuneError
 from finetune.methods.rows import ROWS, Row
 
 NAME = "default"
@@ -29,7 +29,6 @@ class Change:
 
     kind: str
     tensors: dict[str, Tensor]
-    rank: int = 0  # of what is gone on from
 
 
 class Size(NamedTuple):
@@ -37,7 +36,15 @@ class Size(NamedTuple):
     alpha: float
 
 
-Start = Mapping[str, Change]  # module -> what an earlier run has learned there
+@dataclass(frozen=True)
+class Learned:
+    """What an earlier run has learned in one layer: its change with the strength folded in, and the rank and alpha that it trained with."""
+
+    change: Change
+    size: Size
+
+
+Start = Mapping[str, Learned]  # by layer
 
 
 def matching(net: nn.Module, targets: str, choices: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -69,6 +76,8 @@ def matching(net: nn.Module, targets: str, choices: Mapping[str, tuple[str, ...]
 
 
 def compiled(setting: str, pattern: str) -> re.Pattern[str]:
+    if not pattern:
+        raise ConfigError(f"{setting}: an empty regular expression matches everything", "name what is meant, or --targets all")
     try:
         return re.compile(pattern)
     except re.error as e:
@@ -76,7 +85,8 @@ def compiled(setting: str, pattern: str) -> re.Pattern[str]:
 
 
 def spread(setting: str, patterns: Mapping[str, V], names: Iterable[str]) -> dict[str, V]:
-    """Name -> the value of the pattern that is found in it, for those that one is found in.
+    """Name -> the value of the pattern that is found in it, for those that one is found in. Names begin with their network's place in
+    a step; a pattern may leave that out.
 
     Raises:
         ConfigError: a pattern is no regular expression, is found in no name, or in one where another is found too.
@@ -86,7 +96,7 @@ def spread(setting: str, patterns: Mapping[str, V], names: Iterable[str]) -> dic
     names = list(names)
     for text, value in patterns.items():
         pattern = compiled(setting, text)
-        found = [n for n in names if pattern.search(n)]
+        found = [n for n in names if pattern.search(n) or pattern.search(n.partition(".")[2])]
         if not found:
             raise ConfigError(f"{setting} {text}: matches nothing that trains, such as {names[0] if names else 'nothing'}", "correct it")
         if both := next((n for n in found if n in by), None):
@@ -126,11 +136,15 @@ def attach(net: nn.Module, method: Method, wanted: Mapping[str, Size], seed: int
             peft.inject_adapter_in_model(config, net, NAME)
         else:
             net.add_adapter(config, adapter_name=NAME)  # type: ignore[operator]
+    if odd := layers(net).keys() ^ wanted.keys():
+        raise FinetuneError(
+            f"{len(odd)} layers were adapted or left out against what was asked for: {min(odd)}", "this is a bug worth reporting"
+        )
     trainable = {n: p for n, p in net.named_parameters() if p.requires_grad}
     for parameter in trainable.values():
         parameter.data = parameter.data.float()
-    for name, change in (start or {}).items():
-        _load(net.get_submodule(name), row, change, name)
+    for name, learned in (start or {}).items():
+        _load(net.get_submodule(name), row, learned.change, name)
     if method.init in FROM_BASE:
         for layer in layers(net).values():
             layer.moved_from_base = {k: t.detach().clone() for k, t in _own(layer, row).items()}
@@ -147,10 +161,15 @@ def _config(row: Row, method: Method, wanted: Mapping[str, Size], counting: bool
         said |= {"r": common.rank, alpha: common.alpha}
         said |= {"rank_pattern": {n: s.rank for n, s in exact.items() if s.rank != common.rank}}
         said |= {"alpha_pattern": {n: s.alpha for n, s in exact.items() if s.alpha != common.alpha}}
-    return getattr(peft, row.config)(target_modules=list(wanted), **said)
+    # One expression, which must match a name whole: of a list, PEFT takes the ends of other names too.
+    return getattr(peft, row.config)(target_modules="|".join(map(re.escape, wanted)), **said)
 
 
-def _check(net: nn.Module, method: Method, wanted: Iterable[str]) -> None:
+def _check(net: nn.Module, method: Method, wanted: Mapping[str, Size]) -> None:
+    if method.kind == "oft" and method.rank < 2:
+        raise ConfigError("--rank 1: OFT turns blocks of so many inputs, and one alone cannot be turned", "--rank 4 or more")
+    if odd := [n for n, size in wanted.items() if method.init == "orthogonal" and size.rank % 2]:
+        raise ConfigError(f"method.init orthogonal: takes even ranks, and that of {odd[0]} is {wanted[odd[0]].rank}", "choose another rank")
     for name in wanted:
         layer: Any = net.get_submodule(name)
         if method.init not in ("default", "gaussian") and layer.weight.ndim > 2:
@@ -188,7 +207,7 @@ def _own(layer: Any, row: Row) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _load(layer: Any, row: Row, change: Change, name: str) -> None:
-    """Puts what a file holds into a layer's tensors; its strength is 1, the layer's is not."""
+    """Puts what a file holds into a layer's tensors, whose strength is not folded in."""
     own, folded = _own(layer, row), next(n for n in row.folded if n in change.tensors)
     theirs = {k: t.float().flatten() if k == "rows" else t.float() for k, t in change.tensors.items()}
     here = {k: tuple(t.flatten().shape if k == "rows" else t.shape) for k, t in own.items()}

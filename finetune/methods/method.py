@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from finetune.config.job import Job, Optim
+from finetune.config.job import Job, usual_rate
 from finetune.errors import ConfigError
 from finetune.families.load import Family
 from finetune.methods import adapter, full, textual_inversion
@@ -41,18 +41,28 @@ def attach(family: Family, nets: Mapping[str, nn.Module], job: Job, start: Mappi
         undrop(net)
     groups = []
     for part in taught(family, job):
-        lr = o.lr if part == DENOISER else m.text_encoder_lr or o.lr / 5
+        lr = o.lr if part == DENOISER else text_encoder_rate(job)
         if m.kind == "full":
             found = full.attach(nets[part], idle(family, part), torch.bfloat16 if o.masters == "bf16" else torch.float32)
         else:
             found = adapter.attach(nets[part], m, wanted[part], job.run.seed, (start or {}).get(part))
         groups.append(Group({f"{part}.{n}": p for n, p in found.items()}, lr, o.weight_decay))
-    groups = rated(groups, o)
+    groups = rated(groups, job)
     if m.new_tokens:
-        lr = o.lr if m.kind == "none" else m.token_lr or 5e-3
         rows = {f"{part}.new_tokens": new_rows(family, nets[part], part, job).rows for part in spec.text}
-        groups.append(Group(rows, lr, 0.0, m.token_until))
+        groups.append(Group(rows, token_rate(job), 0.0, m.token_until))
     return groups
+
+
+def text_encoder_rate(job: Job) -> float:
+    """A fifth of the denoiser's where none is given; the same for an optimizer that finds one rate for all."""
+    return job.method.text_encoder_lr or (job.optim.lr if job.optim.one_rate else job.optim.lr / 5)
+
+
+def token_rate(job: Job) -> float:
+    """Of new tokens: the job's where they train alone; beside an adapter, where none is given, what they would train with alone."""
+    m, o = job.method, job.optim
+    return o.lr if m.kind == "none" or o.one_rate else m.token_lr or usual_rate("none", o.optimizer)
 
 
 def idle(family: Family, part: str) -> tuple[str, ...]:
@@ -70,7 +80,7 @@ def layers(family: Family, nets: Mapping[str, nn.Module], job: Job, start: Mappi
     """
     m, spec = job.method, family.spec
     if start is not None:
-        return {part: {n: Size(c.rank, float(c.rank)) for n, c in start[part].items()} for part in taught(family, job)}
+        return {part: {n: learned.size for n, learned in start[part].items()} for part in taught(family, job)}
     found = {}
     for part in taught(family, job):
         choices = spec.text_targets if part in spec.text else spec.targets
@@ -81,23 +91,26 @@ def layers(family: Family, nets: Mapping[str, nn.Module], job: Job, start: Mappi
     return {part: {n: sizes[f"{part}.{n}"] for n in names} for part, names in found.items()}
 
 
-def rated(groups: Iterable[Group], optim: Optim) -> list[Group]:
-    """The same parameters in groups of one rate each: that of LoRA+ for up matrices, times that of the pattern that is found in the name.
+def rated(groups: Iterable[Group], job: Job) -> list[Group]:
+    """The same parameters in groups of one rate and decay each: that of LoRA+ for up matrices, times that of the pattern that is found in
+    the name. What stands for the base's own weights, DoRA's norms and matrices that begin with a part of them, does not decay.
 
     Raises:
         ConfigError: see `adapter.spread`.
     """
     names = [n for g in groups for n in g.parameters]
-    factors = adapter.spread("optim.lr_pattern", optim.lr_pattern, names)
+    factors = adapter.spread("optim.lr_pattern", job.optim.lr_pattern, names)
+    optim, of_base = job.optim, job.method.init in adapter.FROM_BASE
     out = []
     for g in groups:
-        rates: dict[float, dict[str, nn.Parameter]] = {}
+        alike: dict[tuple[float, float], dict[str, nn.Parameter]] = {}
         for name, parameter in g.parameters.items():
             rate = g.lr * factors.get(name, 1.0) * (optim.lora_plus if ".lora_B." in name else 1.0)
+            decay = 0.0 if of_base or ".lora_magnitude_vector." in name else g.weight_decay
             parameter.requires_grad_(rate > 0)
             if rate > 0:
-                rates.setdefault(rate, {})[name] = parameter
-        out += [replace(g, parameters=some, lr=rate) for rate, some in rates.items()]
+                alike.setdefault((rate, decay), {})[name] = parameter
+        out += [replace(g, parameters=some, lr=rate, weight_decay=decay) for (rate, decay), some in alike.items()]
     if names and not out:
         raise ConfigError("optim.lr_pattern: nothing would train, as all factors are 0", "leave some parameters out of the patterns")
     return out

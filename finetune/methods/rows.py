@@ -26,6 +26,8 @@ class Row:
     tensors: Mapping[str, str] = field(default_factory=dict)
     folded: tuple[str, ...] = ()
     takes: frozenset[str] = frozenset()  # settings that mean something for it, beside rank and targets
+    lycoris: Mapping[str, str] | None = None  # LyCORIS's arguments, where it is one of its types to other tools
+    note: str = ""  # what is to be said where it is written in kohya's layout
 
 
 RANKED = frozenset({"alpha", "rank_pattern", "alpha_pattern", "dropout", "start"})
@@ -51,19 +53,24 @@ ROWS = {
     "dora": Row(
         "LoRA of the direction, and a norm for each row", "Liu et al. 2024, arXiv:2402.09353", "LoraConfig",
         lambda m: {**_lora(m), "use_dora": True}, "dora", {**PAIR, "rows": "lora_magnitude_vector"}, ("up",), RANKED | {"lora_plus"},
+        {"algo": "lora", "dora_wd": "True"},
+        "diffusers leaves out what DoRA adds in this layout; --format diffusers writes the one that it reads",
     ),
     "loha": Row(
         "elementwise product of two low-rank matrices", "Hyeon-Woo et al. 2021, arXiv:2108.06098", "LoHaConfig",
-        lambda m: {"rank_dropout": m.dropout}, "loha", LOHA, ("w1_a",), RANKED | {"max_norm"},
+        lambda m: {"rank_dropout": m.dropout}, "loha", LOHA, ("w1_a",), RANKED | {"max_norm"}, {"algo": "loha"},
     ),
     "lokr": Row(
         "Kronecker product of a small and a low-rank matrix", "Yeh et al. 2023, arXiv:2309.14859", "LoKrConfig",
-        lambda m: {"rank_dropout": m.dropout, "decompose_factor": m.factor}, "lokr", LOKR, ("k1", "k1_a"),
-        RANKED | {"max_norm", "factor"},
+        lambda m: {"rank_dropout": m.dropout, "rank_dropout_scale": True, "decompose_factor": m.factor}, "lokr", LOKR, ("k1", "k1_a"),
+        RANKED | {"max_norm", "factor"}, {"algo": "lokr"},
     ),
     "oft": Row(
         "rotation of the inputs in blocks of `rank`; the file holds whole differences", "Qiu et al. 2023, arXiv:2306.07280", "OFTConfig",
-        lambda m: {"oft_block_size": m.rank, "module_dropout": m.dropout}, "full", takes=frozenset({"dropout"}),
+        # PEFT's usual series of five terms is no rotation any more where it turns far.
+        lambda m: {"oft_block_size": m.rank, "module_dropout": m.dropout, "use_cayley_neumann": False}, "full",
+        takes=frozenset({"dropout"}), lycoris={"algo": "full"},
+        note="no common layout holds the rotations of oft; the file will hold whole differences, as large as the adapted weights",
     ),
 }  # fmt: skip
 OPTIONS = frozenset().union(*(row.takes for row in ROWS.values()))

@@ -1,7 +1,7 @@
 """Denoising score matching on a discrete noise schedule (Ho et al. 2020, arXiv:2006.11239)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -71,13 +71,16 @@ class Diffusion:
     weight: Weight = every_alike
     density: Density = uniform
     error: Error = l2
+    low: float = 0.0  # the levels of the density are brought into [low, high)
+    high: float = 1.0
 
-    def timesteps(self, u: Tensor, shape: torch.Size | None = None) -> Tensor:
-        """[B] uniform in [0, 1), fp64 -> t [B] int64 in [0, T)."""
-        return (self.density(u) * self.schedule.steps).long().clamp(0, self.schedule.steps - 1)
+    def timesteps(self, u: Tensor, shape: torch.Size) -> Tensor:
+        """[B] uniform in [0, 1), fp64 -> t [B] int64 in [0, T), whatever the pictures' shape [B, C, H, W]."""
+        level = self.low + (self.high - self.low) * self.density(u)
+        return (level * self.schedule.steps).long().clamp(0, self.schedule.steps - 1)
 
     def unweighted(self) -> "Diffusion":
-        return Diffusion(self.schedule, density=self.density)
+        return replace(self, weight=every_alike, error=l2)
 
     def __call__(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor, added: Tensor | None = None) -> Tensor:
         """Elementwise error, [B, C, H, W] in the dtype of `x_0` (fp32 in training); `t` is [B] int64 in [0, T).

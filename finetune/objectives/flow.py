@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,30 +14,30 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Flow:
-    """A model's own training noise: sigma in [0, 1], moved towards noise by `shift` (1: not at all)."""
-
-    shift: float = 1.0
-    prediction_type = "flow"
-
-    def to(self, device: torch.device) -> "Flow":
-        return self
-
-
-@dataclass(frozen=True)
 class ByResolution:
-    """The shift of a picture of so many latents: e^(a n + b) through two points of n tokens, as FLUX.1 is sampled (0.5 at 256, 1.15
-    at 4096: its scheduler's config)."""
+    """The shift of a picture of so many latents: e^(a n + b) through two points of n tokens, as the base is sampled."""
 
-    few: int = 256
-    many: int = 4096
-    least: float = 0.5
-    most: float = 1.15
+    few: int
+    many: int
+    least: float
+    most: float
     patch: int = 2  # latents a token, along a side
 
     def __call__(self, shape: torch.Size) -> float:
         tokens = shape[-2] * shape[-1] / self.patch**2
         return math.exp(self.least + (self.most - self.least) * (tokens - self.few) / (self.many - self.few))
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A model's own training noise: sigma in [0, 1], moved towards noise by `shift` (1: not at all); and how it moves in sampling."""
+
+    shift: float = 1.0
+    by_resolution: ByResolution | None = None
+    prediction_type = "flow"
+
+    def to(self, device: torch.device) -> "Flow":
+        return self
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,20 @@ class FlowMatching:
     density: Density = LogitNormal()  # noqa: RUF009  frozen
     error: Error = l2
     by_resolution: ByResolution | None = None
+    low: float = 0.0  # the levels are brought into [low, high), after the shift
+    high: float = 1.0
 
-    def timesteps(self, u: Tensor, shape: torch.Size | None = None) -> Tensor:
+    def timesteps(self, u: Tensor, shape: torch.Size) -> Tensor:
         """[B] uniform in [0, 1), fp64 -> sigma [B] in [0, 1), fp32; the shift is that of Esser et al., equation 23.
 
         `shape` is that of the pictures [B, C, H, W], where the shift depends on it.
         """
-        s = self.by_resolution(shape) if self.by_resolution and shape is not None else self.schedule.shift
+        s = self.by_resolution(shape) if self.by_resolution else self.schedule.shift
         sigma = self.density(u)
-        return (s * sigma / (1 + (s - 1) * sigma)).float()
+        return (self.low + (self.high - self.low) * s * sigma / (1 + (s - 1) * sigma)).float()
 
     def unweighted(self) -> "FlowMatching":
-        return FlowMatching(self.schedule, self.density, by_resolution=self.by_resolution)
+        return replace(self, error=l2)
 
     def __call__(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor, added: Tensor | None = None) -> Tensor:
         """Elementwise error, shaped as `x_0` [B, C, H, W] and in its dtype; `t` is sigma [B] in [0, 1]."""

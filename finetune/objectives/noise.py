@@ -26,8 +26,9 @@ class Shaping:
 
     def __call__(self, noise: Tensor, slots: Sequence[int], seed: int, step: int) -> Tensor:
         """What is to be predicted; [B, C, H, W]."""
-        made = [self._shaped(row, seed, step, slot) for row, slot in zip(noise, slots, strict=True)]
-        return torch.stack(made) if self.offset or self.pyramid else noise
+        if not (self.offset or self.pyramid):
+            return noise
+        return torch.stack([self._shaped(row, seed, step, slot) for row, slot in zip(noise, slots, strict=True)])
 
     def _shaped(self, row: Tensor, seed: int, step: int, slot: int) -> Tensor:
         c, h, w = row.shape

@@ -11,17 +11,17 @@ from finetune.errors import ConfigError
 from finetune.objectives import timesteps
 from finetune.objectives.diffusion import Diffusion, Schedule
 from finetune.objectives.errors import ERRORS
-from finetune.objectives.flow import ByResolution, Flow, FlowMatching
+from finetune.objectives.flow import Flow, FlowMatching
 from finetune.objectives.noise import Shaping
 from finetune.objectives.preserve import Preserving
-from finetune.objectives.timesteps import Between, Density, LogitNormal, Mode, cosmap
+from finetune.objectives.timesteps import Density, LogitNormal, Mode, cosmap
 from finetune.objectives.weights import WEIGHTS
 
 
 class Objective(Protocol):
     @property
     def schedule(self) -> Any: ...
-    def timesteps(self, u: Tensor, shape: torch.Size | None = None) -> Tensor: ...
+    def timesteps(self, u: Tensor, shape: torch.Size) -> Tensor: ...
     def unweighted(self) -> "Objective": ...
     def __call__(
         self, predict: Callable[[Tensor, Tensor], Tensor], x_0: Tensor, noise: Tensor, t: Tensor, added: Tensor | None = None
@@ -56,8 +56,11 @@ def _flow(schedule: Flow, s: Settings) -> FlowMatching:
         raise ConfigError(f"objective.weighting {s.weighting}: this base learns by flow matching, which has no such weight", "leave it out")
     if s.zero_terminal_snr:
         raise ConfigError("objective.zero_terminal_snr: flow matching ends in pure noise as it is", "leave it out")
-    how = ByResolution() if s.resolution_shift else None
-    return FlowMatching(schedule, _density(s, "logit-normal"), ERRORS[s.loss](s.huber_c, s.huber_schedule), how)
+    if s.resolution_shift and schedule.by_resolution is None:
+        raise ConfigError("objective.resolution_shift: this base is sampled with one shift for all sizes", "leave it out")
+    how = schedule.by_resolution if s.resolution_shift else None
+    density = DENSITIES[s.density or "logit-normal"](s)
+    return FlowMatching(schedule, density, ERRORS[s.loss](s.huber_c, s.huber_schedule), how, s.t_min, s.t_max)
 
 
 def _diffusion(schedule: Schedule, s: Settings) -> Diffusion:
@@ -69,12 +72,8 @@ def _diffusion(schedule: Schedule, s: Settings) -> Diffusion:
             "it takes a base that predicts v, such as sd21",
         )
     weight = WEIGHTS[s.weighting](*([] if s.gamma is None else [s.gamma]))
-    return Diffusion(schedule, weight, _density(s, "uniform"), ERRORS[s.loss](s.huber_c, s.huber_schedule))
-
-
-def _density(s: Settings, usual: str) -> Density:
-    made = DENSITIES[s.density or usual](s)
-    return made if (s.t_min, s.t_max) == (0.0, 1.0) else Between(made, s.t_min, s.t_max)
+    density = DENSITIES[s.density or "uniform"](s)
+    return Diffusion(schedule, weight, density, ERRORS[s.loss](s.huber_c, s.huber_schedule), s.t_min, s.t_max)
 
 
 def per_picture(error: Tensor, masks: Tensor | None) -> Tensor:

@@ -13,7 +13,8 @@ class Preserving:
     x_t: differential output preservation, as trainers of the field call it (ai-toolkit, 2025); the idea is that of learning without
     forgetting (Li and Hoiem 2016, arXiv:1606.09282).
 
-    `predict` takes two more words than for other objectives: `preserved` (the other caption) and `frozen` (without the adapter).
+    `predict` takes two more words than for other objectives, `preserved` (the other caption) and `frozen` (without the adapter), and
+    says in `differs` [B] which captions have another: the others, such as dropped ones, are there to be learned alone.
     """
 
     inner: Any  # Objective
@@ -23,7 +24,7 @@ class Preserving:
     def schedule(self) -> Any:
         return self.inner.schedule
 
-    def timesteps(self, u: Tensor, shape: torch.Size | None = None) -> Tensor:
+    def timesteps(self, u: Tensor, shape: torch.Size) -> Tensor:
         t: Tensor = self.inner.timesteps(u, shape)
         return t
 
@@ -43,4 +44,5 @@ class Preserving:
         with torch.no_grad():
             before: Tensor = predict(*seen[0], preserved=True, frozen=True).to(x_0.dtype)
         after: Tensor = predict(*seen[0], preserved=True).to(x_0.dtype)
-        return error + self.weight * torch.square(after - before)
+        where: Tensor = predict.differs.to(error).view(-1, *[1] * (error.ndim - 1))
+        return error + self.weight * where * torch.square(after - before)

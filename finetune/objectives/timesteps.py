@@ -42,18 +42,6 @@ def cosmap(u: Tensor) -> Tensor:
     return 1 - 1 / (torch.tan(math.pi / 2 * u) + 1)
 
 
-@dataclass(frozen=True)
-class Between:
-    """The levels of a density, brought into [low, high)."""
-
-    density: Density
-    low: float
-    high: float
-
-    def __call__(self, u: Tensor) -> Tensor:
-        return self.low + (self.high - self.low) * self.density(u)
-
-
 def stratified(u: Tensor, slots: Sequence[int], total: int, seed: int, step: int) -> Tensor:
     """[B]: each slot's own part of [0, 1), one of `total`, in an order that is drawn for each step.
 

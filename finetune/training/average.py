@@ -118,11 +118,12 @@ def write(folder: Path, length: float, name: str | None) -> dict[str, Path]:
         family.words.add(token, job.method.vectors)
     parts = {DENOISER: family.spec.denoiser} | ({p: p for p in family.spec.text} if job.method.live else {})
     nets = {k: family.parts.load(part) for k, part in parts.items()}
-    trainable = {n: p for g in method.attach(family, nets, job, start(job, family)) for n, p in g.parameters.items()}
+    learned = start(job, family)
+    trainable = {n: p for g in method.attach(family, nets, job, learned) for n, p in g.parameters.items()}
     tensors, step = averaged(snapshots, length)
     if tensors.keys() != trainable.keys():
         raise DataError(f"{folder}: its averages are of other parameters than its run.yaml trains", "train it again")
     for key, parameter in trainable.items():
         parameter.copy_(tensors[key])
-    said = result.contract(job, family, family.source.fingerprint(family.spec.denoiser), side(job, family), step)
+    said = result.contract(job, family, family.source.fingerprint(family.spec.denoiser), side(job, family), learned, step)
     return result.write(folder, job, family, said, nets, name or f"{job.run.name}-average-{length:g}")

@@ -123,6 +123,21 @@ def batches(run: Training, step: int) -> list[tuple[int, Batch]]:
     return [(slots[0].slot, b) for slots in micro for b in run.encoded.batches(slots, job.run.seed, step, job.data.caption_dropout)]
 
 
+class Answers:
+    """What the network says of a batch, as objectives ask it."""
+
+    def __init__(self, run: Training, batch: Batch) -> None:
+        self.run, self.crops, self.captions = run, batch.crops, batch.captions
+        self.kept = [None if c is None else run.job.preserved(c) for c in batch.captions]
+        self.differs = torch.tensor([a != b for a, b in zip(self.captions, self.kept, strict=True)])
+
+    def __call__(self, x_t: Tensor, t: Tensor, preserved: bool = False, frozen: bool = False) -> Tensor:
+        """`preserved`: to the captions without the trigger; `frozen`: as before it was trained."""
+        net = self.run.step if frozen else self.run.module  # what wraps it has no gradient to wait for
+        answer: Tensor = net(x_t, t, self.kept if preserved else self.captions, self.crops, frozen)
+        return answer
+
+
 def loss_sum(run: Training, batch: Batch, step: int) -> Tensor:
     """Sum over the micro-batch of each picture's weighted mean error, of its masked part if it has a mask; the caller divides by the
     weight of the whole step."""
@@ -132,14 +147,7 @@ def loss_sum(run: Training, batch: Batch, step: int) -> Tensor:
     noise = shaping(batch.noise, batch.slots, job.run.seed, step)
     added = shaping.added(noise, batch.slots, job.run.seed, step)
     x_0, noise, added, t, weights = (to_device(v, device) for v in (batch.x_0, noise, added, t, batch.weights))
-    kept = [None if c is None else job.preserved(c) for c in batch.captions]
-
-    def predict(x_t: Tensor, t: Tensor, preserved: bool = False, frozen: bool = False) -> Tensor:
-        net = run.step if frozen else run.module  # what wraps it has no gradient to wait for
-        answer: Tensor = net(x_t, t, kept if preserved else batch.captions, batch.crops, frozen)
-        return answer
-
-    error = run.objective(predict, x_0, noise, t, added)
+    error = run.objective(Answers(run, batch), x_0, noise, t, added)
     masks = None if batch.masks is None else to_device(batch.masks, device)
     return (per_picture(error, masks) * weights).sum()
 

@@ -25,7 +25,7 @@ class Entry:
     package: str | None = None
     install: str = ""
     cuda: bool = False  # whether it runs on NVIDIA's devices alone
-    one_rate: bool = False  # whether it finds one rate, for all groups
+    size: int = 16  # bytes a parameter: fp32 master, gradient and what it keeps
     averages: bool = False  # whether its weights have to be averaged before they are used, which it does itself
 
 
@@ -77,7 +77,8 @@ def _schedule_free(rows: Rows, o: Optim) -> torch.optim.Optimizer:
 
 class RoundedAdamW(torch.optim.Optimizer):
     """AdamW on bf16 weights: computed in fp32 for one tensor at a time, and rounded up or down at random, so that small steps are not
-    lost on average (Zamirai et al. 2021, arXiv:2010.06192). Moments are fp32; what is drawn is a function of (seed, step, tensor)."""
+    lost on average (Zamirai et al. 2021, arXiv:2010.06192). Moments are fp32; what is drawn is a function of (seed, step, tensor), on the
+    device: there are as many numbers as weights."""
 
     found_inf: Tensor | None = None
 
@@ -116,11 +117,11 @@ def rounded(x: Tensor, generator: torch.Generator) -> Tensor:
 
 OPTIMIZERS = {
     "adamw": Entry(_adamw),
-    "adamw8bit": Entry(_bitsandbytes("AdamW8bit"), "bitsandbytes", "pip install 'finetune[bitsandbytes]'"),
-    "paged-adamw8bit": Entry(_bitsandbytes("PagedAdamW8bit"), "bitsandbytes", "pip install 'finetune[bitsandbytes]'", cuda=True),
-    "adafactor": Entry(_adafactor),
-    "lion": Entry(_lion, "lion_pytorch", "pip install 'finetune[optimizers]'"),
-    "prodigy": Entry(_prodigy, "prodigyopt", "pip install 'finetune[optimizers]'", one_rate=True),
+    "adamw8bit": Entry(_bitsandbytes("AdamW8bit"), "bitsandbytes", "pip install 'finetune[bitsandbytes]'", size=10),
+    "paged-adamw8bit": Entry(_bitsandbytes("PagedAdamW8bit"), "bitsandbytes", "pip install 'finetune[bitsandbytes]'", cuda=True, size=10),
+    "adafactor": Entry(_adafactor, size=9),
+    "lion": Entry(_lion, "lion_pytorch", "pip install 'finetune[optimizers]'", size=12),
+    "prodigy": Entry(_prodigy, "prodigyopt", "pip install 'finetune[optimizers]'", size=24),
     "schedule-free": Entry(_schedule_free, "schedulefree", "pip install 'finetune[optimizers]'", averages=True),
 }
 
@@ -140,11 +141,11 @@ def check_rates(o: Optim, rates: Collection[float]) -> None:
     """Raises:
     ConfigError: the optimizer finds one rate for all, and several are given.
     """
-    if OPTIMIZERS[o.optimizer].one_rate and len(set(rates)) > 1:
+    if o.one_rate and len(set(rates)) > 1:
         given = ", ".join(f"{rate:g}" for rate in rates)
         raise ConfigError(
             f"--optimizer {o.optimizer}: finds one rate for all that trains, and rates of {given} are given",
-            "leave text_encoder_lr, token_lr, lr_pattern and lora_plus as they are, or choose adamw",
+            "leave text_encoder_lr, lr_pattern and lora_plus out, or choose adamw",
         )
 
 

@@ -14,9 +14,12 @@ from finetune.config.job import Job
 from finetune.data.plan import IndexPlan, describe
 from finetune.families import load
 from finetune.families.load import Family
-from finetune.methods import method
+from finetune.methods import adapter, method
+from finetune.methods.adapter import Start
+from finetune.methods.rows import ROWS
 from finetune.objectives.objective import objective
 from finetune.training import optimizers, result
+from finetune.training.optimizers import OPTIMIZERS
 from finetune.training.requirements import add_tokens, base, buckets, check_subject, cut, pictures, report_long_captions, side
 from finetune.training.start import start
 
@@ -31,13 +34,17 @@ class Plan:
     text: str
 
 
-def trainable(job: Job, family: Family) -> list[dict[str, Any]]:
-    """What trains, counted on networks without weights: the part, parameters, peak rate and weight decay of each group."""
+def trainable(job: Job, family: Family, learned: dict[str, Start] | None) -> list[dict[str, Any]]:
+    """What trains, counted on networks without weights: the part, parameters, peak rate and weight decay of each group.
+
+    Raises:
+        ConfigError: what cannot be attached, or trained so.
+    """
     m, spec = job.method, family.spec
     nets = {method.DENOISER: family.parts.skeleton(spec.denoiser)}
     nets |= {p: family.parts.skeleton(p) for p in spec.text} if m.live else {}
     rest = job.model_copy(update={"method": m.model_copy(update={"new_tokens": ()})})
-    groups = method.attach(family, nets, rest, start(job, family))
+    groups = method.attach(family, nets, rest, learned)
     out: list[dict[str, Any]] = [
         {
             "part": next(iter(g.parameters)).split(".")[0],
@@ -49,10 +56,19 @@ def trainable(job: Job, family: Family) -> list[dict[str, Any]]:
     ]
     if m.new_tokens:
         widths = [nets[p].get_input_embeddings().weight.shape[1] for p in spec.text]  # type: ignore[operator]
-        rate = job.optim.lr if m.kind == "none" else m.token_lr or 5e-3
-        out.append({"part": "new tokens", "parameters": len(m.new_tokens) * m.vectors * sum(widths), "lr": rate, "weight_decay": 0.0})
+        count = len(m.new_tokens) * m.vectors * sum(widths)
+        out.append({"part": "new tokens", "parameters": count, "lr": method.token_rate(job), "weight_decay": 0.0})
     optimizers.check_rates(job.optim, [g["lr"] for g in out])
     return out
+
+
+def written(job: Job, skeleton: nn.Module, matched: list[str], count: int) -> int:
+    """Numbers that a file holds for so many trainable parameters."""
+    m = job.method
+    if m.adapts and not ROWS[m.kind].tensors:
+        layers: list[Any] = [skeleton.get_submodule(name) for name in matched]
+        return sum(layer.weight.numel() for layer in layers)
+    return count * (2 if m.init in adapter.FROM_BASE else 1)
 
 
 def by_part(groups: list[dict[str, Any]]) -> dict[str, int]:
@@ -83,16 +99,16 @@ def fit(job: Job) -> tuple[int, dict[str, int]]:
     """
     family = weightless(job)
     objective(family.schedule(), job.objective)
-    return side(job, family), by_part(check(job, family, []))
+    return side(job, family), by_part(check(job, family, [])[1])
 
 
-def check(job: Job, family: Family, captions: list[str]) -> list[dict[str, Any]]:
-    """What `Runner.prepare` refuses, refused here too; returns what trains, by groups."""
+def check(job: Job, family: Family, captions: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
+    """What `Runner.prepare` refuses, refused here too; returns the adapted layers, and what trains, by groups."""
     optimizers.check(job.optim, torch.accelerator.current_accelerator() or torch.device("cpu"))
     check_subject(job, family, job.optim.batch * job.optim.accumulate * (job.run.processes or 1))
     add_tokens(job, family, captions)
-    result.check(job, family, start(job, family))
-    return trainable(job, family)
+    learned = start(job, family)
+    return result.check(job, family, learned), trainable(job, family, learned)
 
 
 def plan(job: Job) -> Plan:
@@ -103,20 +119,21 @@ def plan(job: Job) -> Plan:
     found.describe(lines.append)
     cut(found, buckets(job, family))
     captions = found.captions
-    groups = check(job, family, captions)
+    matched, groups = check(job, family, captions)
     trains = by_part(groups)
     long = report_long_captions(family, captions, lines.append)
     skeleton = family.parts.skeleton(where.spec.denoiser)
     objective(family.schedule(), job.objective)
     lines += family.notes() + result.notes(job, family)
-    matched, count = result.check(job, family, start(job, family)), sum(trains.values())
+    count = sum(trains.values())
     frozen = sum(p.numel() for p in skeleton.parameters()) - (trains.get(method.DENOISER, 0) if job.method.kind == "full" else 0)
     batch = job.optim.batch * job.optim.accumulate * (job.run.processes or 1)
     device = "accelerator" if torch.accelerator.is_available() else "cpu"
     width = 4 if device == "cpu" else 2
     flops = forward_flops(family, skeleton, size)
-    # Weights, fp32 masters with gradient and two moments, and activations as a multiple of the latents' share of work.
-    memory = frozen * width + count * 16 + job.optim.batch * flops / 2000 * (0.3 if job.run.gradient_checkpointing else 1)
+    # Weights, what trains with its gradient and the optimizer's state, and activations as a multiple of the latents' share of work.
+    each = 12 if job.optim.masters == "bf16" else OPTIMIZERS[job.optim.optimizer].size
+    memory = frozen * width + count * each + job.optim.batch * flops / 2000 * (0.3 if job.run.gradient_checkpointing else 1)
     shown = batch // 2 if job.subject.prior else batch  # the other half are class pictures
     epoch = IndexPlan(found.train, shown, job.run.seed).groups[0]
     describe(found.train, shown, lines.append)
@@ -143,7 +160,7 @@ def plan(job: Job) -> Plan:
         "groups": groups,
         "optimizer": job.optim.optimizer,
         "frozen_parameters": frozen,
-        "file_bytes": count * BYTES[job.run.save_dtype],
+        "file_bytes": written(job, skeleton, matched, count) * BYTES[job.run.save_dtype],
         "estimated_memory_bytes": int(memory),
         "estimated_seconds": round(3 * flops * job.optim.batch * job.optim.accumulate * job.optim.steps / SPEED[device], 1),
         "out": str(job.run.folder),

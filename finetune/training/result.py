@@ -11,7 +11,7 @@ from torch import nn
 from finetune import files
 from finetune.adapters import embedding, model
 from finetune.adapters.card import card, place
-from finetune.adapters.contract import Contract, header
+from finetune.adapters.contract import Contract, for_rank, header
 from finetune.adapters.layouts import unnamed
 from finetune.adapters.weights import Weights
 from finetune.adapters.write import export
@@ -20,7 +20,7 @@ from finetune.errors import ConfigError
 from finetune.families import single_file
 from finetune.families.load import Family
 from finetune.methods import adapter, method, textual_inversion
-from finetune.methods.adapter import Start
+from finetune.methods.adapter import Size, Start
 from finetune.methods.method import DENOISER
 from finetune.methods.rows import ROWS
 from finetune.training import record
@@ -75,18 +75,21 @@ def check_layout(job: Job, family: Family, found: list[str]) -> None:
 
 
 def notes(job: Job, family: Family) -> list[str]:
-    """What should be said of the files before there are any."""
-    form, kind = layout(job, family), job.method.kind
-    if form == "kohya" and kind == "dora":
-        return ["note: diffusers leaves out what DoRA adds in this layout; --format diffusers writes the one that it reads"]
-    if kind == "oft":
-        return ["note: no common layout holds the rotations of oft; the file will hold whole differences, as large as the adapted weights"]
-    return []
+    """What should be said of a run before it is one."""
+    row, o = ROWS.get(job.method.kind), job.objective
+    said = [f"note: {row.note}"] if row and row.note and layout(job, family) == "kohya" else []
+    if o.zero_terminal_snr and o.weighting != "uniform":
+        said.append(f"note: objective.weighting {o.weighting} gives pure noise no weight, which zero terminal SNR is there to learn from")
+    return said
 
 
-def contract(job: Job, family: Family, base_sha: str, side: int, steps_done: int | None = None) -> Contract:
-    """`base_sha` is the denoiser's fingerprint, `side` the training square in pixels."""
+def contract(
+    job: Job, family: Family, base_sha: str, side: int, start: Mapping[str, Start] | None = None, steps_done: int | None = None
+) -> Contract:
+    """`base_sha` is the denoiser's fingerprint, `side` the training square in pixels; `start` is what the run went on from."""
     where, m = family.source, job.method
+    trained = [learned.size for part in (start or {}).values() for learned in part.values()] or [Size(m.rank, float(m.alpha or m.rank))]
+    usual = max(trained, key=trained.count)
     steps, guidance = family.inference()
     return Contract(
         base=where.id,
@@ -99,8 +102,8 @@ def contract(job: Job, family: Family, base_sha: str, side: int, steps_done: int
         guidance=guidance,
         steps=steps,
         sampler=family.spec.sampler,
-        rank=m.rank if m.adapts else 0,
-        training_alpha=float(m.alpha or m.rank) if m.adapts else 0.0,
+        rank=usual.rank if m.adapts else 0,
+        training_alpha=usual.alpha if m.adapts else 0.0,
         trained_steps=steps_done or job.optim.steps,
         adapter=m.kind if m.adapts else "lora",
         zero_terminal_snr=where.zero_snr,
@@ -112,7 +115,7 @@ def contract(job: Job, family: Family, base_sha: str, side: int, steps_done: int
 def write(out: Path, job: Job, family: Family, said: Contract, nets: Mapping[str, nn.Module], name: str) -> dict[str, Path]:
     """The files of a run, by kind: `adapter`, `model`, `embedding` (`embedding-2` of a second new token and so on)."""
     m, written = job.method, {}
-    facts = header(said, name, *family.labels(), family.source.licence)
+    facts = header(said, name, *family.labels(), family.source.licence, ROWS[m.kind].lycoris if m.adapts else None)
     if m.adapts:
         written["adapter"] = write_adapter(out, job, family, facts, nets, name)
     if m.kind == "full":
@@ -132,6 +135,8 @@ def write_adapter(out: Path, job: Job, family: Family, facts: Mapping[str, str],
             made = Weights(change.kind, change.tensors, None)
             # Of LoKr's whole matrices there is no rank; LyCORIS asks for an alpha all the same, and takes it for 1.
             modules[here] = replace(made, alpha=None if made.kind == "full" else float(made.rank or 1))
+    ranks = [w.rank for w in modules.values()]
+    facts = for_rank(facts, max(ranks, key=ranks.count))  # which is not that of training where the file also holds how it began
     export(modules, path, form, spec.name, job.run.save_dtype, facts, family.source.id)
     return path
 
@@ -148,6 +153,8 @@ def write_model(out: Path, job: Job, family: Family, said: Contract, nets: Mappi
         return path
     path = out / ("model" if name == job.run.name else "model-best")
     schedule = family.source.config("scheduler")
+    if family.source.zero_snr:  # the base's own sampler may not know how to begin at pure noise
+        schedule |= {"_class_name": family.spec.samplers[family.spec.sampler]}
     model.write(family.source.folder, family.source.variant, path, own, job.run.save_dtype, asdict(said), schedule)
     return path
 

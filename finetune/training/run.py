@@ -20,7 +20,7 @@ from finetune.families import load, source
 from finetune.methods import adapter, method
 from finetune.objectives.objective import objective
 from finetune.sampling.generate import compose
-from finetune.training import checkpoint, device, optimizer, optimizers, record, requirements, result, signals
+from finetune.training import checkpoint, device, optimizer, optimizers, plan, record, requirements, result, signals
 from finetune.training.average import PowerAverages
 from finetune.training.class_pictures import ClassPictures
 from finetune.training.encoding import Work, encode
@@ -80,6 +80,7 @@ class Runner:
         optimizers.check(job.optim, self.accelerator.device)
         self.start = start(job, self.family)
         result.check(job, self.family, self.start)
+        plan.trainable(job, self.family, self.start)
         for note in self.family.notes() + result.notes(job, self.family):
             self.tracker.say(note)
         if self.main:
@@ -172,9 +173,9 @@ class Runner:
         module, prepared = accelerator.prepare(Step(family, nets, self.texts, lambda: adapter.disabled(nets.values())), made)
         sides = self.pictures.train, self.pictures.classes
         samples = [s for side in sides for s in side]
-        plan = IndexPlan(samples, self.global_batch, job.run.seed, [len(side) for side in sides])
+        index = IndexPlan(samples, self.global_batch, job.run.seed, [len(side) for side in sides])
         shadow = [p.detach().float().clone() for p in trainable.values()] if job.optim.ema else None
-        training = Training(job, accelerator, self.family, module, trainable, prepared, self.objective, plan, self.encoded, shadow)
+        training = Training(job, accelerator, self.family, module, trainable, prepared, self.objective, index, self.encoded, shadow)
         training.averages = PowerAverages.of(trainable) if job.optim.ema_posthoc else None
         training.settle = lambda step: method.settle(nets, job, step)
         held = range(len(samples), len(self.encoded.samples))
@@ -293,7 +294,7 @@ class Runner:
 
     @property
     def contract(self) -> Contract:
-        return result.contract(self.job, self.family, self.base_sha, self.side)
+        return result.contract(self.job, self.family, self.base_sha, self.side, self.start)
 
     def export(self, nets: Mapping[str, Any], name: str) -> dict[str, Path]:
         return result.write(self.out, self.job, self.family, self.contract, nets, name)

@@ -6,8 +6,8 @@ from finetune.config.job import Job
 from finetune.errors import ConfigError
 from finetune.families.load import Family
 from finetune.methods import method
-from finetune.methods.adapter import Change, Start
-from finetune.methods.rows import ROWS
+from finetune.methods.adapter import Change, Learned, Size, Start
+from finetune.methods.rows import ROWS, Row
 from finetune.sampling import apply
 
 
@@ -22,19 +22,23 @@ def start(job: Job, family: Family) -> dict[str, Start] | None:
     if path is None:
         return None
     found, row = read(path, spec.name), ROWS[job.method.kind]
-    modules = found.on(spec.denoiser)
+    modules = {(part, m): w for (part, m), w in found.on(spec.denoiser).items() if not _unused(family, part, m)}
     if misfit := apply.misfit(family, modules):
         raise ConfigError(f"method.start {path}: was made for another base: {family.source.id} {misfit}", "choose its base with --base")
     if odd := {w.kind for w in modules.values()} - {row.file}:
         able = ", ".join(kind for kind, r in ROWS.items() if r.tensors and r.file in odd) or "none here"
         raise ConfigError(f"method.start {path}: holds {', '.join(sorted(odd))}", f"--adapter {able} goes on from it")
-    parts: dict[str, dict[str, Change]] = {part: {} for part in method.taught(family, job)}
+    said = found.contract  # of a file of ours the strength is folded in, and the header has the one that it trained with
+    strength = said.training_alpha / said.rank if said and said.rank else None
+    parts: dict[str, dict[str, Learned]] = {part: {} for part in method.taught(family, job)}
     names = {spec.denoiser: method.DENOISER}
     for (folder, module), w in modules.items():
         part = names.get(folder, folder)
         if part not in parts:
             raise ConfigError(f"method.start {path}: changes the {folder} too", "--set method.text_encoder=true trains it too")
-        parts[part][_own_name(family, folder, module)] = _change(w, row.tensors.keys() | {"alpha"}, str(path))
+        change, rank = _change(w, row, str(path)), w.rank or _whole(w)
+        alpha = rank * (w.strength if strength is None else strength)
+        parts[part][_own_name(family, folder, module)] = Learned(change, Size(rank, alpha))
     if empty := [part for part, own in parts.items() if not own]:
         raise ConfigError(f"method.start {path}: holds nothing for the {empty[0]}", "leave method.text_encoder out")
     return dict(parts)
@@ -46,17 +50,26 @@ def _own_name(family: Family, part: str, module: str) -> str:
     return module if module in there else module.removeprefix("text_model.")
 
 
-def _change(w: Weights, known: set[str], path: str) -> Change:
-    tensors, strength = {k: t.float() for k, t in w.tensors.items()}, w.strength
+def _unused(family: Family, part: str, module: str) -> bool:
+    """Whether a text encoder's layer has no effect on what is drawn, and so would have no gradient: other tools write it all the same."""
+    return module.removeprefix("text_model.").startswith(method.idle(family, part) or ("\0",))
+
+
+def _whole(w: Weights) -> int:
+    """Of LoKr's whole matrices: a rank that leaves them whole."""
+    return max(max(t.shape) for t in w.tensors.values())
+
+
+def _change(w: Weights, row: Row, path: str) -> Change:
+    tensors = {k: t.float() for k, t in w.tensors.items()}
     if "dora" in tensors:
         rows = w.rows()
         if rows is None:
             raise ConfigError(f"method.start {path}: holds norms of columns, and DoRA trains those of rows", "start without it")
         tensors["rows"] = rows.float()
         del tensors["dora"]
-    if odd := tensors.keys() - known:
+    if odd := tensors.keys() - row.tensors.keys():
         raise ConfigError(f"method.start {path}: holds {', '.join(sorted(odd))} tensors, which are not trained here", "start without it")
-    first = next(k for k in ("up", "w1_a", "k1", "k1_a") if k in tensors)
-    tensors[first] = tensors[first] * strength
-    full = max(max(t.shape) for t in tensors.values()) if w.kind == "lokr" else 0  # of two whole matrices: a rank that leaves them whole
-    return Change(w.kind, tensors, w.rank or full)
+    first = next(k for k in row.folded if k in tensors)
+    tensors[first] = tensors[first] * w.strength
+    return Change(w.kind, tensors)
