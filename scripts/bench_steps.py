@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from finetune import config
-from finetune.config.job import Optim
+from finetune.config.optim import Optim
 from finetune.methods.method import Group
 from finetune.training import optimizer, optimizers
 from finetune.training.loop import Training, gradient

@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from finetune import cli
-from finetune.config.job import ROWS
+from finetune.config import ADAPTERS as ROWS
 from finetune.training.optimizers import OPTIMIZERS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

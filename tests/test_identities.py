@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from finetune import config
-from finetune.config.job import Objective as Settings
+from finetune.config.objective import Objective as Settings
 from finetune.errors import ConfigError
 from finetune.objectives import timesteps
 from finetune.objectives.diffusion import TARGETS, Diffusion, Schedule, add_noise

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from finetune import cli, config
 from finetune.adapters import embedding, model
 from finetune.adapters.read import read
-from finetune.config.job import Optim
 from finetune.config.load import merge
+from finetune.config.optim import Optim
 from finetune.data.captions import Wording
 from finetune.data.encoded import texts
 from finetune.errors import ConfigError, DataError, FinetuneError

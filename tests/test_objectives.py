@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.config.job import Optim
+from finetune.config.optim import Optim
 from finetune.data.plan import Slot
 from finetune.errors import FinetuneError
 from finetune.evaluation.heldout import paired, student_t

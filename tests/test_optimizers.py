@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from finetune import config
-from finetune.config.job import Optim
 from finetune.config.load import merge
+from finetune.config.optim import Optim
 from finetune.errors import ConfigError
 from finetune.families.components import Components
 from finetune.methods.method import Group
@@ -171,7 +171,7 @@ def test_schedules(name: str) -> None:
 
 
 def test_the_tables_and_the_settings_name_the_same() -> None:
-    from finetune.config.job import Objective
+    from finetune.config.objective import Objective
     from finetune.objectives.errors import ERRORS, SCHEDULES
     from finetune.objectives.objective import DENSITIES
     from finetune.objectives.weights import WEIGHTS

@@ -8,8 +8,8 @@ import typer
 
 from finetune.cli import flags
 from finetune.config import Job, read_yaml, recipes, resolve
-from finetune.config.job import RATES
 from finetune.config.load import Settings, merge, user_config
+from finetune.config.method import RATES
 from finetune.errors import ConfigError, plain
 
 # What a command means before any recipe or flag.

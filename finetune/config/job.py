@@ -2,21 +2,16 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from finetune.config.data import Data
-from finetune.config.section import Positive, Section
-from finetune.methods.rows import INITS, OPTIONS, ROWS
-
-if TYPE_CHECKING:
-    Kind = str
-    Init = str
-else:
-    Kind, Init = Literal[(*ROWS, "full", "none")], Literal[tuple(INITS)]
-Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
-Word = Annotated[str, Field(pattern=r"^[^\s,]{1,60}$")]
+from finetune.config.method import Method, usual_rate
+from finetune.config.objective import Objective
+from finetune.config.optim import Optim
+from finetune.config.section import Positive, Section, Word
+from finetune.methods.rows import OPTIONS, ROWS
 
 
 class Model(Section):
@@ -51,149 +46,6 @@ class Subject(Section):
         return self.class_word is not None and self.prior_weight > 0
 
 
-class Method(Section):
-    kind: Kind = Field("lora", description="what trains in the denoiser: an adapter, all its weights, or nothing (new tokens alone)")
-    rank: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="rank of the adapter's matrices; of oft, the size of a block")
-    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(None, description="strength is alpha / rank (the rank)")
-    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=1024)]] = Field(
-        {}, description="ranks of layers, by regular expressions that are searched in their names"
-    )
-    alpha_pattern: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field({}, description="alphas of layers, likewise")
-    init: Init = Field("default", description="how LoRA's matrices begin; pissa and olora begin with a part of the base's weights")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="dropout of the adapter's input; of loha and lokr of rows of the change, of oft of blocks"
-    )
-    factor: Annotated[int, Field(ge=-1)] = Field(-1, description="size of lokr's small matrix, where it divides the layer's (the root)")
-    max_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        None, description="largest norm of a layer's change of weight; larger ones are scaled down after each step (off)"
-    )
-    targets: str = Field(
-        "attention",
-        description="attention, attention+ff, all-linear, all, endings of names with commas, or re: and a regular expression",
-    )
-    start: Path | None = Field(None, description="adapter file to go on from, with its layers and ranks")
-    text_encoder: bool = Field(False, description="train the text encoder too, as the denoiser is trained; CLIP only")
-    text_encoder_lr: Rate | None = Field(None, description="peak learning rate of the text encoder (a fifth of the denoiser's)")
-    new_tokens: tuple[Word, ...] = Field((), description="new token to learn an embedding for; may be given several times")
-    vectors: Annotated[int, Field(ge=1, le=64)] = Field(1, description="embedding vectors of each new token")
-    init_word: str | None = Field(None, description="word whose embedding a new token starts from (random)")
-    token_lr: Rate | None = Field(None, description="peak learning rate of new tokens, where an adapter trains too (5e-3)")
-    token_until: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = Field(
-        1.0, description="share of the steps after which new tokens stay as they are"
-    )
-
-    @property
-    def adapts(self) -> bool:
-        """Whether an adapter trains."""
-        return self.kind in ROWS
-
-    @property
-    def live(self) -> bool:
-        """Whether the text encoders take part in every step."""
-        return self.text_encoder or bool(self.new_tokens)
-
-
-class Objective(Section):
-    weighting: Literal["uniform", "min-snr", "soft-min-snr", "debiased", "p2"] = Field(
-        "uniform", description="how much each timestep counts, by its signal-to-noise ratio"
-    )
-    gamma: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        None, description="gamma of the weighting (5 for min-snr and soft-min-snr, 1 for p2)"
-    )
-    loss: Literal["l2", "l1", "huber", "smooth-l1"] = Field("l2", description="what an error costs")
-    huber_c: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="where huber and smooth-l1 turn from square to absolute")
-    huber_schedule: Literal["constant", "exponential", "snr"] = Field(
-        "snr", description="how that point moves with the noise: from 1 where there is none to huber_c, or not at all"
-    )
-    density: Literal["uniform", "logit-normal", "mode", "cosmap"] | None = Field(
-        None, description="how often each noise level is drawn (logit-normal for flow matching, else uniform)"
-    )
-    density_mean: Annotated[float, Field(allow_inf_nan=False)] = Field(0.0, description="of logit-normal; below 0 is towards the picture")
-    density_deviation: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(1.0, description="of logit-normal")
-    density_scale: Annotated[float, Field(ge=-1, le=1.75)] = Field(1.29, description="of mode; above 0 draws the middle more")
-    t_min: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="lowest noise level, as a share of all, after any shift")
-    t_max: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="highest noise level, as a share of all, after any shift")
-    stratified: bool = Field(False, description="spread the noise levels of a step evenly over its pictures: less variance")
-    resolution_shift: bool = Field(False, description="flow matching: more noise for larger pictures, as in FLUX.1's sampling")
-    zero_terminal_snr: bool = Field(
-        False, description="pure noise at the last timestep (Lin et al. 2023, arXiv:2305.08891), for bases that predict v"
-    )
-    noise_offset: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="random constant in each channel's noise, usually 0.05")
-    pyramid_levels: Annotated[int, Field(ge=0, le=10)] = Field(0, description="coarser grids of noise that are added")
-    pyramid_discount: Annotated[float, Field(gt=0, le=1)] = Field(0.8, description="of each coarser grid against the one before")
-    input_perturbation: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="noise that the network sees beyond what it is to predict, usually 0.1"
-    )
-    preserve: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
-        None, description="what the trigger stands for, such as dog: captions that say it instead keep the base's own answer"
-    )
-    preserve_weight: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = Field(1.0, description="weight of that part of the loss")
-
-    def contradictions(self) -> list[tuple[bool, str]]:
-        fields = type(self).model_fields
-        given = {name for name in fields if getattr(self, name) != fields[name].default}
-
-        def without(name: str, needs: str, present: bool) -> tuple[bool, str]:
-            return name in given and not present, f"objective.{name}: is for {needs}"
-
-        return [
-            without("gamma", "objective.weighting min-snr, soft-min-snr or p2", self.weighting in ("min-snr", "soft-min-snr", "p2")),
-            without("huber_c", "objective.loss huber or smooth-l1", self.loss in ("huber", "smooth-l1")),
-            without("huber_schedule", "objective.loss huber or smooth-l1", self.loss in ("huber", "smooth-l1")),
-            without("density_mean", "objective.density logit-normal", self.density == "logit-normal"),
-            without("density_deviation", "objective.density logit-normal", self.density == "logit-normal"),
-            without("density_scale", "objective.density mode", self.density == "mode"),
-            without("pyramid_discount", "objective.pyramid_levels", self.pyramid_levels > 0),
-            without("preserve_weight", "objective.preserve", self.preserve is not None),
-            (self.t_min >= self.t_max, f"objective.t_min {self.t_min}: must be below objective.t_max {self.t_max}"),
-        ]
-
-
-ONE_RATE = frozenset({"prodigy"})  # optimizers that find one rate, for all that trains
-
-
-class Optim(Section):
-    steps: Annotated[int, Field(ge=1)] = Field(500, description="optimizer steps")
-    batch: Positive = Field(4, description="pictures per process and micro-batch")
-    accumulate: Positive = Field(1, description="micro-batches per optimizer step")
-    lr: Rate = Field(2e-4, description="peak learning rate (1e-5 for all weights, 5e-3 for new tokens alone)")
-    optimizer: Literal["adamw", "adamw8bit", "paged-adamw8bit", "adafactor", "lion", "prodigy", "schedule-free"] = Field(
-        "adamw", description="optimizer"
-    )
-    masters: Literal["fp32", "bf16"] = Field(
-        "fp32", description="number format of weights that train; bf16, with stochastic rounding, is for all weights with adamw"
-    )
-    schedule: Literal["constant", "linear", "cosine", "cosine-restarts", "polynomial", "wsd"] = Field(
-        "constant", description="shape of the learning rate after warmup"
-    )
-    cycles: Annotated[int, Field(ge=1)] = Field(2, description="of cosine-restarts")
-    power: Annotated[float, Field(gt=0, le=10)] = Field(2.0, description="of polynomial")
-    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="share of the steps in which wsd goes down to 0")
-    warmup: Annotated[int, Field(ge=0)] = Field(0, description="optimizer steps of linear warmup")
-    lr_pattern: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
-        {}, description="factors on the rate of parameters, by regular expressions that are searched in their names"
-    )
-    lora_plus: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = Field(
-        1.0, description="rate of LoRA's up matrices as a multiple of the others', LoRA+ (Hayou et al. 2024, arXiv:2402.12354)"
-    )
-    weight_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="decoupled weight decay")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.999), description="moment decays (0.9 and 0.99 for lion)"
-    )
-    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradients are clipped to this norm, once a step")
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="decay of averaged weights, which are then what is written (off)"
-    )
-    ema_posthoc: bool = Field(
-        False, description="keep averages from which `ft adapter average` makes one of any length after the run, at each checkpoint"
-    )
-
-    @property
-    def one_rate(self) -> bool:
-        """Whether the optimizer finds one rate for all that trains."""
-        return self.optimizer in ONE_RATE
-
-
 class Run(Section):
     out: Path | None = Field(None, description="output folder (runs/<name>)")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
@@ -226,17 +78,6 @@ def _nested(a: Path, b: Path) -> bool:
     """Whether one of two folders lies in the other."""
     a, b = a.expanduser().resolve(), b.expanduser().resolve()
     return a.is_relative_to(b) or b.is_relative_to(a)
-
-
-# Where none is given, as multiples of the usual rate: Lion's steps are all of one size (Chen et al. 2023, arXiv:2302.06675: 3 to 10 times
-# less than AdamW's).
-FACTORS = {"lion": 0.2}
-RATES = {**dict.fromkeys(ROWS, 2e-4), "full": 1e-5, "none": 5e-3}  # where none is given
-
-
-def usual_rate(kind: str, optimizer: str) -> float:
-    """The learning rate of what trains, where none is given; of Prodigy, a multiple of the one that it finds."""
-    return 1.0 if optimizer in ONE_RATE else RATES.get(kind, RATES["lora"]) * FACTORS.get(optimizer, 1.0)
 
 
 class Job(Section):

@@ -12,7 +12,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from finetune.config.job import Method
+from finetune.config.method import Method
 from finetune.data import keys
 from finetune.errors import ConfigError, FinetuneError
 from finetune.methods.rows import ROWS, Row

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from finetune.config.job import Job, usual_rate
+from finetune.config.job import Job
+from finetune.config.method import usual_rate
 from finetune.errors import ConfigError
 from finetune.families.load import Family
 from finetune.methods import adapter, full, textual_inversion

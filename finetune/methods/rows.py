@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune.config.job import Method
+    from finetune.config.method import Method
 
 Settings = dict[str, Any]
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from finetune.config.job import Objective as Settings
+from finetune.config.objective import Objective as Settings
 from finetune.errors import ConfigError
 from finetune.objectives import timesteps
 from finetune.objectives.diffusion import Diffusion, Schedule

@@ -124,12 +124,13 @@ def batches(run: Training, step: int) -> list[tuple[int, Batch]]:
 
 
 class Answers:
-    """What the network says of a batch, as objectives ask it."""
+    """What the network says of a batch, as objectives ask it; `differs` [B] is 1. where the preserved caption is another."""
 
     def __init__(self, run: Training, batch: Batch) -> None:
         self.run, self.crops, self.captions = run, batch.crops, batch.captions
         self.kept = [None if c is None else run.job.preserved(c) for c in batch.captions]
-        self.differs = torch.tensor([a != b for a, b in zip(self.captions, self.kept, strict=True)])
+        differs = [a != b for a, b in zip(self.captions, self.kept, strict=True)]
+        self.differs = to_device(torch.tensor(differs, dtype=torch.float32), run.accelerator.device)
 
     def __call__(self, x_t: Tensor, t: Tensor, preserved: bool = False, frozen: bool = False) -> Tensor:
         """`preserved`: to the captions without the trigger; `frozen`: as before it was trained."""
@@ -145,8 +146,9 @@ def loss_sum(run: Training, batch: Batch, step: int) -> Tensor:
     u = stratified(batch.u, batch.slots, run.plan.batch, job.run.seed, step) if job.objective.stratified else batch.u
     t = run.objective.timesteps(u, batch.x_0.shape)
     noise = shaping(batch.noise, batch.slots, job.run.seed, step)
-    added = shaping.added(noise, batch.slots, job.run.seed, step)
-    x_0, noise, added, t, weights = (to_device(v, device) for v in (batch.x_0, noise, added, t, batch.weights))
+    more = shaping.added(noise, batch.slots, job.run.seed, step)
+    added = None if more is noise else to_device(more, device)
+    x_0, noise, t, weights = (to_device(v, device) for v in (batch.x_0, noise, t, batch.weights))
     error = run.objective(Answers(run, batch), x_0, noise, t, added)
     masks = None if batch.masks is None else to_device(batch.masks, device)
     return (per_picture(error, masks) * weights).sum()

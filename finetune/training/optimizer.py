@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.config.job import Optim
+from finetune.config.optim import Optim
 from finetune.methods.method import Group
 from finetune.training.checkpoint import State
 

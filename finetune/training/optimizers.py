@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from finetune.config.job import Optim
+from finetune.config.optim import Optim
 from finetune.data import keys
 from finetune.errors import ConfigError
 

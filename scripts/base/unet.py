@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 from vae import encode
 
-from finetune.config.job import Optim
+from finetune.config.optim import Optim
 from finetune.data import keys
 from finetune.data.plan import IndexPlan, Slot
 from finetune.data.sample import Sample

@@ -1,0 +1,69 @@
+"""What trains: an adapter, all weights, or new tokens; and the rate of each where none is given."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from finetune.config.optim import ONE_RATE
+from finetune.config.section import Rate, Section, Word
+from finetune.methods.rows import INITS, ROWS
+
+if TYPE_CHECKING:
+    Kind = str
+    Init = str
+else:
+    Kind, Init = Literal[(*ROWS, "full", "none")], Literal[tuple(INITS)]
+
+
+class Method(Section):
+    kind: Kind = Field("lora", description="what trains in the denoiser: an adapter, all its weights, or nothing (new tokens alone)")
+    rank: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="rank of the adapter's matrices; of oft, the size of a block")
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(None, description="strength is alpha / rank (the rank)")
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=1024)]] = Field(
+        {}, description="ranks of layers, by regular expressions that are searched in their names"
+    )
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field({}, description="alphas of layers, likewise")
+    init: Init = Field("default", description="how LoRA's matrices begin; pissa and olora begin with a part of the base's weights")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="dropout of the adapter's input; of loha and lokr of rows of the change, of oft of blocks"
+    )
+    factor: Annotated[int, Field(ge=-1)] = Field(-1, description="size of lokr's small matrix, where it divides the layer's (the root)")
+    max_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="largest norm of a layer's change of weight; larger ones are scaled down after each step (off)"
+    )
+    targets: str = Field(
+        "attention",
+        description="attention, attention+ff, all-linear, all, endings of names with commas, or re: and a regular expression",
+    )
+    start: Path | None = Field(None, description="adapter file to go on from, with its layers and ranks")
+    text_encoder: bool = Field(False, description="train the text encoder too, as the denoiser is trained; CLIP only")
+    text_encoder_lr: Rate | None = Field(None, description="peak learning rate of the text encoder (a fifth of the denoiser's)")
+    new_tokens: tuple[Word, ...] = Field((), description="new token to learn an embedding for; may be given several times")
+    vectors: Annotated[int, Field(ge=1, le=64)] = Field(1, description="embedding vectors of each new token")
+    init_word: str | None = Field(None, description="word whose embedding a new token starts from (random)")
+    token_lr: Rate | None = Field(None, description="peak learning rate of new tokens, where an adapter trains too (5e-3)")
+    token_until: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = Field(
+        1.0, description="share of the steps after which new tokens stay as they are"
+    )
+
+    @property
+    def adapts(self) -> bool:
+        """Whether an adapter trains."""
+        return self.kind in ROWS
+
+    @property
+    def live(self) -> bool:
+        """Whether the text encoders take part in every step."""
+        return self.text_encoder or bool(self.new_tokens)
+
+
+# Where none is given, as multiples of the usual rate: Lion's steps are all of one size (Chen et al. 2023, arXiv:2302.06675: 3 to 10 times
+# less than AdamW's).
+FACTORS = {"lion": 0.2}
+RATES = {**dict.fromkeys(ROWS, 2e-4), "full": 1e-5, "none": 5e-3}  # where none is given
+
+
+def usual_rate(kind: str, optimizer: str) -> float:
+    """The learning rate of what trains, where none is given; of Prodigy, a multiple of the one that it finds."""
+    return 1.0 if optimizer in ONE_RATE else RATES.get(kind, RATES["lora"]) * FACTORS.get(optimizer, 1.0)
