@@ -73,6 +73,7 @@ def test_a_run_writes_an_average_of_any_length(settings: Callable[..., dict[str,
     assert cli.run(["adapter", "average", str(out), "--length", "0.2"]) == 0
     written = Path(capsys.readouterr().out.strip().splitlines()[-1])
     if written.is_dir():
+        assert written.name == "model-average-0.2" and (out / "model").is_dir() and not (out / "model-best").exists()
         return
     made = load_file(written)
     last = load_file(summary["embedding" if method.get("new_tokens") else "adapter"])

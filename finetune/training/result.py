@@ -151,7 +151,7 @@ def write_model(out: Path, job: Job, family: Family, said: Contract, nets: Mappi
         marks = {"v_pred": how.get("prediction_type") == "v_prediction", "ztsnr": bool(how.get("rescale_betas_zero_snr"))}
         model.write_single(path, whole, second, [k for k, holds in marks.items() if holds], job.run.save_dtype, facts)
         return path
-    path = out / ("model" if name == job.run.name else "model-best")
+    path = out / (f"model{name.removeprefix(job.run.name)}" if name.startswith(job.run.name) else name)
     schedule = family.source.config("scheduler")
     if family.source.zero_snr:  # the base's own sampler may not know how to begin at pure noise
         schedule |= {"_class_name": family.spec.samplers[family.spec.sampler]}
