@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from parts import in_two_parts
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -98,18 +99,9 @@ def test_every_method_trains_and_its_files_come_back(make: Make, bases: Bases, o
 
 
 @pytest.mark.parametrize("name", ["dreambooth full", "dreambooth lora, text encoder", "textual inversion", "pivotal"])
-def test_a_run_in_two_parts_is_a_run(make: Make, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_two_parts_is_a_run(make: Make, name: str, tmp_path: Path) -> None:
     """Killed after two of four steps, and gone on with: the same bytes, averaged weights included."""
-    settings = make("sd", name, optim={"ema": 0.5}, run={"checkpoint_every": 2})
-    whole = train(config.parse(merge(settings, {"run": {"out": str(tmp_path / "whole")}})))
-    monkeypatch.setattr(Runner, "finish", lambda self, training: (_ for _ in ()).throw(KeyboardInterrupt))
-    first = merge(settings, {"run": {"out": str(tmp_path / "parts")}})
-    with pytest.raises(KeyboardInterrupt):
-        train(config.parse(first))
-    _, newest = sorted((tmp_path / "parts" / "checkpoints").glob("step-*"))
-    shutil.rmtree(newest)
-    monkeypatch.undo()
-    parts = train(config.parse(first))
+    whole, parts = in_two_parts(make("sd", name, optim={"ema": 0.5}, run={"checkpoint_every": 2}), tmp_path)
     for kind in whole["files"]:
         a, b = Path(whole[kind]), Path(parts[kind])
         files = [p.relative_to(a) for p in a.rglob("*") if p.is_file()] if a.is_dir() else [Path()]

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from parts import in_two_parts
 from safetensors.torch import load_file
 
 from finetune import config
@@ -62,19 +63,9 @@ def learned(summary: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_run_in_two_parts_is_a_run(name: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = merge(make(**VARIANTS[name]), {"run": {"checkpoint_every": 4}})
-    whole = train(config.parse(merge(settings, {"run": {"out": str(tmp_path / "whole")}})))
-    first = merge(settings, {"run": {"out": str(tmp_path / "parts")}})
-    monkeypatch.setattr(Runner, "finish", lambda self, training: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        train(config.parse(first))
-    _, newest = sorted((tmp_path / "parts" / "checkpoints").glob("step-*"))
-    for path in newest.iterdir():
-        path.unlink()
-    newest.rmdir()
-    monkeypatch.undo()
-    again = learned(train(config.parse(first)))
+def test_a_run_in_two_parts_is_a_run(name: str, make: Make, tmp_path: Path) -> None:
+    whole, parts = in_two_parts(merge(make(**VARIANTS[name]), {"run": {"checkpoint_every": 4}}), tmp_path)
+    again = learned(parts)
     for key, tensor in learned(whole).items():
         assert torch.equal(tensor, again[key]), key
     logged = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from parts import in_two_parts
 from safetensors import safe_open
 from test_interop import SIDE, Bases, family, fresh, output, through_diffusers, through_ours
 from torch import Tensor
@@ -248,20 +249,9 @@ def test_bad_settings_are_refused_before_a_model_is_loaded(
 
 
 @pytest.mark.parametrize("kind", ROWS)
-def test_a_run_in_two_parts_is_a_run(kind: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_two_parts_is_a_run(kind: str, make: Make, tmp_path: Path) -> None:
     more = {"dropout": 0.3, "targets": "attention"} | ({"init": "pissa"} if kind == "rslora" else {})
-    settings = make(kind, method=more, run={"checkpoint_every": 4}, optim={"ema": 0.5, "steps": 8})
-    whole = train(config.parse(merge(settings, {"run": {"out": str(tmp_path / "whole")}})))
-    first = merge(settings, {"run": {"out": str(tmp_path / "parts")}})
-    monkeypatch.setattr(Runner, "finish", lambda self, training: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        train(config.parse(first))
-    _, newest = sorted((tmp_path / "parts" / "checkpoints").glob("step-*"))
-    for path in newest.iterdir():
-        path.unlink()
-    newest.rmdir()
-    monkeypatch.undo()
-    parts = train(config.parse(first))
+    whole, parts = in_two_parts(make(kind, method=more, run={"checkpoint_every": 4}, optim={"ema": 0.5, "steps": 8}), tmp_path)
     assert Path(whole["adapter"]).read_bytes() == Path(parts["adapter"]).read_bytes()
 
 

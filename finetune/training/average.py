@@ -6,6 +6,7 @@ Two of them are tracked and put down now and then; an average of any length is n
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ TRACKED = (0.05, 0.10)  # relative lengths, as in the paper
 SHORTEST, LONGEST = 0.01, 0.25  # what two such averages can stand for
 
 
+@cache
 def exponent(length: float) -> float:
     """gamma of a relative length sigma_rel = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)), equation 126."""
     t = length**-2

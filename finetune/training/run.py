@@ -13,6 +13,7 @@ from finetune import config, files
 from finetune.adapters import embedding
 from finetune.adapters.contract import Contract
 from finetune.adapters.read import read, tensors_file
+from finetune.adapters.write import DTYPES
 from finetune.config.job import Job
 from finetune.data.plan import IndexPlan, describe
 from finetune.errors import ConfigError, Stopped
@@ -151,10 +152,10 @@ class Runner:
         self.encoded, self.texts = encode(self.job, self.family, self.pictures, self.job.run.sample_prompt, work)
 
     def networks(self) -> dict[str, Any]:
-        """What takes part in a step, by its place in it; what trains whole is fp32."""
+        """What takes part in a step, by its place in it; what trains whole is a master."""
         spec, m = self.family.spec, self.job.method
         whole = method.taught(self.family, self.job) if m.kind == "full" else []
-        masters = device.DTYPES[self.job.optim.masters if self.job.optim.masters == "bf16" else "no"]
+        masters = DTYPES[self.job.optim.masters]
         parts = {method.DENOISER: spec.denoiser} | ({p: p for p in spec.text} if m.live else {})
         return {k: self.family.parts.load(part, masters if k in whole else None) for k, part in parts.items()}
 

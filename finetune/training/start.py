@@ -32,22 +32,18 @@ def start(job: Job, family: Family) -> dict[str, Start] | None:
     strength = said.training_alpha / said.rank if said and said.rank else None
     parts: dict[str, dict[str, Learned]] = {part: {} for part in method.taught(family, job)}
     names = {spec.denoiser: method.DENOISER}
+    there = {folder: {n for n, _ in family.parts.skeleton(folder).named_modules()} for folder in {folder for folder, _ in modules}}
     for (folder, module), w in modules.items():
         part = names.get(folder, folder)
         if part not in parts:
             raise ConfigError(f"method.start {path}: changes the {folder} too", "--set method.text_encoder=true trains it too")
         change, rank = _change(w, row, str(path)), w.rank or _whole(w)
         alpha = rank * (w.strength if strength is None else strength)
-        parts[part][_own_name(family, folder, module)] = Learned(change, Size(rank, alpha))
+        own = module if module in there[folder] else module.removeprefix("text_model.")  # which newer versions of transformers leave out
+        parts[part][own] = Learned(change, Size(rank, alpha))
     if empty := [part for part, own in parts.items() if not own]:
         raise ConfigError(f"method.start {path}: holds nothing for the {empty[0]}", "leave method.text_encoder out")
     return dict(parts)
-
-
-def _own_name(family: Family, part: str, module: str) -> str:
-    """The layer's name in this version of the libraries: newer ones leave CLIP's `text_model.` out."""
-    there = {n for n, _ in family.parts.skeleton(part).named_modules()}
-    return module if module in there else module.removeprefix("text_model.")
 
 
 def _unused(family: Family, part: str, module: str) -> bool:

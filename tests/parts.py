@@ -1,0 +1,24 @@
+"""A run that is killed before its last checkpoint and gone on with, beside one that was never stopped."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune import config
+from finetune.config.load import merge
+from finetune.training.run import Runner, train
+
+
+def in_two_parts(settings: Mapping[str, Any], root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The summaries of the whole run and of the one in two parts, in `root`; the settings must make two checkpoints."""
+    whole = train(config.parse(merge(settings, {"run": {"out": str(root / "whole")}})))
+    job = config.parse(merge(settings, {"run": {"out": str(root / "parts")}}))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Runner, "finish", lambda self, training: (_ for _ in ()).throw(KeyboardInterrupt))
+        train(job)
+    _, newest = sorted((root / "parts" / "checkpoints").glob("step-*"))
+    shutil.rmtree(newest)
+    return whole, train(job)
