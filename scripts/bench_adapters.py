@@ -5,9 +5,10 @@
     python scripts/bench_adapters.py run --node-modules DIR --out DIR
     python scripts/bench_adapters.py table --out DIR
 
-`speed` times the types' steps in turn; `rates` finds each type's learning rate at each size by the held-out loss of two subjects; `run`
-trains every type at every size and its best rate on every subject, for as many steps and for as many seconds as LoRA, and measures what
-was learned. What has a row is not done again. Several at once share the work: --part 0/2 and --part 1/2. `table` makes docs/adapters.md.
+`speed` times the types' steps in turn; `rates` finds each type's learning rate at each size by the held-out loss of two subjects, from the
+lowest upwards until it gets worse; `run` trains every type at every size and its best rate on every subject, for as many steps and for as
+many seconds as LoRA, and measures what was learned. What has a row is not done again. Several at once share the work: --part 0/2 and
+--part 1/2. `table` makes docs/adapters.md.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from views import views
 
 from finetune import config
 from finetune.config.load import merge
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, Stopped
 from finetune.evaluation import subject
 from finetune.evaluation.heldout import paired
 from finetune.methods.rows import ROWS
@@ -41,6 +42,7 @@ RATES = (5e-4, 1.5e-3, 5e-3, 1.5e-2, 5e-2)
 TRIED = SUBJECTS[:2]  # subjects that choose the rates
 HOW = ("steps", "seconds")  # what is equal
 STEPS, NEAR = 250, 0.2  # share by which a type's size may miss
+AS_FAST = 1.05  # of LoRA's time: what is no slower has no runs of its own for equal seconds
 DEMO = Path(__file__).parents[1] / "finetune" / "bases" / "demo"
 
 
@@ -132,15 +134,27 @@ def mine(found: Sequence[tuple[Any, ...]], part: str) -> list[tuple[Any, ...]]:
     return list(found[int(index) :: int(count)])
 
 
+def tried(out: Path, cell: str) -> dict[float, float]:
+    """Rate -> the mean of the held-out losses after, of those before, for the rates that all subjects were tried with."""
+    found: dict[float, list[float]] = {}
+    for r in rows(out, "rates"):
+        if r["cell"] == cell:
+            found.setdefault(r["rate"], []).append(r["held_out"][1] / r["held_out"][0])
+    return {rate: statistics.fmean(values) for rate, values in sorted(found.items()) if len(values) == len(TRIED)}
+
+
 def rates(node_modules: Path, out: Path, part: str) -> None:
     bench, made = Bench(node_modules, out), cells(out)
     work = [(rate, name, cell) for rate in RATES for name in TRIED for cell in made]
     known = {(r["rate"], r["subject"], r["cell"]) for r in rows(out, "rates")}
     for rate, name, cell in mine(work, part):
-        if (rate, name, cell) in known:
+        lower = [mean for r, mean in tried(out, cell).items() if r < rate]
+        if (rate, name, cell) in known or (len(lower) > 1 and lower[-1] > min(lower)):  # it gets worse
             continue
         try:
             _, losses = trained(bench, name, made[cell], rate, STEPS, out / "rates" / part.partition("/")[0])
+        except Stopped:
+            raise
         except FinetuneError:  # not finite
             losses = [1.0, 1e9]
         add(out, "rates", part, {"rate": rate, "subject": name, "cell": cell, "held_out": losses})
@@ -148,22 +162,13 @@ def rates(node_modules: Path, out: Path, part: str) -> None:
 
 
 def best_rates(out: Path) -> dict[str, float]:
-    """By the mean change of the held-out loss, of those rates that were tried on all subjects."""
-    found = rows(out, "rates")
-    best: dict[str, tuple[float, float]] = {}
-    for cell in cells(out):
-        for rate in RATES:
-            values = [r["held_out"][1] / r["held_out"][0] for r in found if r["cell"] == cell and r["rate"] == rate]
-            if len(values) == len(TRIED):
-                best[cell] = min(best.get(cell, (math.inf, 0.0)), (statistics.fmean(values), rate))
-    return {cell: rate for cell, (_, rate) in best.items()}
+    return {cell: min(means, key=lambda r: means[r]) for cell in cells(out) if (means := tried(out, cell))}
 
 
 def run(node_modules: Path, out: Path, part: str) -> None:
     bench, made, chosen = Bench(node_modules, out), cells(out), best_rates(out)
     ratio = json.loads((out / "speed.json").read_text())["ratio"]
-    kinds = {cell: c["kind"] for cell, c in made.items()}
-    work = [(name, cell, how) for name in SUBJECTS for how in HOW for cell in made if how == "steps" or kinds[cell] != "lora"]
+    work = [(name, cell, how) for name in SUBJECTS for how in HOW for cell in made if how == "steps" or ratio[cell] > AS_FAST]
     known = {(r["subject"], r["cell"], r["equal"]) for r in rows(out, "rows")}
     for name, cell, how in mine(work, part):
         if (name, cell, how) in known:

@@ -68,6 +68,13 @@ def test_the_loop_names_no_family_and_no_method() -> None:
         assert name not in text, name
 
 
+def test_an_adapter_type_is_named_in_its_row_alone() -> None:
+    """LoRA's and DoRA's names are also those of kinds of files, which the adapter files' own modules and what loads them know."""
+    for path in (p for p in PACKAGE.rglob("*.py") if p.parent.name != "adapters" and p.name != "rows.py"):
+        said = {n.value for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)}
+        assert not said & {"rslora", "loha", "lokr", "oft", "lora_magnitude_vector"}, path
+
+
 def test_every_module_says_what_it_is() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from finetune.errors import ConfigError
 from finetune.families.components import Components
 from finetune.families.load import Family
 from finetune.methods import adapter
-from finetune.methods.rows import ROWS
+from finetune.methods.rows import ROWS, Row
 from finetune.sampling import apply
 from finetune.training import plan
 from finetune.training.run import Runner, train
@@ -36,7 +37,7 @@ def make(settings: Make, bases: Bases) -> Make:
     """A short run of a type on a family's tiny pipeline, with alpha different from rank."""
 
     def made(kind: str, name: str = "sd", **more: Any) -> dict[str, Any]:
-        alpha = {} if kind == "oft" else {"alpha": 10.0}
+        alpha = {"alpha": 10.0} if "alpha" in ROWS[kind].takes else {}
         small: dict[str, Any] = {
             "model": {"base": str(bases(name))}, "data": {"resolution": SIDE}, "optim": {"lr": RATES.get(kind, 3e-2), "steps": 8},
             "method": {"kind": kind, "rank": 4, "targets": "all-linear", **alpha}, "run": {"save_dtype": "fp32"},
@@ -87,7 +88,7 @@ def test_a_file_has_the_trained_effect_elsewhere(kind: str, name: str, trained: 
     base = output(getattr(fresh(bases(name)), of.spec.denoiser), of)
     assert (live - base).abs().max() > 0.05, "the adapter must do something for this test to mean anything"
     assert (through_ours(of, path) - live).abs().max() < 1e-4
-    if (name.startswith("sd") and name != "sdxl") or (name.startswith("flux") and ROWS[kind].file not in ("lora", "dora")):
+    if (name.startswith("sd") and name != "sdxl") or (name.startswith("flux") and not ROWS[kind].low_rank):
         prefix = "lora_unet" if name.startswith("sd") else "lycoris"
         assert (through_lycoris(of, path, prefix) - live).abs().max() < 1e-4
     if ROWS[kind].file == "lora":
@@ -131,7 +132,7 @@ def test_convolutions_too(kind: str, trained: Any, bases: Bases) -> None:
 @pytest.mark.parametrize("layout", ["kohya", "diffusers", "peft"])
 def test_a_run_goes_on_from_a_file(kind: str, layout: str, trained: Any, make: Make, bases: Bases, tmp_path: Path) -> None:
     """The network begins where the file's ended, whatever its layout and its alpha, and learns on from there."""
-    if layout != "kohya" and ROWS[kind].file not in ("lora", "dora"):
+    if layout != "kohya" and not ROWS[kind].low_rank:
         with pytest.raises(ConfigError, match=f"--format {layout}: holds LoRA and DoRA, and no {kind}"):
             trained(kind, run={"format": layout})
         return
@@ -264,10 +265,25 @@ def test_the_layers_that_were_asked_for_and_no_others(make: Make) -> None:
     assert list(adapter.layers(training.step.nets["denoiser"])) == ["proj_out"]
 
 
+def test_a_type_is_its_row(trained: Any, bases: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another of PEFT's, Householder reflections (Yuan et al. 2024, arXiv:2405.17484), put in the place of one that is here."""
+    reflections = Row(
+        "reflections", "", "HRAConfig", lambda m: {"r": m.rank}, "full", takes=ROWS["oft"].takes, change=lambda weight, turn: (
+            weight.flatten(1) @ turn
+        ).view_as(weight) - weight,
+    )  # fmt: skip
+    monkeypatch.setitem(ROWS, "oft", reflections)
+    path, live = trained("oft", method={"targets": "all"})
+    of = family(bases("sd"))
+    assert "conv" in " ".join(m for _, m in read(path).modules)
+    assert (through_ours(of, path) - live).abs().max() < 1e-4
+    assert (through_lycoris(of, path, "lora_unet") - live).abs().max() < 1e-4
+
+
 def test_oft_is_a_rotation_however_far_it_turns(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    difference = adapter._difference
-    monkeypatch.setattr(adapter, "_difference", lambda layer: (seen.append(layer.get_delta_weight("default")), difference(layer))[1])
+    row = ROWS["oft"]
+    monkeypatch.setitem(ROWS, "oft", replace(row, change=lambda weight, turn: (seen.append(turn), row.change(weight, turn))[1]))
     trained("oft")
     assert max(float((r - torch.eye(len(r))).abs().max()) for r in seen) > 0.3, "it must have turned for this to mean anything"
     assert max(float((r @ r.T - torch.eye(len(r))).abs().max()) for r in seen) < 1e-4

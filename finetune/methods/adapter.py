@@ -166,24 +166,13 @@ def _config(row: Row, method: Method, wanted: Mapping[str, Size], counting: bool
 
 
 def _check(net: nn.Module, method: Method, wanted: Mapping[str, Size]) -> None:
-    if method.kind == "oft" and method.rank < 2:
-        raise ConfigError("--rank 1: OFT turns blocks of so many inputs, and one alone cannot be turned", "--rank 4 or more")
     if odd := [n for n, size in wanted.items() if method.init == "orthogonal" and size.rank % 2]:
         raise ConfigError(f"method.init orthogonal: takes even ranks, and that of {odd[0]} is {wanted[odd[0]].rank}", "choose another rank")
     for name in wanted:
         layer: Any = net.get_submodule(name)
         if method.init not in ("default", "gaussian") and layer.weight.ndim > 2:
             raise ConfigError(f"method.init {method.init}: is for linear layers, and {name} is a convolution", "--targets attention+ff")
-        if method.kind != "oft":
-            continue
-        inputs = layer.weight[0].numel()
-        if layer.weight.ndim > 2 and layer.weight[0, 0].numel() > 1:  # PEFT (0.21) turns overlapping patches: no weight does the same
-            raise ConfigError(f"method.targets {method.targets}: OFT cannot adapt the convolution {name}", "--targets all-linear")
-        if inputs % method.rank or inputs < method.rank:
-            near = [b for b in range(2, min(inputs, 4 * method.rank) + 1) if inputs % b == 0]
-            raise ConfigError(
-                f"--rank {method.rank}: OFT turns blocks of so many inputs, and {name} has {inputs}", f"one of {', '.join(map(str, near))}"
-            )
+        ROWS[method.kind].check(method, name, layer.weight.shape)
 
 
 def layers(net: nn.Module) -> dict[str, Any]:
@@ -230,7 +219,8 @@ def result(net: nn.Module, kind: str) -> dict[str, Change]:
 
 def _change(layer: Any, row: Row) -> Change:
     if not row.tensors:
-        return Change(row.file, {"diff": _difference(layer)})
+        weight, delta = layer.get_base_layer().weight.detach().float(), layer.get_delta_weight(NAME).detach().float()
+        return Change(row.file, {"diff": row.change(weight, delta).cpu().contiguous()})
     made = {k: t.detach().float().cpu().clone() for k, t in _own(layer, row).items()}
     folded, strength = next(n for n in row.folded if n in made), float(layer.scaling[NAME])
     made[folded] *= strength
@@ -240,14 +230,6 @@ def _change(layer: Any, row: Row) -> Change:
         made["down"] = torch.cat([made["down"], before["down"].float().cpu()])
         made["up"] = torch.cat([made["up"], -strength * before["up"].float().cpu()], 1)
     return Change(row.file, made)
-
-
-def _difference(layer: Any) -> Tensor:
-    """Of the weight, where the adapter turns a layer's inputs: W R - W."""
-    weight = layer.get_base_layer().weight.detach().float()
-    turn = layer.get_delta_weight(NAME).detach().float()
-    change: Tensor = (weight.flatten(1) @ turn.T).view_as(weight) - weight
-    return change.cpu().contiguous()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from finetune.errors import ConfigError
 from finetune.families.load import Family
 from finetune.methods import adapter, full, textual_inversion
 from finetune.methods.adapter import Size, Start
+from finetune.methods.rows import ROWS
 from finetune.methods.textual_inversion import NewRows
 
 DENOISER = "denoiser"
@@ -101,13 +102,13 @@ def rated(groups: Iterable[Group], job: Job) -> list[Group]:
     """
     names = [n for g in groups for n in g.parameters]
     factors = adapter.spread("optim.lr_pattern", job.optim.lr_pattern, names)
-    optim, of_base = job.optim, job.method.init in adapter.FROM_BASE
+    optim, row, of_base = job.optim, ROWS.get(job.method.kind), job.method.init in adapter.FROM_BASE
     out = []
     for g in groups:
         alike: dict[tuple[float, float], dict[str, nn.Parameter]] = {}
         for name, parameter in g.parameters.items():
-            rate = g.lr * factors.get(name, 1.0) * (optim.lora_plus if ".lora_B." in name else 1.0)
-            decay = 0.0 if of_base or ".lora_magnitude_vector." in name else g.weight_decay
+            rate = g.lr * factors.get(name, 1.0) * (optim.lora_plus if row and row.names("up", name) else 1.0)
+            decay = 0.0 if of_base or (row and row.names("rows", name)) else g.weight_decay
             parameter.requires_grad_(rate > 0)
             if rate > 0:
                 alike.setdefault((rate, decay), {})[name] = parameter

@@ -1,21 +1,35 @@
 """The adapter types, one row each over PEFT's. Torch-free: the command line reads it too."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any
 
+from finetune.errors import ConfigError
+
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from finetune.config.method import Method
 
 Settings = dict[str, Any]
+
+
+def anything(method: "Method", layer: str, shape: Sequence[int]) -> None:
+    """A type that adapts every linear and convolution layer."""
+
+
+def addition(weight: "Tensor", delta: "Tensor") -> "Tensor":
+    return delta
 
 
 @dataclass(frozen=True)
 class Row:
     """An adapter type: PEFT's config for it, and what its layers call the tensors that a file holds.
 
-    `tensors` maps the names in `adapters/weights.py` to PEFT's attributes; without any, the change of the weight itself is written.
-    `folded` names the tensors of which the one that is there takes the strength, so that a file's alpha is its rank.
+    `tensors` maps the names in `adapters/weights.py` to PEFT's attributes; without any, the change of the weight itself is written, which
+    `change` makes of the weight and what PEFT calls its delta. `folded` names the tensors of which the one that is there takes the
+    strength, so that a file's alpha is its rank. `check` refuses, with a ConfigError, a layer whose weight's shape the type cannot adapt.
     """
 
     about: str
@@ -28,6 +42,17 @@ class Row:
     takes: frozenset[str] = frozenset()  # settings that mean something for it, beside rank and targets
     lycoris: Mapping[str, str] | None = None  # LyCORIS's arguments, where it is one of its types to other tools
     note: str = ""  # what is to be said where it is written in kohya's layout
+    check: Callable[["Method", str, Sequence[int]], None] = anything
+    change: Callable[["Tensor", "Tensor"], "Tensor"] = addition
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether the file holds LoRA or DoRA, which every layout has a place for."""
+        return self.file in ("lora", "dora")
+
+    def names(self, tensor: str, parameter: str) -> bool:
+        """Whether PEFT's parameter of this name is that tensor of ours."""
+        return f".{self.tensors.get(tensor)}." in parameter
 
 
 RANKED = frozenset({"alpha", "rank_pattern", "alpha_pattern", "dropout", "start"})
@@ -39,6 +64,22 @@ INITS: dict[str, bool | str] = {"default": True, "gaussian": "gaussian", "orthog
 
 def _lora(m: "Method") -> Settings:
     return {"lora_dropout": m.dropout, "init_lora_weights": INITS[m.init]}
+
+
+def _blocks(m: "Method", layer: str, shape: Sequence[int]) -> None:
+    inputs, size = prod(shape[1:]), m.rank
+    if size < 2:
+        raise ConfigError("--rank 1: OFT turns blocks of so many inputs, and one alone cannot be turned", "--rank 4 or more")
+    if prod(shape[2:]) > 1:  # PEFT (0.21) turns overlapping patches: no weight does the same
+        raise ConfigError(f"method.targets {m.targets}: OFT cannot adapt the convolution {layer}", "--targets all-linear")
+    if inputs % size:
+        near = ", ".join(str(b) for b in range(2, min(inputs, 4 * size) + 1) if inputs % b == 0)
+        raise ConfigError(f"--rank {size}: OFT turns blocks of so many inputs, and {layer} has {inputs}", f"one of {near}")
+
+
+def _turned(weight: "Tensor", turn: "Tensor") -> "Tensor":
+    """W R - W"""
+    return (weight.flatten(1) @ turn.T).view_as(weight) - weight
 
 
 ROWS = {
@@ -71,6 +112,7 @@ ROWS = {
         lambda m: {"oft_block_size": m.rank, "module_dropout": m.dropout, "use_cayley_neumann": False}, "full",
         takes=frozenset({"dropout"}), lycoris={"algo": "full"},
         note="no common layout holds the rotations of oft; the file will hold whole differences, as large as the adapted weights",
+        check=_blocks, change=_turned,
     ),
 }  # fmt: skip
 OPTIONS = frozenset().union(*(row.takes for row in ROWS.values()))

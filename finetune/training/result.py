@@ -30,7 +30,7 @@ def layout(job: Job, family: Family) -> str:
     """The one that was asked for; the family's own, but for types that only kohya's with LyCORIS's keys can hold."""
     if job.run.format != "auto":
         return job.run.format
-    return family.spec.layout if not job.method.adapts or ROWS[job.method.kind].file in ("lora", "dora") else "kohya"
+    return family.spec.layout if not job.method.adapts or ROWS[job.method.kind].low_rank else "kohya"
 
 
 def check(job: Job, family: Family, start: Mapping[str, Start] | None = None) -> list[str]:
@@ -65,7 +65,7 @@ def check_layout(job: Job, family: Family, found: list[str]) -> None:
     form, row, m = layout(job, family), ROWS[job.method.kind], job.method
     if form == "kohya" and (lost := unnamed(found, family.spec.name, row.file)):
         raise ConfigError(f"--format kohya: has no name for {lost}", "--format diffusers has one")
-    if form != "kohya" and row.file not in ("lora", "dora"):
+    if form != "kohya" and not row.low_rank:
         raise ConfigError(f"--format {form}: holds LoRA and DoRA, and no {m.kind}", "--format kohya, whose keys are LyCORIS's for it")
     if form == "peft" and m.text_encoder:
         raise ConfigError("--format peft: a folder holds one network, and the text encoder trains too", "--format kohya or diffusers")
