@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
 from parts import in_two_parts
 from safetensors.torch import load_file
 
@@ -17,7 +19,7 @@ from finetune.config.optim import Optim
 from finetune.errors import ConfigError
 from finetune.families.components import Components
 from finetune.methods.method import Group
-from finetune.training import optimizer, optimizers, plan
+from finetune.training import device, optimizer, optimizers, plan
 from finetune.training.optimizers import OPTIMIZERS
 from finetune.training.run import Runner, train
 
@@ -70,6 +72,44 @@ def test_a_run_in_two_parts_is_a_run(name: str, make: Make, tmp_path: Path) -> N
         assert torch.equal(tensor, again[key]), key
     logged = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(r["loss"]) for r in logged if "loss" in r)
+
+
+def scaled(monkeypatch: pytest.MonkeyPatch, autocast: bool, scale: float) -> None:
+    """Training on a CPU as on a GPU in fp16: torch's own scaler, and its autocast or none."""
+
+    def made(job: Any) -> Accelerator:
+        accelerator = Accelerator(cpu=True, kwargs_handlers=[AutocastKwargs(enabled=autocast)])
+        accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=5)
+        return accelerator
+
+    monkeypatch.setattr(device, "accelerator_for", made)
+
+
+@pytest.mark.parametrize("name", ["adamw", "prodigy", "schedule-free"])
+def test_fp16_skips_what_overflows_counts_it_and_goes_on(name: str, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From a scale that is far too high; the network, its base and its activations are in fp16."""
+    scaled(monkeypatch, True, 2.0**24)
+    made = make(optim={"optimizer": name, "steps": 16}, run={"precision": "fp16", "checkpoint_every": 8, "save_dtype": "fp32"})
+    whole, parts = in_two_parts(made, tmp_path)
+    assert 3 <= whole["skipped_updates"] == parts["skipped_updates"] < 12
+    again = learned(parts)
+    assert all(torch.equal(tensor, again[key]) for key, tensor in learned(whole).items())
+    assert f"updates that the fp16 scaler skipped | {whole['skipped_updates']}" in (tmp_path / "whole" / "README.md").read_text()
+    monkeypatch.undo()
+    plain = learned(train(config.parse(make(optim={"optimizer": name, "steps": 16}, run={"out": str(tmp_path / "plain")}))))
+    moved = {k: float((learned(whole)[k] - plain[k]).norm() / plain[k].norm()) for k in plain if k.endswith("lora_up.weight")}
+    assert moved and max(moved.values()) < 2
+
+
+def test_a_scaler_that_skips_nothing_changes_nothing(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Scales are powers of two, so that in fp32 a step is the same to the last bit; what is clipped is the gradient as it is unscaled."""
+    made = make(optim={"max_grad_norm": 0.01}, run={"save_dtype": "fp32"})
+    plain = learned(train(config.parse(merge(made, {"run": {"out": str(tmp_path / "plain")}}))))
+    scaled(monkeypatch, False, 2.0**16)
+    summary = train(config.parse(merge(made, {"run": {"out": str(tmp_path / "scaled")}})))
+    assert summary["skipped_updates"] == 0
+    assert all(torch.equal(tensor, plain[key]) for key, tensor in learned(summary).items())
 
 
 @pytest.mark.parametrize("name", ON_CPU)

@@ -75,7 +75,7 @@ class Training:
     settle: Callable[[int], None] = lambda step: None  # what the method does after an update
     ring: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)  # step, loss, dropped: on the device until looked at
     had_gradient: dict[str, Tensor] | None = None  # for the canary: whether each tensor has had one that is not 0
-    skipped: int = 0  # updates that an fp16 scaler dropped, since the start
+    skipped: int = 0  # updates that an fp16 scaler dropped
 
     @property
     def step(self) -> Step:

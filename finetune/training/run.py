@@ -193,6 +193,7 @@ class Runner:
         observer.baseline, observer.looked = tensors.get("held-out/baseline"), facts["looked"]
         if scaler := self.accelerator.scaler:
             scaler.load_state_dict(facts["scaler"])
+        training.skipped = facts.get("skipped", 0)
         self.tracker.rewind(facts["step"])
         self.tracker.say(f"resuming from step {facts['step']}")
         return int(facts["step"])
@@ -248,6 +249,7 @@ class Runner:
                 "looked": self.observer.looked,
                 "best": best if best < float("inf") else None,
                 "scaler": scaler.state_dict() if scaler else None,
+                "skipped": training.skipped,
             }
             if training.averages:
                 training.averages.put_down(self.out / "averages", step)
@@ -275,6 +277,8 @@ class Runner:
             "pictures a step": self.global_batch,
             "best held-out loss": f"{self.observer.best:.4f}" if best.exists() else "not measured",
         }
+        if self.accelerator.scaler:
+            facts["updates that the fp16 scaler skipped"] = training.skipped
         result.write_card(self.out, job, self.contract, written, self.family.source.licence, facts, samples)
         summary = made | {
             "files": sorted(made),
@@ -283,6 +287,7 @@ class Runner:
             "pictures": len(self.pictures.train),
             "held_out": len(self.pictures.held),
             "best_held_out_loss": self.observer.best if best.exists() else None,
+            "skipped_updates": training.skipped,
             "peak_memory_bytes": device.peak_memory(self.accelerator.device),
             "written_as": record.written_as(job),
             "versions": record.versions(),
