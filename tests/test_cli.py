@@ -319,9 +319,15 @@ def test_a_recipes_rate_is_for_what_the_recipe_trains(imgs: Path, capsys: pytest
     from finetune.cli.train import make_job
     from finetune.config import recipes
 
-    recipe, data = recipes.find(Path("sd15-dreambooth")), {"data": {"path": str(imgs)}, "model": {"base": "tiny"}}
-    lora: dict[str, Any] = {"method": {"kind": "lora"}}
-    cases: list[dict[str, Any]] = [{}, lora, lora | {"optim": {"lr": 1e-4}}, {"method": {"kind": "full"}}]
-    rates = [make_job("dreambooth", data | flags, recipe, [], {}).optim.lr for flags in cases]
-    assert rates == [5e-6, 2e-4, 1e-4, 5e-6]
-    assert capsys.readouterr().err.count("the recipe's rate 5e-06 is not for --adapter lora") == 1
+    data = {"data": {"path": str(imgs)}, "model": {"base": "tiny"}}
+
+    def rates(command: str, name: str, cases: list[dict[str, Any]]) -> list[float]:
+        return [make_job(command, data | flags, recipes.find(Path(name)), [], {}).optim.lr for flags in cases]
+
+    lora, given = {"method": {"kind": "lora"}}, {"optim": {"lr": 1e-4}}
+    assert rates("dreambooth", "sd15-dreambooth", [{}, lora, lora | given, {"method": {"kind": "full"}}]) == [5e-6, 1e-4, 1e-4, 5e-6]
+    assert capsys.readouterr().err.count("the recipe's rate 5e-06 becomes 0.0001 for --adapter lora with adamw") == 1
+    optimizers: list[dict[str, Any]] = [{"optim": {"optimizer": name}} for name in ("adamw", "lion", "prodigy", "adafactor")]
+    assert rates("lora", "tiny-style", optimizers) == [2e-3, 4e-4, 1.0, 2e-3]
+    assert rates("lora", "tiny-style", [{"method": {"kind": "dora"}}]) == [2e-3]
+    assert capsys.readouterr().err.count("the recipe's rate 0.002 becomes") == 2

@@ -9,7 +9,8 @@ import typer
 from finetune.cli import flags
 from finetune.config import Job, read_yaml, recipes, resolve
 from finetune.config.load import Settings, merge, user_config
-from finetune.config.method import RATES
+from finetune.config.method import usual_rate
+from finetune.config.optim import ONE_RATE
 from finetune.errors import ConfigError, plain
 
 # What a command means before any recipe or flag.
@@ -119,14 +120,24 @@ def _with_base(resolved: Callable[[Settings], Job], given: Settings, own: Settin
 
 
 def _own_rate(given: Settings, recipe: Settings) -> Settings:
-    """The rate of what a flag trains where the recipe's, which stands for something else, is a hundred times off; and says so."""
+    """The rate of what the flags train, where a recipe's stands for another adapter, another optimizer or all weights: as many times the
+    usual one as the recipe's is of its own, and the usual one of an optimizer that finds rates itself. Says so."""
     import sys
 
-    kind, rate = given.get("method", {}).get("kind"), recipe.get("optim", {}).get("lr")
-    if kind in (None, recipe.get("method", {}).get("kind", "lora")) or rate is None or "lr" in given.get("optim", {}):
+    rate = recipe.get("optim", {}).get("lr")
+    if rate is None or "lr" in given.get("optim", {}):
         return {}
-    print(f"the recipe's rate {rate} is not for --adapter {kind}, which takes {RATES[kind]:g}; --lr chooses another", file=sys.stderr)
-    return {"optim": {"lr": RATES[kind]}}
+
+    def usual(settings: Settings) -> tuple[str, str, float]:
+        kind, name = settings.get("method", {}).get("kind", "lora"), settings.get("optim", {}).get("optimizer", "adamw")
+        return kind, name, usual_rate(kind, name)
+
+    (_, old, before), (kind, name, after) = usual(recipe), usual(merge(recipe, given))
+    if before == after:
+        return {}
+    made = after if {old, name} & ONE_RATE else float(f"{float(rate) * after / before:.3g}")
+    print(f"the recipe's rate {rate} becomes {made:g} for --adapter {kind} with {name}; --lr chooses another", file=sys.stderr)
+    return {"optim": {"lr": made}}
 
 
 def _accelerator() -> bool:
