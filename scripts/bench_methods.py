@@ -240,6 +240,7 @@ COMPARED = [  # a, b, figure: b - a
     (LORA, LORA_PRIOR, "class to subject"), (FULL, FULL_PRIOR, "class to subject"), (LORA, LORA_PRIOR, "drift of the class"),
     (FULL, FULL_PRIOR, "drift of the class"), (LORA, LORA_PRIOR, "fidelity"), (FULL, FULL_PRIOR, "fidelity"),
     (LORA, PIVOTAL, "fidelity"), (TOKENS, PIVOTAL, "fidelity"),
+    *((other, PRESERVING, figure) for figure in ("class to subject", "drift of the class", "fidelity") for other in (LORA, LORA_PRIOR)),
 ]  # fmt: skip
 VALUE: dict[str, Callable[[dict[str, Any]], float]] = {
     "class to subject": lambda r: r["class"],

@@ -117,7 +117,7 @@ def test_every_optimizer_learns(name: str) -> None:
     """A quadratic, at the rate that is the default for it."""
     torch.manual_seed(0)
     target, p = torch.randn(64, 128), torch.nn.Parameter(torch.zeros(64, 128))
-    job = config.parse({"data": {"path": "."}, "optim": {"optimizer": name, "steps": 1500}})
+    job = config.parse({"data": {"path": "."}, "model": {"base": "sd15"}, "optim": {"optimizer": name, "steps": 1500}})
     made = optimizers.make(optimizer.rows([Group({"p": p}, job.optim.lr * {"prodigy": 1, "lion": 100}.get(name, 25), 0.0)]), job.optim, 0)
     for _ in range(job.optim.steps):
         p.grad = p.detach() - target
@@ -263,11 +263,15 @@ def test_rates_of_all_that_trains_suit_the_optimizer(make: Make) -> None:
     )
 
 
-@pytest.mark.parametrize(("name", "rate"), [("adamw", 2e-4), ("prodigy", 1.0), ("lion", 4e-5), ("schedule-free", 2e-4)])
-def test_rates_that_suit_the_optimizer(name: str, rate: float) -> None:
-    job = config.parse({"data": {"path": "."}, "optim": {"optimizer": name}})
-    assert job.optim.lr == pytest.approx(rate) and job.optim.betas == ((0.9, 0.99) if name == "lion" else (0.9, 0.999))
-    assert config.parse({"data": {"path": "."}, "optim": {"optimizer": name, "lr": 3e-3}}).optim.lr == 3e-3
+@pytest.mark.parametrize(("name", "rate", "small"), [("adamw", 2e-4, 1.5e-3), ("prodigy", 1.0, 1.0), ("lion", 4e-5, 3e-4)])
+def test_rates_that_suit_the_optimizer_and_the_base(name: str, rate: float, small: float) -> None:
+    def made(**more: Any) -> Any:
+        return config.parse(merge({"data": {"path": "."}, "optim": {"optimizer": name}}, more)).optim
+
+    assert made().lr == made(model={"base": "tiny"}).lr == pytest.approx(small)
+    assert made(model={"base": "sd15"}).lr == pytest.approx(rate)
+    assert made().betas == ((0.9, 0.99) if name == "lion" else (0.9, 0.999))
+    assert made(optim={"lr": 3e-3}).lr == 3e-3
 
 
 def test_schedule_free_is_written_averaged(make: Make) -> None:

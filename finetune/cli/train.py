@@ -9,7 +9,7 @@ import typer
 from finetune.cli import flags
 from finetune.config import Job, read_yaml, recipes, resolve
 from finetune.config.load import Settings, merge, user_config
-from finetune.config.method import usual_rate
+from finetune.config.method import EMBEDDED, usual_rate
 from finetune.config.optim import ONE_RATE
 from finetune.errors import ConfigError, plain
 
@@ -120,23 +120,23 @@ def _with_base(resolved: Callable[[Settings], Job], given: Settings, own: Settin
 
 
 def _own_rate(given: Settings, recipe: Settings) -> Settings:
-    """The rate of what the flags train, where a recipe's stands for another adapter, another optimizer or all weights: as many times the
-    usual one as the recipe's is of its own, and the usual one of an optimizer that finds rates itself. Says so."""
+    """The rate of what the flags train, where a recipe's stands for another base, adapter or optimizer, or for all weights: as many times
+    the usual one as the recipe's is of its own, and the usual one of an optimizer that finds rates itself. Says so."""
     import sys
 
     rate = recipe.get("optim", {}).get("lr")
     if rate is None or "lr" in given.get("optim", {}):
         return {}
 
-    def usual(settings: Settings) -> tuple[str, str, float]:
-        kind, name = settings.get("method", {}).get("kind", "lora"), settings.get("optim", {}).get("optimizer", "adamw")
-        return kind, name, usual_rate(kind, name)
+    def what(settings: Settings) -> tuple[str, str, str]:
+        found = settings.get("method", {}).get("kind", "lora"), settings.get("optim", {}).get("optimizer", "adamw")
+        return *found, settings.get("model", {}).get("base", EMBEDDED)
 
-    (_, old, before), (kind, name, after) = usual(recipe), usual(merge(recipe, given))
-    if before == after:
+    old, new = what(recipe), what(merge(recipe, given))
+    if usual_rate(*old) == usual_rate(*new):
         return {}
-    made = after if {old, name} & ONE_RATE else float(f"{float(rate) * after / before:.3g}")
-    print(f"the recipe's rate {rate} becomes {made:g} for --adapter {kind} with {name}; --lr chooses another", file=sys.stderr)
+    made = usual_rate(*new) if {old[1], new[1]} & ONE_RATE else float(f"{float(rate) * usual_rate(*new) / usual_rate(*old):.3g}")
+    print(f"the recipe's rate {rate} becomes {made:g} for {' with '.join(new[:2])} on {new[2]}; --lr chooses another", file=sys.stderr)
     return {"optim": {"lr": made}}
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from finetune.config.data import Data
-from finetune.config.method import Method, usual_rate
+from finetune.config.method import EMBEDDED, Method, usual_rate
 from finetune.config.objective import Objective
 from finetune.config.optim import Optim
 from finetune.config.section import Positive, Section, Word
@@ -16,7 +16,7 @@ from finetune.methods.rows import OPTIONS, ROWS
 
 class Model(Section):
     base: str = Field(
-        "tiny", description="short name (see `ft models`), Hub id with optional @revision, diffusers folder, or .safetensors file"
+        EMBEDDED, description="short name (see `ft models`), Hub id with optional @revision, diffusers folder, or .safetensors file"
     )
     variant: str | None = Field(None, description="weight variant of a Hub base, such as fp16")
     allow_pickle: bool = Field(
@@ -96,11 +96,11 @@ class Job(Section):
     def _rate(cls, value: Any) -> Any:
         """The learning rate and moment decays that suit what trains and how, where none are given."""
         sections = value if isinstance(value, dict) else {}
-        method, optim = sections.get("method", {}), sections.get("optim", {})
-        if not isinstance(method, dict) or not isinstance(optim, dict):
+        method, optim, model = (sections.get(name, {}) for name in ("method", "optim", "model"))
+        if not all(isinstance(section, dict) for section in (method, optim, model)):
             return value
         kind, name = str(method.get("kind", "lora")), str(optim.get("optimizer", "adamw"))
-        own: dict[str, Any] = {"lr": usual_rate(kind, name)}
+        own: dict[str, Any] = {"lr": usual_rate(kind, name, str(model.get("base", EMBEDDED)))}
         own |= {"betas": (0.9, 0.99)} if name == "lion" else {}
         given = {k: v for k, v in optim.items() if v is not None or k not in own}
         return {**sections, "optim": {**own, **given}}

@@ -42,7 +42,7 @@ class Method(Section):
     new_tokens: tuple[Word, ...] = Field((), description="new token to learn an embedding for; may be given several times")
     vectors: Annotated[int, Field(ge=1, le=64)] = Field(1, description="embedding vectors of each new token")
     init_word: str | None = Field(None, description="word whose embedding a new token starts from (random)")
-    token_lr: Rate | None = Field(None, description="peak learning rate of new tokens, where an adapter trains too (5e-3)")
+    token_lr: Rate | None = Field(None, description="peak learning rate of new tokens, beside an adapter (that of new tokens alone)")
     token_until: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = Field(
         1.0, description="share of the steps after which new tokens stay as they are"
     )
@@ -58,12 +58,18 @@ class Method(Section):
         return self.text_encoder or bool(self.new_tokens)
 
 
-# Where none is given, as multiples of the usual rate: Lion's steps are all of one size (Chen et al. 2023, arXiv:2302.06675: 3 to 10 times
-# less than AdamW's).
+# Learning rates where none is given. Those of the embedded base were measured (docs/adapters.md, docs/methods.md): it is small, and learns
+# at higher ones than the others, whose are those of the field. An adapter's is that of LoRA times its row's factor.
+RATES = {"lora": 2e-4, "full": 1e-5, "none": 5e-3}
+EMBEDDED, EMBEDDED_RATES = "tiny", {"lora": 1.5e-3, "full": 2e-4, "none": 1e-2}
+# As multiples: Lion's steps are all of one size (Chen et al. 2023, arXiv:2302.06675: 3 to 10 times less than AdamW's).
 FACTORS = {"lion": 0.2}
-RATES = {**dict.fromkeys(ROWS, 2e-4), "full": 1e-5, "none": 5e-3}  # where none is given
 
 
-def usual_rate(kind: str, optimizer: str) -> float:
+def usual_rate(kind: str, optimizer: str, base: str) -> float:
     """The learning rate of what trains, where none is given; of Prodigy, a multiple of the one that it finds."""
-    return 1.0 if optimizer in ONE_RATE else RATES.get(kind, RATES["lora"]) * FACTORS.get(optimizer, 1.0)
+    if optimizer in ONE_RATE:
+        return 1.0
+    rates = EMBEDDED_RATES if base == EMBEDDED else RATES
+    own = ROWS[kind].rate if kind in ROWS else 1.0
+    return float(f"{rates.get(kind, rates['lora']) * own * FACTORS.get(optimizer, 1.0):.3g}")

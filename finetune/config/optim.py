@@ -13,7 +13,7 @@ class Optim(Section):
     steps: Annotated[int, Field(ge=1)] = Field(500, description="optimizer steps")
     batch: Positive = Field(4, description="pictures per process and micro-batch")
     accumulate: Positive = Field(1, description="micro-batches per optimizer step")
-    lr: Rate = Field(2e-4, description="peak learning rate (1e-5 for all weights, 5e-3 for new tokens alone)")
+    lr: Rate = Field(2e-4, description="peak learning rate (by what trains, the base and the optimizer: `--dry-run` shows it)")
     optimizer: Literal["adamw", "adamw8bit", "paged-adamw8bit", "adafactor", "lion", "prodigy", "schedule-free"] = Field(
         "adamw", description="optimizer"
     )

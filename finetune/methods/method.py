@@ -64,7 +64,7 @@ def text_encoder_rate(job: Job) -> float:
 def token_rate(job: Job) -> float:
     """Of new tokens: the job's where they train alone; beside an adapter, where none is given, what they would train with alone."""
     m, o = job.method, job.optim
-    return o.lr if m.kind == "none" or o.one_rate else m.token_lr or usual_rate("none", o.optimizer)
+    return o.lr if m.kind == "none" or o.one_rate else m.token_lr or usual_rate("none", o.optimizer, job.model.base)
 
 
 def idle(family: Family, part: str) -> tuple[str, ...]:

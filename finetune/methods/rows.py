@@ -44,6 +44,7 @@ class Row:
     note: str = ""  # what is to be said where it is written in kohya's layout
     check: Callable[["Method", str, Sequence[int]], None] = anything
     change: Callable[["Tensor", "Tensor"], "Tensor"] = addition
+    rate: float = 1.0  # usual learning rate, as a multiple of LoRA's (docs/adapters.md)
 
     @property
     def low_rank(self) -> bool:
