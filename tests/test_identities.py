@@ -241,14 +241,16 @@ def test_preserving_costs_what_the_answer_to_the_other_caption_has_moved() -> No
     s, calls = Schedule(ALPHAS, "epsilon"), []
 
     class Predict:
-        differs = torch.tensor([True, True, False, True, True, True])
+        learned = torch.tensor([1.0, 1, 1, 0, 1, 1])
+        kept = torch.tensor([1.0, 1, 0, 1, 1, 1])
 
         def __call__(self, x_t: Tensor, t: Tensor, preserved: bool = False, frozen: bool = False) -> Tensor:
             calls.append((preserved, frozen, torch.is_grad_enabled()))
-            return noise + (0.0 if frozen or not preserved else 0.2)
+            return noise + (0.0 if frozen else 0.2 if preserved else 0.1)
 
     made = Preserving(Diffusion(s), 3.0)(Predict(), x_0, noise, T)
-    assert torch.allclose(made, 3 * 0.04 * Predict.differs.double().view(-1, 1, 1, 1).expand_as(made))
+    learned, kept = (mask.double().view(-1, 1, 1, 1).expand_as(made) for mask in (Predict.learned, Predict.kept))
+    assert torch.allclose(made, 0.01 * learned + 3 * 0.04 * kept)
     assert calls == [
         (False, False, True),
         (True, True, False),

@@ -272,6 +272,8 @@ def test_rates_that_suit_the_optimizer_and_the_base(name: str, rate: float, smal
     assert made(model={"base": "sd15"}).lr == pytest.approx(rate)
     assert made().betas == ((0.9, 0.99) if name == "lion" else (0.9, 0.999))
     assert made(optim={"lr": 3e-3}).lr == 3e-3
+    if name == "adamw":
+        assert made(method={"kind": "lokr"}).lr == pytest.approx(3 * small) and made(method={"kind": "oft"}).lr == pytest.approx(small)
 
 
 def test_schedule_free_is_written_averaged(make: Make) -> None:

@@ -101,11 +101,12 @@ ROWS = {
     "loha": Row(
         "elementwise product of two low-rank matrices", "Hyeon-Woo et al. 2021, arXiv:2108.06098", "LoHaConfig",
         lambda m: {"rank_dropout": m.dropout}, "loha", LOHA, ("w1_a",), RANKED | {"max_norm"}, {"algo": "loha"},
+        rate=3.0,
     ),
     "lokr": Row(
         "Kronecker product of a small and a low-rank matrix", "Yeh et al. 2023, arXiv:2309.14859", "LoKrConfig",
         lambda m: {"rank_dropout": m.dropout, "rank_dropout_scale": True, "decompose_factor": m.factor}, "lokr", LOKR, ("k1", "k1_a"),
-        RANKED | {"max_norm", "factor"}, {"algo": "lokr"},
+        RANKED | {"max_norm", "factor"}, {"algo": "lokr"}, rate=3.0,
     ),
     "oft": Row(
         "rotation of the inputs in blocks of `rank`; the file holds whole differences", "Qiu et al. 2023, arXiv:2306.07280", "OFTConfig",

@@ -13,8 +13,12 @@ class Preserving:
     x_t: differential output preservation, as trainers of the field call it (ai-toolkit, 2025); the idea is that of learning without
     forgetting (Li and Hoiem 2016, arXiv:1606.09282).
 
-    `predict` takes two more words than for other objectives, `preserved` (the other caption) and `frozen` (without the adapter), and
-    says in `differs` [B] which captions have another: the others, such as dropped ones, are there to be learned alone.
+    A dropped caption is preserved and learns nothing of the picture: guidance draws every prompt with its answer, so that what it learns
+    pushes all other prompts away from the picture (docs/methods.md has both measured).
+
+    `predict` takes two more words than for other objectives, `preserved` (the other caption) and `frozen` (without the adapter), and has
+    two masks [B], 1. or 0.: `learned`, captions that learn the picture, and `kept`, those that the base's answer is kept to. A caption
+    without the trigger has nothing to keep.
     """
 
     inner: Any  # Objective
@@ -44,5 +48,7 @@ class Preserving:
         with torch.no_grad():
             before: Tensor = predict(*seen[0], preserved=True, frozen=True).to(x_0.dtype)
         after: Tensor = predict(*seen[0], preserved=True).to(x_0.dtype)
-        where: Tensor = predict.differs.to(error).view(-1, *[1] * (error.ndim - 1))
-        return error + self.weight * where * torch.square(after - before)
+        shape = (-1, *[1] * (error.ndim - 1))
+        learned: Tensor = predict.learned.to(error).view(shape)
+        kept: Tensor = predict.kept.to(error).view(shape)
+        return learned * error + self.weight * kept * torch.square(after - before)

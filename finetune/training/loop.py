@@ -124,18 +124,27 @@ def batches(run: Training, step: int) -> list[tuple[int, Batch]]:
 
 
 class Answers:
-    """What the network says of a batch, as objectives ask it; `differs` [B] is 1. where the preserved caption is another."""
+    """What the network says of a batch, as objectives ask it."""
 
     def __init__(self, run: Training, batch: Batch) -> None:
         self.run, self.crops, self.captions = run, batch.crops, batch.captions
-        self.kept = [None if c is None else run.job.preserved(c) for c in batch.captions]
-        differs = [a != b for a, b in zip(self.captions, self.kept, strict=True)]
-        self.differs = to_device(torch.tensor(differs, dtype=torch.float32), run.accelerator.device)
+        self.preserved = [None if c is None else run.job.preserved(c) for c in batch.captions]
+
+    @property
+    def learned(self) -> Tensor:
+        return self._mask([c is not None for c in self.captions])
+
+    @property
+    def kept(self) -> Tensor:
+        return self._mask([c is None or c != p for c, p in zip(self.captions, self.preserved, strict=True)])
+
+    def _mask(self, holds: list[bool]) -> Tensor:
+        return to_device(torch.tensor(holds, dtype=torch.float32), self.run.accelerator.device)
 
     def __call__(self, x_t: Tensor, t: Tensor, preserved: bool = False, frozen: bool = False) -> Tensor:
         """`preserved`: to the captions without the trigger; `frozen`: as before it was trained."""
         net = self.run.step if frozen else self.run.module  # what wraps it has no gradient to wait for
-        answer: Tensor = net(x_t, t, self.kept if preserved else self.captions, self.crops, frozen)
+        answer: Tensor = net(x_t, t, self.preserved if preserved else self.captions, self.crops, frozen)
         return answer
 
 
