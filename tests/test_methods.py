@@ -488,6 +488,15 @@ def test_bad_settings_are_refused_by_name_before_a_model_is_loaded(
         train(config.parse(make(more.get("model", {}).get("base", "sd"), name, **{k: v for k, v in more.items() if k != "model"})))
 
 
+def test_a_changed_run_is_refused_before_class_pictures_are_drawn(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(config.parse(make("sd", "dreambooth full")))
+    monkeypatch.setattr("finetune.training.class_pictures.ClassPictures.ensure", lambda *a: pytest.fail("pictures would be drawn"))
+    with pytest.raises(ConfigError, match="other settings: optim"):
+        train(config.parse(make("sd", "dreambooth full", optim={"lr": 0.5})))
+    with pytest.raises(ConfigError, match="steps already"):
+        train(config.parse(make("sd", "dreambooth full", optim={"steps": 1})))
+
+
 def test_an_unwritable_class_folder_is_refused_by_name(make: Make, tmp_path: Path) -> None:
     (tmp_path / "class").write_text("a file")
     with pytest.raises(FinetuneError, match="class"):

@@ -22,12 +22,15 @@ COVERED = {
 PACKAGES = ("torch", "diffusers", "peft", "accelerate", "transformers", "safetensors")
 
 
-def identity(job: Job, pictures: str, base: dict[str, str], processes: int) -> dict[str, Any]:
-    """What must not differ when a run goes on: every setting but the free ones, the data, the base, the global batch."""
+PICTURES = "pictures and captions"
+
+
+def identity(job: Job, base: dict[str, str], processes: int) -> dict[str, Any]:
+    """What must not differ when a run goes on, besides its PICTURES: every setting but the free ones, the base, the global batch."""
     settings = {f"{s}.{k}": v for s, values in job.model_dump(mode="json").items() for k, v in values.items()}
     kept = {k: v for k, v in settings.items() if k not in FREE_SETTINGS | COVERED}
     batch = job.optim.batch * job.optim.accumulate * processes
-    return kept | {"pictures and captions": pictures, "base weights and configs": base, "global batch": batch}
+    return kept | {"base weights and configs": base, "global batch": batch}
 
 
 def refuse_changes(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:

@@ -89,15 +89,23 @@ class Runner:
         if self.fresh and self.main:
             record.clear(self.out)
         self.accelerator.wait_for_everyone()
-        self.draw_class_pictures()
-        cut(self.pictures, buckets(job, self.family))
-        describe(self.pictures.train, self.global_batch // (2 if self.pictures.classes else 1), self.tracker.say)
         base = {p: where.fingerprint(p) for p in (*where.spec.parts, *where.spec.tokenizers, "scheduler")}
         self.base_sha = base[where.spec.denoiser]
         if job.method.start is not None:
             base |= {"start": files.sha256(tensors_file(job.method.start))}
-        self.identity = record.identity(job, self.pictures.fingerprint(), base, self.accelerator.num_processes)
-        self.checkpoint = self.newest_checkpoint()
+        self.identity = record.identity(job, base, self.accelerator.num_processes)
+        self.checkpoint = next(checkpoint.valid(self.out / "checkpoints"), None)
+        if self.checkpoint:  # before class pictures are drawn for nothing
+            facts = checkpoint.facts(self.checkpoint)
+            record.refuse_changes({k: facts["identity"].get(k) for k in self.identity}, self.identity, self.out)
+            if facts["step"] > job.optim.steps:
+                hint = "give more steps, or --fresh to start over"
+                raise ConfigError(f"--steps {job.optim.steps}: {self.out} has {facts['step']} steps already", hint)
+        self.draw_class_pictures()
+        cut(self.pictures, buckets(job, self.family))
+        describe(self.pictures.train, self.global_batch // (2 if self.pictures.classes else 1), self.tracker.say)
+        self.identity[record.PICTURES] = self.pictures.fingerprint()
+        self.check_earlier()
 
     def draw_class_pictures(self) -> None:
         """Makes up what is missing of the class pictures, and puts them beside the others."""
@@ -113,28 +121,24 @@ class Runner:
         self.tracker.say(f"class pictures: {len(self.pictures.classes)} in {made.folder}")
         made.own.describe(self.tracker.say)
 
-    def newest_checkpoint(self) -> Path | None:
-        """The newest valid checkpoint, if it may go on; what a run left that never got to one is removed."""
+    def check_earlier(self) -> None:
+        """Whether an earlier run may go on; what one left that never got to a valid checkpoint is removed."""
         root, job = self.out / "checkpoints", self.job
-        newest, found = next(checkpoint.valid(root), None), checkpoint.steps(root)
+        found = checkpoint.steps(root)
         self.accelerator.wait_for_everyone()  # all have looked, before the first process removes anything
-        if newest is None:
+        if self.checkpoint is None:
             if found:
                 self.tracker.say(f"no checkpoint in {root} is whole ({len(found)} damaged); starting over")
             if self.main:
                 record.clear(self.out)
-            return None
-        facts = checkpoint.facts(newest)
+            return
+        facts = checkpoint.facts(self.checkpoint)
         record.refuse_changes(facts["identity"], self.identity, self.out)
-        if facts["step"] > job.optim.steps:
-            hint = "give more steps, or --fresh to start over"
-            raise ConfigError(f"--steps {job.optim.steps}: {self.out} has {facts['step']} steps already", hint)
         if facts["steps"] != job.optim.steps and job.optim.schedule != "constant":
             self.tracker.say(
                 f"note: the {job.optim.schedule} schedule of {facts['steps']} steps is now one of {job.optim.steps}; "
                 "the result is not that of so many steps from the start"
             )
-        return newest
 
     def finished(self) -> dict[str, Any] | None:
         steps = checkpoint.facts(self.checkpoint)["step"] if self.checkpoint else 0
