@@ -211,10 +211,10 @@ def table(out: Path) -> str:
 
         return {r["subject"]: value(r) for r in found if r["cell"] == cell and r["equal"] == how}
 
-    def against(cell: str, how: str, what: str, digits: int) -> str:
-        a, b = figure(f"lora, {made[cell]['size']}", "steps", what), figure(cell, how, what)
+    def against(cell: str, how: str, what: str, digits: int, other: str = "") -> str:
+        a, b = figure(other or f"lora, {made[cell]['size']}", "steps", what), figure(cell, how, what)
         both = [s for s in SUBJECTS if s in a and s in b]
-        if made[cell]["kind"] == "lora" or len(both) < 2:
+        if len(both) < 2 or cell == (other or f"lora, {made[cell]['size']}"):
             return ""
         pair = [[{"subject": s, "value": of[s]} for s in both] for of in (a, b)]
         return shown(paired(*(by_subject(side, lambda r: r["value"]) for side in pair)), digits)
@@ -231,6 +231,12 @@ def table(out: Path) -> str:
             f"{fidelity:.3f}", *(against(cell, how, "fidelity", 3) for how in HOW), f"{drift:.3f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(columns)} |")
+    lines += ["", "| LoRA against that of rank 8, equal steps | held-out loss | fidelity | drift of other things |", "|---|---|---|---|"]
+    for rank in (r for r in RANKS if r != 8):
+        columns = [
+            against(f"lora, {rank}", "steps", what, digits, "lora, 8") for what, digits in (("loss", 1), ("fidelity", 3), ("drift", 3))
+        ]
+        lines.append(f"| rank {rank} | {' | '.join(columns)} |")
     return "\n".join(lines)
 
 
