@@ -80,8 +80,15 @@ def through_lycoris(of: Family, path: Path, prefix: str) -> Tensor:
     return output(model, of)
 
 
-@pytest.mark.parametrize("kind", ROWS)
-@pytest.mark.parametrize("name", list(tiny.PIPELINES))
+# Of one family's two bases, which differ in the schedule and in guidance, the second is for LoRA alone unless slow tests are run.
+EVERYWHERE = [
+    pytest.param(kind, name, marks=[pytest.mark.slow] if kind != "lora" and name in ("sd-v", "flux-schnell") else [])
+    for name in tiny.PIPELINES
+    for kind in ROWS
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERYWHERE)
 def test_a_file_has_the_trained_effect_elsewhere(kind: str, name: str, trained: Any, bases: Bases) -> None:
     path, live = trained(kind, name)
     of = family(bases(name))
