@@ -315,6 +315,16 @@ def test_the_batch_does_not_choose_the_picture(base: Path, tmp_path: Path) -> No
     assert (draw.at_once(64), draw.at_once(512), draw.at_once(1024), draw.at_once(2048)) == (16, 4, 1, 1)
 
 
+@pytest.mark.parametrize("text", ["optim: 5", "optim: {lr: fast}", "optim: {lr: 1e-3, optimizer: [x]}", "optim: {lr: 1e-3}\nmodel: [a]"])
+def test_a_recipe_that_is_malformed_is_refused_whatever_the_flags(text: str, imgs: Path, tmp_path: Path) -> None:
+    from finetune.cli.train import make_job
+    from finetune.errors import ConfigError
+
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"optim|--lr|--optimizer|model"):
+        make_job("lora", {"data": {"path": str(imgs)}, "method": {"kind": "loha"}}, tmp_path / "bad.yaml", [], {})
+
+
 def test_a_recipes_rate_is_for_what_the_recipe_trains(imgs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from finetune.cli.train import make_job
     from finetune.config import recipes

@@ -124,19 +124,29 @@ def _own_rate(given: Settings, recipe: Settings) -> Settings:
     the usual one as the recipe's is of its own, and the usual one of an optimizer that finds rates itself. Says so."""
     import sys
 
-    rate = recipe.get("optim", {}).get("lr")
-    if rate is None or "lr" in given.get("optim", {}):
-        return {}
+    def said(settings: Settings, section: str, key: str, usual: str) -> str:
+        found = settings.get(section)
+        return str(found.get(key, usual)) if isinstance(found, dict) else usual  # what is wrong is said later, with all mistakes
 
     def what(settings: Settings) -> tuple[str, str, str]:
-        found = settings.get("method", {}).get("kind", "lora"), settings.get("optim", {}).get("optimizer", "adamw")
-        return *found, settings.get("model", {}).get("base", EMBEDDED)
+        return (
+            said(settings, "method", "kind", "lora"),
+            said(settings, "optim", "optimizer", "adamw"),
+            said(settings, "model", "base", EMBEDDED),
+        )
+
+    try:
+        rate = float(said(recipe, "optim", "lr", ""))
+    except ValueError:  # none
+        return {}
+    if said(given, "optim", "lr", ""):
+        return {}
 
     old, new = what(recipe), what(merge(recipe, given))
     if usual_rate(*old) == usual_rate(*new):
         return {}
-    made = usual_rate(*new) if {old[1], new[1]} & ONE_RATE else float(f"{float(rate) * usual_rate(*new) / usual_rate(*old):.3g}")
-    print(f"the recipe's rate {rate} becomes {made:g} for {' with '.join(new[:2])} on {new[2]}; --lr chooses another", file=sys.stderr)
+    made = usual_rate(*new) if {old[1], new[1]} & ONE_RATE else float(f"{rate * usual_rate(*new) / usual_rate(*old):.3g}")
+    print(f"the recipe's rate {rate:g} becomes {made:g} for {' with '.join(new[:2])} on {new[2]}; --lr chooses another", file=sys.stderr)
     return {"optim": {"lr": made}}
 
 
