@@ -193,9 +193,11 @@ def run(node_modules: Path, out: Path, part: str) -> None:
 
 def table(out: Path) -> str:
     """Markdown: a line for each type and size; intervals are 95 % ones over subjects, of differences to LoRA of the same size."""
-    found, made = rows(out, "rows"), cells(out)
-    ratio = json.loads((out / "speed.json").read_text())["ratio"]
-    subjects = sorted({r["subject"] for r in found})
+    made, ratio = cells(out), json.loads((out / "speed.json").read_text())["ratio"]
+    found = rows(out, "rows")
+    by = {name: sum(r["subject"] == name for r in found) for name in SUBJECTS}
+    subjects = [name for name in SUBJECTS if by[name] == max(by.values()) > 0]  # those that all cells have been run on
+    found = [r for r in found if r["subject"] in subjects]
     lines = [
         f"{len(found)} runs on {len(subjects)} subjects.", "",
         "| type, rank | parameters | rate | step | file | held-out loss | against LoRA, equal steps | equal seconds | fidelity "

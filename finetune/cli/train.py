@@ -9,7 +9,7 @@ import typer
 from finetune.cli import flags
 from finetune.config import Job, read_yaml, recipes, resolve
 from finetune.config.load import Settings, merge, user_config
-from finetune.config.method import EMBEDDED, usual_rate
+from finetune.config.method import trained, usual_rate
 from finetune.config.optim import ONE_RATE
 from finetune.errors import ConfigError, plain
 
@@ -124,25 +124,13 @@ def _own_rate(given: Settings, recipe: Settings) -> Settings:
     the usual one as the recipe's is of its own, and the usual one of an optimizer that finds rates itself. Says so."""
     import sys
 
-    def said(settings: Settings, section: str, key: str, usual: str) -> str:
-        found = settings.get(section)
-        return str(found.get(key, usual)) if isinstance(found, dict) else usual  # what is wrong is said later, with all mistakes
-
-    def what(settings: Settings) -> tuple[str, str, str]:
-        return (
-            said(settings, "method", "kind", "lora"),
-            said(settings, "optim", "optimizer", "adamw"),
-            said(settings, "model", "base", EMBEDDED),
-        )
-
     try:
-        rate = float(said(recipe, "optim", "lr", ""))
-    except ValueError:  # none
+        rate = float(recipe["optim"]["lr"])
+    except (KeyError, TypeError, ValueError):  # none, or what is refused later
         return {}
-    if said(given, "optim", "lr", ""):
+    if given.get("optim", {}).get("lr"):
         return {}
-
-    old, new = what(recipe), what(merge(recipe, given))
+    old, new = trained(recipe), trained(merge(recipe, given))
     if usual_rate(*old) == usual_rate(*new):
         return {}
     made = usual_rate(*new) if {old[1], new[1]} & ONE_RATE else float(f"{rate * usual_rate(*new) / usual_rate(*old):.3g}")

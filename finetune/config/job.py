@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from finetune.config.data import Data
-from finetune.config.method import EMBEDDED, Method, usual_rate
+from finetune.config.method import EMBEDDED, Method, trained, usual_rate
 from finetune.config.objective import Objective
 from finetune.config.optim import Optim
 from finetune.config.section import Positive, Section, Word
@@ -96,11 +96,11 @@ class Job(Section):
     def _rate(cls, value: Any) -> Any:
         """The learning rate and moment decays that suit what trains and how, where none are given."""
         sections = value if isinstance(value, dict) else {}
-        method, optim, model = (sections.get(name, {}) for name in ("method", "optim", "model"))
-        if not all(isinstance(section, dict) for section in (method, optim, model)):
+        optim = sections.get("optim", {})
+        if not isinstance(optim, dict):
             return value
-        kind, name = str(method.get("kind", "lora")), str(optim.get("optimizer", "adamw"))
-        own: dict[str, Any] = {"lr": usual_rate(kind, name, str(model.get("base", EMBEDDED)))}
+        kind, name, base = trained(sections)
+        own: dict[str, Any] = {"lr": usual_rate(kind, name, base)}
         own |= {"betas": (0.9, 0.99)} if name == "lion" else {}
         given = {k: v for k, v in optim.items() if v is not None or k not in own}
         return {**sections, "optim": {**own, **given}}

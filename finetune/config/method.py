@@ -1,7 +1,8 @@
 """What trains: an adapter, all weights, or new tokens; and the rate of each where none is given."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -64,6 +65,16 @@ RATES = {"lora": 2e-4, "full": 1e-5, "none": 5e-3}
 EMBEDDED, EMBEDDED_RATES = "tiny", {"lora": 1.5e-3, "full": 2e-4, "none": 1e-2}
 # As multiples: Lion's steps are all of one size (Chen et al. 2023, arXiv:2302.06675: 3 to 10 times less than AdamW's).
 FACTORS = {"lion": 0.2}
+
+
+def trained(settings: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What trains, by which optimizer, on which base, in settings that are not checked yet: what is wrong with them is said later."""
+
+    def said(section: str, key: str, usual: str) -> str:
+        found = settings.get(section)
+        return str(found.get(key, usual)) if isinstance(found, Mapping) else usual
+
+    return said("method", "kind", "lora"), said("optim", "optimizer", "adamw"), said("model", "base", EMBEDDED)
 
 
 def usual_rate(kind: str, optimizer: str, base: str) -> float:
