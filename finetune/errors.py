@@ -14,6 +14,12 @@ def plain(text: str) -> str:
     return _CONTROL.sub("?", text)
 
 
+def line(text: str, most: int = 200) -> str:
+    """Untrusted text as one plain line of at most `most` characters: it can forge no line of a report."""
+    flat = plain(" ".join(text.split()))
+    return flat if len(flat) <= most else flat[: most - 1] + "…"
+
+
 class FinetuneError(Exception):
     """The run failed. `hint` is the next step, in one sentence."""
 

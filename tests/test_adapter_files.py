@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from finetune import cli, files
+from finetune.adapters import names
 from finetune.adapters.contract import KEY
 from finetune.adapters.convert import convert
 from finetune.adapters.inspect import inspect
@@ -91,8 +92,8 @@ def test_what_a_layout_cannot_hold_is_refused(bases: Bases, tmp_path: Path) -> N
     fused = {("transformer", "transformer_blocks.0.attn.to_q"): Weights("dora", {**dora, "up": torch.ones(8, 1)}, 1.0)}
     kept = LAYOUTS["kohya"](fused, "flux")  # only plain LoRA survives fusing
     assert {k.partition(".")[0] for k in kept} == {"lycoris_transformer_blocks_0_attn_to_q"}
-    with pytest.raises(DataError, match=r"has no name for transformer\.norm_out\.linear"):
-        LAYOUTS["kohya"]({("transformer", "norm_out.linear"): next(iter(both.values()))}, "flux")
+    with pytest.raises(DataError, match=r"has no name for transformer\.pos_embed"):
+        LAYOUTS["kohya"]({("transformer", "pos_embed"): next(iter(both.values()))}, "flux")
 
 
 # Reports
@@ -152,7 +153,7 @@ def test_inspect_lists_problems(tmp_path: Path) -> None:
     alpha = {f"{STEM}.alpha": torch.tensor(4.0)}
     assert problems(pair() | alpha) == ""
     assert "no alpha" in problems(pair())
-    assert "1 keys belong to no known layer, such as huh" in problems(pair() | alpha | {"huh": torch.ones(1)})
+    assert "key huh belongs to no known layer of stable-diffusion" in problems(pair() | alpha | {"huh": torch.ones(1)})
     assert "has shapes [4, 768] and [320, 2]" in problems(pair() | alpha | {f"{STEM}.lora_up.weight": torch.ones(320, 2)})
     assert "only down" in problems({f"{STEM}.lora_down.weight": torch.ones(4, 8)})
     assert "mixed layouts: diffusers+kohya" in problems(pair() | alpha | pair(stem="unet.mid_block.attentions.0.proj_in"))
@@ -338,10 +339,14 @@ def test_verify_compares_text_encoder_files_with_diffusers(name: str, bases: Bas
     assert verdict.landed == len(modules) and verdict.text_effect and verdict.diffusers is not None and verdict.diffusers < 1e-5
 
 
-def test_what_no_layout_can_name_is_refused_before_training(bases: Bases, train: Callable[..., Any]) -> None:
+def test_what_no_layout_can_name_is_refused_before_training(
+    bases: Bases, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     flux = {"model": {"base": str(bases("flux"))}, "data": {"resolution": 16}}
-    with pytest.raises(ConfigError, match=r"--format kohya: has no name for norm_out\.linear"):
-        train(**flux, method={"targets": "norm_out.linear"}, run={"format": "kohya"})
+    xl = {"model": {"base": str(bases("sdxl"))}, "data": {"resolution": 16}}
+    monkeypatch.setattr(names, "_TO_XL", {})
+    with pytest.raises(ConfigError, match=r"--format kohya: has no name for mid_block\.attentions\.0\.proj_in"):
+        train(**xl, method={"targets": "mid_block.attentions.0.proj_in"})
     summary = train(**flux, method={"targets": "x_embedder"}, optim={"steps": 1, "lr": 1e-2})
     assert read(Path(summary["adapter"])).modules.keys() == {("transformer", "x_embedder")}
 

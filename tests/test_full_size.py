@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from finetune.adapters import keys, names
-from finetune.adapters.layouts import LAYOUTS, lora
+from finetune.adapters.fused import lora
+from finetune.adapters.layouts import LAYOUTS
 from finetune.families import load, single_file, source
 from finetune.families.load import Family
 from finetune.methods import adapter
@@ -116,7 +117,7 @@ def test_every_adaptable_module_has_a_name_that_comes_back(full: Callable[[str],
             if isinstance(m, torch.nn.Linear | torch.nn.Conv2d):
                 assert names.dotted(names.flat(n)) == n
                 if name == "sdxl":
-                    assert names.from_xl(names.dotted(names.flat(names.to_xl(n) or ""))) == n
+                    assert names.from_unet(names.dotted(names.flat(names.to_xl(n) or ""))) == n
 
 
 def test_the_plan_of_a_full_size_base_loads_no_weights(full: Callable[[str], Family], imgs: Path) -> None:

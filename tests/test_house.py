@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "finetune"
 
-# Each room may import the rooms named here, itself, and the two foundations (errors, files).
+# Each room may import the rooms named here, itself, and the three foundations (errors, files, tensors).
 MAY_IMPORT = {
     "cli": {"config", "training", "sampling", "adapters", "evaluation", "families", "cli"},
     "config": {"methods"},  # the table of adapter types alone
@@ -20,12 +20,12 @@ MAY_IMPORT = {
     "objectives": {"config", "data"},
     "families": {"objectives", "data", "bases"},
     "methods": {"config", "data", "families"},
-    "adapters": {"config"},
+    "adapters": {"config", "families"},  # whose models a file must fit
     "evaluation": {"data", "families", "objectives", "bases"},
     "sampling": {"adapters", "config", "data", "families", "methods", "bases"},
     "training": {"config", "data", "families", "methods", "objectives", "adapters", "sampling", "evaluation", "bases"},
 }
-FOUNDATIONS = {"errors", "files"}
+FOUNDATIONS = {"errors", "files", "tensors"}
 
 
 def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:

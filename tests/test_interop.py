@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from finetune import config
 from finetune.adapters import names
+from finetune.adapters.fused import lora
 from finetune.adapters.inspect import block_norms
-from finetune.adapters.layouts import LAYOUTS, Modules, lora
+from finetune.adapters.layouts import LAYOUTS, Modules
 from finetune.adapters.read import read
 from finetune.adapters.weights import Weights
 from finetune.adapters.write import export
@@ -468,7 +469,7 @@ STEM = "lora_unet_mid_block_attentions_0_proj_in"
             "stands for a layer that another key stands for too",
         ),
         (
-            header({f"{STEM}.lora_down.weight": ONE | {"dtype": "F8_E4M3", "data_offsets": [0, 1]},
+            header({f"{STEM}.lora_down.weight": ONE | {"dtype": "I8", "data_offsets": [0, 1]},
                     f"{STEM}.lora_up.weight": ONE | {"data_offsets": [1, 5]}}, b"\0" * 5),
             "numbers of the kind",
         ),

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from finetune import files
 from finetune.adapters.contract import Contract
+from finetune.adapters.header import header_of
 from finetune.adapters.keys import EMBEDDED
-from finetune.adapters.read import header_of
+from finetune.adapters.read import Adapter
 from finetune.adapters.write import DTYPES
 from finetune.errors import DataError, FinetuneError
 
@@ -48,24 +49,30 @@ class Embedding:
         return {part: self.rows[key] for part, key in keys.items()}
 
 
+def bundled(adapter: Adapter) -> list[Embedding]:
+    """The embeddings that came along with an adapter, each as if it had a file of its own."""
+    rows = {token: {k: t.float() for k, t in own.items()} for token, own in adapter.embeddings.items()}
+    return [Embedding(adapter.path, token, own, adapter.metadata) for token, own in rows.items()]
+
+
 def slug(token: str) -> str:
     """The letters and digits of a token, for a file name."""
     return re.sub(r"\W+", "", token) or "token"
 
 
-def write(path: Path, token: str, rows: Mapping[str, Tensor], dtype: str, facts: Mapping[str, str]) -> None:
-    """`rows` [vectors, D] by key, in fp32; reads the file back and compares.
+def write(path: Path, token: str, rows: Mapping[str, Tensor], dtype: str | None, facts: Mapping[str, str]) -> None:
+    """`rows` [vectors, D] by key, in fp32 (`dtype` None: as they are); reads the file back and compares.
 
     Raises:
         FinetuneError: a number is not finite in the number format.
     """
-    cast = {k: t.to(DTYPES[dtype]) for k, t in rows.items()}
+    cast = {k: t.to(DTYPES[dtype] if dtype else t.dtype) for k, t in rows.items()}
     if not all(bool(torch.isfinite(t).all()) for t in cast.values()):
         raise FinetuneError(f"{path}: not finite as {dtype}; nothing was written", "lower --lr, or --set run.save_dtype=fp32")
     said = {"token": token, "vectors": str(len(next(iter(rows.values()))))}
     files.write_bytes(path, files.safetensors(cast, {**facts, **said}))
     back = read(path)
-    if back.token != token or any(not torch.equal(t, back.rows[k]) for k, t in cast.items()):
+    if back.token != token or any(not torch.equal(t.float(), back.rows[k]) for k, t in cast.items()):
         raise FinetuneError(f"{path}: what was read back differs from what was written", "check the disk")
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from finetune.adapters import keys
 from finetune.adapters.contract import Contract
-from finetune.adapters.read import Header, alphas_of, header_of, read, shape_problems, tensors_file
-from finetune.adapters.weights import RANKED
-from finetune.errors import DataError
+from finetune.adapters.header import Header, header_of, tensors_file
+from finetune.adapters.leaves import RANKED
+from finetune.adapters.read import alphas_of, problems, read
+from finetune.adapters.readers import Reading, Traits, readings, sentences
+from finetune.errors import DataError, line
 
 BAR = 24  # characters of the longest bar
 
@@ -29,12 +31,14 @@ class Report:
     base: str | None
     contract: dict[str, Any] | None
     title: str | None
+    embeddings: dict[str, int] = field(default_factory=dict)  # that came along: token -> vectors
+    readers: list[dict[str, str]] = field(default_factory=list)  # what each tool makes of it: tool, how, says
     norms: dict[str, float] | None = None  # block -> Frobenius norm of the change of weights
     problems: list[str] = field(default_factory=list)
 
     def text(self) -> str:
         contract = self.contract or {}
-        rows = [
+        rows: list[tuple[str, str]] = [
             ("file", f"{self.path} ({self.bytes / 1e6:.2f} MB, tensors: {_counts(self.dtypes)})"),
             ("method", f"{_counts(self.kinds)}; {'vectors' if self.layout == 'embedding' else 'modules'}: {_counts(self.parts)}"),
             ("layout", self.layout),
@@ -46,13 +50,16 @@ class Report:
         if contract:
             use = ("prediction_type", "sampler", "steps", "guidance", "resolution", "trained_steps", "training_alpha")
             rows.append(("use", ", ".join(f"{k} {contract[k]}" for k in use)))
-        lines = [f"{name:<9}{value}" for name, value in rows]
+        if self.embeddings:
+            rows.append(("tokens", ", ".join(f"{token} ({count} vectors)" for token, count in self.embeddings.items())))
+        rows += [("read by" if i == 0 else "", said) for i, said in enumerate(sentences([Reading(**r) for r in self.readers]))]
+        lines = [f"{name:<9}{line(value, 400)}" for name, value in rows]
         if self.norms:
             most = max(self.norms.values()) or 1.0
             width = max(map(len, self.norms))
             lines += ["norms of the change, by block:"]
             lines += [f"  {block:<{width}} {'█' * round(BAR * n / most):<{BAR}} {n:.4g}" for block, n in self.norms.items()]
-        return "\n".join([*lines, *(f"problem  {p}" for p in self.problems)])
+        return "\n".join([*lines, *(f"problem  {line(p, 400)}" for p in self.problems)])
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,9 +75,9 @@ def inspect(path: Path, norms: bool = False) -> Report:
     """
     file = tensors_file(path)
     top = header_of(file)
-    found = keys.find(top.shapes)
-    embedded = {key: shape[0] for key, shape in top.shapes.items()} if embeds(top) else {}  # vectors by key
     contract = Contract.of(top.metadata)
+    found = keys.find(top.shapes, contract.family if contract else None)
+    embedded = {key: shape[0] for key, shape in top.shapes.items()} if embeds(top) else {}  # vectors by key
     ranks = Counter(r for e in found.entries if (r := _rank(e, top)))
     report = Report(
         path=str(path),
@@ -86,6 +93,8 @@ def inspect(path: Path, norms: bool = False) -> Report:
         base=contract.base if contract else top.metadata.get("ss_sd_model_name"),
         contract=asdict(contract) if contract else None,
         title=top.metadata.get("modelspec.title"),
+        embeddings={token: top.shapes[next(iter(rows.values()))][0] for token, rows in found.embeddings.items()},
+        readers=[asdict(r) for r in _readers(found, top)],
         problems=[] if embedded else _problems(found, top),
     )
     if norms and not embedded and not report.problems:
@@ -99,6 +108,17 @@ def inspect(path: Path, norms: bool = False) -> Report:
 def embeds(top: Header) -> bool:
     """Whether the file holds the rows of a new token: [vectors, D] under the keys of embedding files."""
     return bool(top.shapes) and top.shapes.keys() <= keys.EMBEDDED and all(len(s) == 2 for s in top.shapes.values())
+
+
+def _readers(found: keys.Found, top: Header) -> list[Reading]:
+    """What each tool makes of a whole file in one of the layouts that they know."""
+    kinds = {e.kind for e in found.entries}
+    if found.family is None or found.layout not in ("kohya", "diffusers", "peft") or None in kinds:
+        return []
+    modules = [m for e in found.entries for m in e.modules]
+    ranks = [rank for e in found.entries if (rank := _rank(e, top))]
+    more = bool(found.embeddings) or any(e.leaves.keys() & {"diff_b", "up_bias"} for e in found.entries)
+    return readings(Traits.of(found.family, found.layout, [str(k) for k in kinds], modules, ranks, more))
 
 
 def _rank(e: keys.Entry, top: Header) -> int:
@@ -123,9 +143,8 @@ def _alphas(path: Path, found: keys.Found, top: Header) -> str:
 
 def _problems(found: keys.Found, top: Header) -> list[str]:
     out = [f"key {k} stands in the header more than once" for k in top.twice]
-    out += [f"{len(found.unknown)} keys belong to no known layer, such as {found.unknown[0]}"] if found.unknown else []
     out += ["mixed layouts: " + found.layout] if "+" in found.layout else []
-    out += shape_problems(found, top.shapes)
+    out += problems(found, top)
     if found.entries and not any("alpha" in e.leaves for e in found.entries) and "lora_adapter_metadata" not in top.metadata:
         out += ["no alpha: it was folded in, or its strength is lost"] if found.layout == "kohya" else []
     return out

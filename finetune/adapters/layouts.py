@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from finetune.adapters import names
-from finetune.adapters.weights import LEAVES, Weights
+from finetune.adapters.fused import join, swapped
+from finetune.adapters.leaves import LEAVES
+from finetune.adapters.weights import Weights
 from finetune.errors import DataError
 
 State = dict[str, Tensor]
 Place = tuple[str, str]  # part, module: diffusers' names
 Modules = Mapping[Place, Weights]
+Embeddings = Mapping[str, Mapping[str, Tensor]]  # token -> key of an embedding file -> rows [vectors, D]
 
 TEXT_PREFIX = {
     "stable-diffusion": {"text_encoder": "lora_te"},
@@ -28,11 +31,7 @@ TEXT_PREFIX = {
 _KOHYA = {name: leaf for leaf, name in reversed(LEAVES.items()) if leaf not in (".w_norm", ".b_norm")} | {
     "down": ".lora_down.weight", "up": ".lora_up.weight", "dora": ".dora_scale"
 }  # fmt: skip
-
-
-def lora(down: Tensor, up: Tensor) -> Weights:
-    """A LoRA whose strength is folded in."""
-    return Weights("lora", {"down": down, "up": up}, float(down.shape[0]))
+_KOHYA_NORM = {"diff": ".w_norm", "diff_b": ".b_norm"}  # of a layer whose weight has one axis
 
 
 def unnamed(modules: Iterable[str], family: str, kind: str = "lora") -> str | None:
@@ -52,7 +51,7 @@ def kohya(modules: Modules, family: str) -> State:
     out: State = {}
     ranks = Counter(w.rank for w in modules.values() if w.peft)
     common = ranks.most_common(1)[0][0] if len(ranks) > 1 and family != "flux" else 0
-    plain = all(w.kind == "lora" for w in modules.values())
+    plain = all(w.kind == "lora" and w.peft for w in modules.values())
     for (part, module), w in _fused(modules).items() if family == "flux" and plain else modules.items():
         if part.startswith("text_encoder"):
             stem = f"{TEXT_PREFIX[family][part]}_{names.flat(module)}"
@@ -77,9 +76,15 @@ def _kohya_tensors(stem: str, w: Weights, common: int) -> State:
         tensors["up"] = up if alpha == w.rank else (up.float() * (w.rank / alpha)).to(up.dtype)
         if "rows" in tensors:
             tensors["dora"] = tensors.pop("rows").view(-1, *[1] * (tensors["up"].ndim - 1))
-    out = {stem + _KOHYA[name]: t for name, t in tensors.items()}
+    endings = _KOHYA_NORM if "diff" in tensors and tensors["diff"].ndim == 1 else _KOHYA
+    out = {stem + endings[name]: t for name, t in tensors.items()}
     like = next(iter(tensors.values()))
     return out | ({stem + ".alpha": torch.tensor(alpha, dtype=like.dtype)} if alpha is not None else {})
+
+
+def bundle(embeddings: Embeddings) -> State:
+    """The embeddings that come along with an adapter in kohya's layout."""
+    return {f"bundle_emb.{token}.{name}": rows for token, own in embeddings.items() for name, rows in own.items()}
 
 
 def _fused(modules: Modules) -> dict[Place, Weights]:
@@ -93,27 +98,11 @@ def _fused(modules: Modules) -> dict[Place, Weights]:
         original = names.to_flux(module)
         if original is None:
             raise DataError(f"the kohya layout has no name for {part}.{module}", "--to diffusers has one")
-        groups.setdefault(original, {})[module] = w
+        groups.setdefault(original, {})[module] = swapped(f"{part}.{module}", w) if module in names.SWAPPED else w
     for original, members in groups.items():
         order = names.from_flux(original) or ()
-        out["transformer", original] = next(iter(members.values())) if len(order) == 1 else _block_diagonal(order, members)
+        out["transformer", original] = next(iter(members.values())) if len(order) == 1 else join(order, members)
     return out
-
-
-def _block_diagonal(order: tuple[str, ...], members: dict[str, Weights]) -> Weights:
-    pairs = {m: w.pair() for m, w in members.items()}
-    down = torch.cat([pairs[m][0] for m in order if m in pairs])
-    width = down.shape[1]  # of the model: attention projections are square, the feed-forward is four times as wide
-    rows, column = [], 0
-    for m in order:
-        height = 4 * width if m.endswith("proj_mlp") else width
-        row = torch.zeros(height, down.shape[0], dtype=down.dtype)
-        if m in pairs:
-            r = pairs[m][1].shape[1]
-            row[:, column : column + r] = pairs[m][1]
-            column += r
-        rows.append(row)
-    return lora(down, torch.cat(rows))
 
 
 def diffusers(modules: Modules, family: str) -> State:
@@ -141,8 +130,7 @@ def _peft_keys(modules: Modules, stem: Callable[[str, str], str], layout: str) -
     for (part, module), w in modules.items():
         name = stem(part, module)
         if not w.peft:
-            what = w.kind if w.kind not in ("lora", "dora") else "Tucker LoRA" if "mid" in w.tensors else "DoRA over columns"
-            raise DataError(f"the {layout} layout cannot hold {what} ({part}.{module})", "--to kohya can")
+            raise DataError(f"the {layout} layout cannot hold {w.what} ({part}.{module})", "--to kohya can")
         down, up = w.pair()
         out |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
         if (rows := w.rows()) is not None:

@@ -3,20 +3,21 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
-from finetune.adapters import keys, layouts
+from finetune.adapters import fused, keys, layouts, leaves, names
 from finetune.adapters.contract import Contract
+from finetune.adapters.header import Header, header_of, tensors_file
+from finetune.adapters.readers import Traits
 from finetune.adapters.weights import Weights
 from finetune.errors import DataError
-
-MOST_HEADER = 100_000_000  # bytes: what the format allows
 
 
 @dataclass(frozen=True)
@@ -26,20 +27,24 @@ class Adapter:
     family: str | None  # None: its keys do not tell
     modules: dict[layouts.Place, Weights]
     metadata: dict[str, str]
+    embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # that came along: token -> key of an embedding file -> rows
 
     @property
     def contract(self) -> Contract | None:
         """The inference contract, or None for a file of another tool."""
         return Contract.of(self.metadata)
 
+    @property
+    def traits(self) -> Traits:
+        """What decides who reads it; of a file in a known layout and family."""
+        weights = self.modules.values()
+        ranks = {w.rank for w in weights if w.rank}
+        more = bool(self.embeddings) or any("diff_b" in w.tensors for w in weights)
+        return Traits.of(self.family or "", self.layout, {w.kind for w in weights}, [m for _, m in self.modules], ranks, more)
+
     def on(self, denoiser: str) -> dict[layouts.Place, Weights]:
         """The modules with the denoiser's part named as in this base."""
         return {(p if p.startswith("text_encoder") else denoiser, m): w for (p, m), w in self.modules.items()}
-
-
-def tensors_file(path: Path) -> Path:
-    """The file with the tensors: the path itself, or the one in a PEFT folder."""
-    return path / "adapter_model.safetensors" if path.is_dir() else path
 
 
 def read(path: Path, family: str | None = None) -> Adapter:
@@ -50,98 +55,105 @@ def read(path: Path, family: str | None = None) -> Adapter:
     """
     file = tensors_file(path)
     top = header_of(file)
-    try:
-        state = load_file(file)
-    except (SafetensorError, OSError, ValueError) as e:
-        raise DataError(f"{path}: not a readable safetensors file ({e})") from e
     known = Contract.of(top.metadata)
     found = keys.find(top.shapes, family or (known.family if known else None))
-    if not found.entries:
-        own = f"its first key is {min(state, default='missing')}"
-        hint = "it is an embedding: give it with --embedding" if state.keys() & keys.EMBEDDED else own
-        raise DataError(f"{path}: not an adapter in a known layout", hint)
-    if found.unknown:
-        raise DataError(
-            f"{path}: {len(found.unknown)} keys belong to no known layer: {found.unknown[0]}", "`ft adapter inspect` lists them"
-        )
-    if wrong := shape_problems(found, top.shapes):
-        raise DataError(f"{path}: {wrong[0]}")
-    if odd := [k for k, t in state.items() if not t.is_floating_point() or t.element_size() < 2]:
-        raise DataError(f"{path}: {odd[0]} holds numbers of the kind {state[odd[0]].dtype}, which are not understood here")
-    if bad := [k for k, t in state.items() if not torch.isfinite(t).all()]:
-        raise DataError(f"{path}: {bad[0]} holds numbers that are not finite")
+    if wrong := problems(found, top):
+        unknown = f"{len(found.unknown)} keys belong to no known layer{_of(found)}: {next(iter(found.unknown), '')}"
+        raise DataError(f"{path}: {unknown if found.entries and found.unknown else wrong[0]}", _hint(top))
+    state = _state(path, file, found)
     alphas = alphas_of(path, top.metadata)
     modules: dict[layouts.Place, Weights] = {}
     for entry in found.entries:
         modules |= _weights(path, entry, state, alphas)
-    return Adapter(path, found.layout, found.family, modules, top.metadata)
+    embeddings = {token: {name: _rows(state[key]) for name, key in own.items()} for token, own in found.embeddings.items()}
+    return Adapter(path, found.layout, found.family, modules, top.metadata, embeddings)
 
 
-def shape_problems(found: keys.Found, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What cannot be right whatever the base: halves that are missing or do not match, tensors of no or too few axes, keys too many."""
-    out = [f"{key} stands for a layer that another key stands for too" for key in found.twice]
+def _rows(t: Tensor) -> Tensor:
+    """An embedding's vectors [vectors, D]; one alone may stand without the first axis."""
+    return t[None] if t.ndim == 1 else t
+
+
+def _hint(top: Header) -> str:
+    if top.shapes.keys() & keys.EMBEDDED:
+        return "it is an embedding: give it with --embedding"
+    return "`ft adapter inspect` lists all that is wrong with it"
+
+
+def _of(found: keys.Found) -> str:
+    return f" of {found.family}" if found.family else ""
+
+
+FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+INTEGERS = {"I64", "I32", "I16", "I8", "U8", "U16", "U32", "U64"}
+
+
+def problems(found: keys.Found, top: Header) -> list[str]:
+    """What cannot be right whatever the base, a line each: keys that are unknown or stand for a layer twice, tensors that do not match,
+    numbers of a kind that is none of weights."""
+    if not found.entries:
+        return [f"not an adapter in a known layout{_of(found)}: its first key is {min(top.shapes, default='missing')}"]
+    out = [f"key {key} belongs to no known layer{_of(found)}" for key in found.unknown]
+    out += [f"key {key} stands for a layer that another key stands for too" for key in found.twice]
     for e in found.entries:
-        where = f"{e.part}.{e.modules[0]}"
-        if e.kind is None:
-            out.append(f"{where} has no matching half, only {', '.join(sorted(e.leaves))}")
-            continue
-        for leaf, key in e.leaves.items():
-            least = {"alpha": 0, "rows": 1, "dora": 2, "diff": 1, "diff_b": 1, "blocks": 3}.get(leaf, 2)
-            most = {"alpha": 1, "blocks": 3}.get(leaf, 5)
-            if not least <= len(shapes[key]) <= most or 0 in shapes[key]:
-                out.append(f"{key} has the shape {list(shapes[key])}")
-                break
-        else:
-            if "down" in e.leaves and "mid" not in e.leaves and shapes[e.leaves["down"]][0] != shapes[e.leaves["up"]][1]:
-                down, up = (list(shapes[e.leaves[x]]) for x in ("down", "up"))
-                out.append(f"{where} has shapes {down} and {up}, no matching pair")
+        out += _misfits(e, top)
+    for key in (key for rows in found.embeddings.values() for key in rows.values()):
+        if len(top.shapes[key]) not in (1, 2) or 0 in top.shapes[key]:
+            out.append(f"key {key} has the shape {list(top.shapes[key])}")
     return out
+
+
+def _misfits(e: keys.Entry, top: Header) -> list[str]:
+    where, shapes = f"{e.part}.{e.modules[0]}", e.shapes(top.shapes)
+    if e.kind is None:
+        return [f"{where} {leaves.odd(e.leaves)}"]
+    if leaf := leaves.misshapen(shapes):
+        return [f"key {e.leaves[leaf]} has the shape {list(shapes[leaf])}"]
+    if pair := leaves.unpaired(shapes):
+        right, left = (list(shapes[x]) for x in pair)
+        return [f"{where} has shapes {right} and {left}, no matching pair"]
+    strange = {leaf: top.dtypes[key] for leaf, key in e.leaves.items()}
+    allowed = {leaf: FLOATS | INTEGERS if leaf == "alpha" else FLOATS for leaf in strange}
+    return [
+        f"key {e.leaves[leaf]} holds numbers of the kind {dtype}, which are not understood here"
+        for leaf, dtype in strange.items()
+        if dtype not in allowed[leaf]
+    ]
+
+
+def _state(path: Path, file: Path, found: keys.Found) -> layouts.State:
+    """All tensors, with eight-bit floats as sixteen-bit ones, which hold each of their values.
+
+    Raises:
+        DataError: unreadable, or a number is not finite.
+    """
+    try:
+        state = load_file(file)
+    except (SafetensorError, OSError, ValueError) as e:
+        raise DataError(f"{path}: not a readable safetensors file ({e})") from e
+    state = {k: t.half() if t.is_floating_point() and t.element_size() == 1 else t for k, t in state.items()}
+    if bad := [k for k, t in state.items() if not torch.isfinite(t).all()]:
+        raise DataError(f"{path}: {bad[0]} holds numbers that are not finite")
+    return state
 
 
 def _weights(path: Path, e: keys.Entry, state: layouts.State, alphas: "Alphas") -> dict[layouts.Place, Weights]:
     tensors = {name: state[key] for name, key in e.leaves.items() if name != "alpha"}
     where = f"{path}: {e.part}.{e.modules[0]}"
-    assert e.kind  # noqa: S101  see shape_problems
+    assert e.kind  # noqa: S101  see problems
     alpha = float(state[e.leaves["alpha"]].flatten()[0]) if "alpha" in e.leaves else None
+    bias = tensors.pop("up_bias", None)
     w = Weights(e.kind, tensors, alpha)
     if alpha is None and w.rank and (strength := alphas.strength(e.part, e.modules[0], w.rank)) is not None:
         w = replace(w, alpha=strength * w.rank)
+    if bias is not None:  # PEFT multiplies it by the strength, as all that its second matrix gives
+        whole = tensors.get("diff_b", torch.zeros_like(bias, dtype=torch.float32)) + w.strength * bias.float()
+        w = replace(w, tensors=tensors | {"diff_b": whole.to(bias.dtype)})
+    if e.original and e.modules[0] in names.SWAPPED:
+        w = fused.swapped(where, w)
     if len(e.modules) == 1:
         return {(e.part, e.modules[0]): w}
-    return {(e.part, m): x for m, x in zip(e.modules, _split(where, w, len(e.modules)), strict=True) if x is not None}
-
-
-def _split(where: str, w: Weights, count: int) -> list[Weights | None]:
-    """A fused projection's adapter as one for each of `count` projections; None where it changes nothing."""
-    if w.kind == "oft" or "diff_b" in w.tensors or (w.decomposed and w.kind != "dora"):
-        raise DataError(f"{where}: {w.kind}{' with DoRA' if w.decomposed else ''} on a fused projection is not understood here")
-    height = w.tensors["up"].shape[0] if "up" in w.tensors else 0
-    if w.kind in ("lora", "dora"):
-        width = w.tensors["down"].shape[1]
-    else:  # no base weight is needed for these kinds' change
-        whole = w.raw().flatten(1)
-        height, width = whole.shape
-    sizes = [height // count] * count if count == 3 else [width] * 3 + [height - 3 * width]
-    if sum(sizes) != height or min(sizes) <= 0:
-        raise DataError(f"{where}: {height} rows are not those of {count} projections")
-    if w.kind not in ("lora", "dora"):
-        return [Weights("full", {"diff": rows.contiguous()}, None) for rows in torch.split(whole, sizes)]
-    parts: list[Weights | None] = []
-    norms = w.rows()
-    if w.kind == "dora" and norms is None:
-        raise DataError(f"{where}: DoRA over the columns of a fused projection is not understood here")
-    magnitudes = torch.split(norms, sizes) if norms is not None else [None] * count
-    for up, magnitude in zip(torch.split(w.tensors["up"], sizes), magnitudes, strict=True):
-        used = up.abs().sum(0) > 0  # a block-diagonal pair gives each projection back its own rank
-        if not used.any() and magnitude is None:
-            parts.append(None)
-            continue
-        used = used if used.any() else torch.ones_like(used)
-        tensors = {"down": w.tensors["down"][used].contiguous(), "up": up[:, used].contiguous()}
-        if magnitude is not None:
-            tensors["rows"] = magnitude.contiguous()
-        parts.append(Weights(w.kind, tensors, w.strength * int(used.sum())))
-    return parts
+    return {(e.part, m): x for m, x in zip(e.modules, fused.split(where, w, len(e.modules)), strict=True) if x is not None}
 
 
 @dataclass(frozen=True)
@@ -183,51 +195,3 @@ def alphas_of(path: Path, metadata: Mapping[str, str]) -> Alphas:
         return Alphas(configs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise DataError(f"{path}: no readable r and lora_alpha ({e})") from e
-
-
-@dataclass(frozen=True)
-class Header:
-    shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, str]
-    metadata: dict[str, str]
-    twice: list[str]  # keys that stand more than once
-
-
-def header_of(file: Path) -> Header:
-    """A safetensors header without its tensors, with what libraries overlook.
-
-    Raises:
-        DataError: missing, no safetensors, or a header that lies about the file.
-    """
-    if not file.is_file():
-        raise DataError(f"{file}: no such adapter file")
-    size = file.stat().st_size
-    with file.open("rb") as f:
-        length = int.from_bytes(f.read(8), "little")
-        if size < 8 or length > min(size - 8, MOST_HEADER):
-            raise DataError(f"{file}: not a readable safetensors file (its header would be {length} bytes long)", _disguised(file))
-        raw = f.read(length)
-    twice: list[str] = []
-
-    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [k for k, _ in found]
-        twice.extend(sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else [])
-        return dict(found)
-
-    try:
-        top = json.loads(raw.decode("utf-8"), object_pairs_hook=pairs)
-        metadata = {str(k): str(v) for k, v in (top.pop("__metadata__", None) or {}).items()}
-        shapes = {k: tuple(int(n) for n in v["shape"]) for k, v in top.items()}
-        dtypes = {k: str(v["dtype"]) for k, v in top.items()}
-        end = max((int(v["data_offsets"][1]) for v in top.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e:
-        raise DataError(f"{file}: not a readable safetensors file ({type(e).__name__} in its header)", _disguised(file)) from e
-    if end != size - 8 - length:
-        raise DataError(f"{file}: not a readable safetensors file (its header promises {end} bytes, {size - 8 - length} are there)")
-    return Header(shapes, dtypes, metadata, twice)
-
-
-def _disguised(file: Path) -> str:
-    with file.open("rb") as f:
-        begin = f.read(4)
-    return "it is a pickle under another name; nothing in it was run" if begin[:2] in (b"PK", b"\x80\x02", b"\x80\x04") else ""

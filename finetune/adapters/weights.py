@@ -3,46 +3,22 @@
 The change of weight of every kind follows LyCORIS (Yeh et al. 2023, arXiv:2309.14859), whose files are read here.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
 
-# What a key may end in -> our name for the tensor. Longer endings first: `.lora.down.weight` also ends in `.down.weight`.
-LEAVES = {
-    ".lora_linear_layer.down.weight": "down", ".lora_linear_layer.up.weight": "up",
-    ".lora_down.weight": "down", ".lora_up.weight": "up", ".lora_mid.weight": "mid",
-    ".lora_A.default.weight": "down", ".lora_B.default.weight": "up", ".lora_A.weight": "down", ".lora_B.weight": "up",
-    ".lora.down.weight": "down", ".lora.up.weight": "up", "_lora.down.weight": "down", "_lora.up.weight": "up",
-    ".lora_magnitude_vector.weight": "rows", ".lora_magnitude_vector.default.weight": "rows", ".lora_magnitude_vector": "rows",
-    ".dora_scale": "dora", ".alpha": "alpha",
-    ".hada_w1_a": "w1_a", ".hada_w1_b": "w1_b", ".hada_w2_a": "w2_a", ".hada_w2_b": "w2_b", ".hada_t1": "t1", ".hada_t2": "t2",
-    ".lokr_w1": "k1", ".lokr_w1_a": "k1_a", ".lokr_w1_b": "k1_b", ".lokr_w2": "k2", ".lokr_w2_a": "k2_a", ".lokr_w2_b": "k2_b",
-    ".lokr_t2": "k2_t", ".oft_blocks": "blocks", ".rescale": "rescale", ".diff": "diff", ".diff_b": "diff_b",
-    ".w_norm": "diff", ".b_norm": "diff_b",
-}  # fmt: skip
-KINDS = {"down": "lora", "w1_a": "loha", "k1": "lokr", "k1_a": "lokr", "blocks": "oft", "diff": "full", "diff_b": "full"}
-NEEDS = {
-    "lora": {"down", "up"}, "loha": {"w1_a", "w1_b", "w2_a", "w2_b"}, "lokr": set(), "oft": {"blocks"}, "full": {"diff"},
-}  # fmt: skip
-RANKED = ("down", "w1_b", "k2_b", "k1_b")  # tensors whose first axis is the rank
-
-
-def kind(leaves: Mapping[str, object]) -> str | None:
-    """lora, dora, loha, lokr, oft or full; None for tensors that make no whole adapter."""
-    found = next((KINDS[name] for name in KINDS if name in leaves), None)
-    if found is None or not NEEDS[found] <= leaves.keys():
-        return None
-    halves = (({"k1"}, {"k1_a", "k1_b"}), ({"k2"}, {"k2_a", "k2_b"}))
-    if found == "lokr" and not all(any(way <= leaves.keys() for way in ways) for ways in halves):
-        return None
-    return "dora" if found == "lora" and leaves.keys() & {"dora", "rows"} else found
+from finetune.adapters import leaves
+from finetune.adapters.leaves import RANKED
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of one module by the names in LEAVES; `alpha` is a number, or None where the file has none.
+    """The tensors of one module by the names in leaves.py; `alpha` is a number, or None where the file has none.
+
+    `diff_b` [out] is a change of the layer's bias, which every kind may have beside its change of the weight, or alone.
 
     DoRA's norms are `rows` [out], or LyCORIS's `dora`, whose shape says whether they are those of rows or of columns.
     """
@@ -59,20 +35,7 @@ class Weights:
     @property
     def size(self) -> tuple[int, int]:
         """Outputs and inputs of the layer that it fits; 0 where the tensors do not tell."""
-        t = self.tensors
-        if "down" in t:
-            return t["up"].shape[0], t["down"].shape[1]
-        if "diff" in t:
-            return t["diff"].shape[0], t["diff"].shape[1] if t["diff"].ndim > 1 else 0
-        if "w1_a" in t:
-            return (t["w1_a"].shape[1], t["w1_b"].shape[1]) if "t1" in t else (t["w1_a"].shape[0], t["w1_b"].shape[1])
-        if "blocks" in t:
-            return t["blocks"].shape[0] * t["blocks"].shape[1], 0
-        if not t.keys() & {"k1", "k1_a"}:
-            return 0, 0
-        first = t["k1"].shape if "k1" in t else (t["k1_a"].shape[0], t["k1_b"].shape[1])
-        second = t["k2"].shape if "k2" in t else (t["k2_a"].shape[1 if "k2_t" in t else 0], t["k2_b"].shape[1])
-        return first[0] * second[0], first[1] * second[1]
+        return leaves.size({name: tuple(t.shape) for name, t in self.tensors.items()})
 
     @property
     def strength(self) -> float:
@@ -89,7 +52,31 @@ class Weights:
     @property
     def peft(self) -> bool:
         """Whether PEFT's LoRA layers can hold it."""
-        return self.kind in ("lora", "dora") and "mid" not in self.tensors and (self.kind == "lora" or self.rows() is not None)
+        whole = self.kind in ("lora", "dora") and not self.tensors.keys() & {"mid", "diff_b"}
+        return whole and (self.kind == "lora" or self.rows() is not None)
+
+    @property
+    def what(self) -> str:
+        """Its kind for a reader: what makes it none that PEFT's layers hold comes first."""
+        if "diff_b" in self.tensors:
+            return "a change of bias"
+        if self.kind not in ("lora", "dora"):
+            return self.kind
+        if "mid" in self.tensors:
+            return "Tucker LoRA"
+        return "DoRA over columns" if self.decomposed and self.rows() is None else self.kind
+
+    def shaped(self, shape: Sequence[int]) -> "Weights":
+        """As a layer of the weight's `shape` [out, in, ...] has it: LoRA's matrices with a kernel of one pixel, or without one. Other
+        kinds, and kernels that are wider, stay as they are."""
+        down, up = self.tensors.get("down"), self.tensors.get("up")
+        if down is None or up is None or "mid" in self.tensors:
+            return self
+        wide = prod(down.shape[2:]) > 1 or prod(shape[2:]) > 1
+        kernel = tuple(down.shape[2:]) if wide else (1,) * (len(shape) - 2)
+        ones = [1] * len(kernel)
+        fitted = {"down": down.reshape(*down.shape[:2], *kernel), "up": up.reshape(*up.shape[:2], *ones)}
+        return replace(self, tensors=self.tensors | fitted)
 
     def pair(self) -> tuple[Tensor, Tensor]:
         """(down, up) of a LoRA in the file's own precision, with the strength folded into the larger one: it does not underflow."""

@@ -12,14 +12,20 @@ from safetensors.torch import load_file
 
 from finetune import files
 from finetune.adapters import layouts
-from finetune.adapters.read import read, tensors_file
+from finetune.adapters.header import tensors_file
+from finetune.adapters.read import read
 from finetune.errors import ConfigError, FinetuneError
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def export(modules: layouts.Modules, path: Path, layout: str, family: str, dtype: str | None, facts: Mapping[str, str], base: str) -> None:
+def export(
+    modules: layouts.Modules, path: Path, layout: str, family: str, dtype: str | None, facts: Mapping[str, str], base: str,
+    embeddings: layouts.Embeddings | None = None,
+) -> None:  # fmt: skip
     """Writes `modules` (a `.safetensors` file, or for PEFT a folder) as `dtype` (None: as they are), reads it back and compares.
+
+    `embeddings` come along in kohya's layout, which alone has a place for them.
 
     Raises:
         FinetuneError: a number is not finite, or does not fit the number format.
@@ -27,7 +33,7 @@ def export(modules: layouts.Modules, path: Path, layout: str, family: str, dtype
     """
     to = DTYPES[dtype] if dtype else None
     cast = {place: replace(w, tensors={k: t.to(to or t.dtype).contiguous() for k, t in w.tensors.items()}) for place, w in modules.items()}
-    state = {k: t.contiguous() for k, t in layouts.LAYOUTS[layout](cast, family).items()}
+    state = {k: t.contiguous() for k, t in (layouts.LAYOUTS[layout](cast, family) | layouts.bundle(embeddings or {})).items()}
     for key, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise FinetuneError(

@@ -10,15 +10,16 @@ from finetune.errors import plain
 app = typer.Typer(help="Inspect, convert, average and verify adapter files.", no_args_is_help=True)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="adapter file, or PEFT folder", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
-LAYOUTS = ("kohya", "diffusers", "peft")
+FORMS = ("kohya", "diffusers", "peft", "full", "svd")
+BAD_FILE = 3  # exit code: see finetune/errors.py
 
 
 @app.command("inspect")
 def inspect(
     file: File, norms: Annotated[bool, typer.Option("--norms", help="also read the tensors, and show each block's change")] = False,
-    json_: Json = False,
+    strict: Annotated[bool, typer.Option("--strict", help="exit with 3 where it lists problems")] = False, json_: Json = False,
 ) -> None:  # fmt: skip
-    """Method, layout, family, ranks, trigger, base, and problems; reads the header alone unless norms are asked for."""
+    """Method, layout, family, ranks, trigger, base, who reads it, and problems; reads the header alone unless norms are asked for."""
     from finetune import cli
     from finetune.adapters.inspect import inspect as look
 
@@ -27,27 +28,40 @@ def inspect(
         cli.emit(report.facts())
     else:
         print(plain(report.text()))
+    if strict and report.problems:
+        raise typer.Exit(BAD_FILE)
 
 
 @app.command("convert")
 def convert(
     file: File,
-    to: Annotated[str, typer.Option("--to", help="kohya, diffusers or peft", show_default=False)],
+    to: Annotated[str, typer.Option("--to", help="kohya, diffusers, peft, full (whole differences) or svd", show_default=False)],
     out: Annotated[Path | None, typer.Option("--out", help="where to write (beside the file)", show_default=False)] = None,
     family: Annotated[str | None, typer.Option("--family", help="where the keys do not tell", show_default=False)] = None,
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="of the LoRA that svd makes", show_default=False)] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="whose weights full and svd need for DoRA and OFT (the file's)", show_default=False)
+    ] = None,
 ) -> None:
-    """Write the same adapter in another layout; what the layout cannot hold is refused."""
+    """Write the same adapter in another layout, as whole differences of the weights, or as a LoRA of another rank; what the layout
+    cannot hold is refused."""
+    import sys
+
     from finetune.errors import ConfigError
     from finetune.families.spec import FAMILIES
 
     families = [f.name for f in FAMILIES]
-    if to not in LAYOUTS:
-        raise ConfigError(f"--to {to}: no such layout", f"choose from {', '.join(LAYOUTS)}")
+    if to not in FORMS:
+        raise ConfigError(f"--to {to}: no such layout", f"choose from {', '.join(FORMS)}")
     if family is not None and family not in families:
         raise ConfigError(f"--family {family}: no such family", f"choose from {', '.join(families)}")
-    from finetune.adapters.convert import convert as write
+    if rank is not None and to != "svd":
+        raise ConfigError("--rank: is for --to svd", "leave it out")
+    if base is not None and to not in ("full", "svd"):
+        raise ConfigError("--base: is for --to full and --to svd", "leave it out")
+    from finetune.sampling.rewrite import rewrite
 
-    print(write(file.expanduser(), to, out.expanduser() if out else None, family))
+    print(rewrite(file.expanduser(), to, out.expanduser() if out else None, family, rank, base, lambda m: print(m, file=sys.stderr)))
 
 
 @app.command("average")
@@ -71,17 +85,15 @@ def verify(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Load it into the real pipeline; say how many modules landed and how large the effect is."""
+    """Load it into the real pipeline; say how many modules landed, how large the effect is, and whether diffusers reads the same. Exits
+    with 3 where it does not."""
     from finetune import cli
     from finetune.sampling.verify import verify as prove
 
     verdict = prove(file.expanduser(), base)
     if json_:
         cli.emit(verdict.facts())
-        return
-    print(f"landed   {verdict.landed} of {verdict.modules} modules")
-    print(f"effect   {verdict.effect:.3%} of the denoiser's answer, at strength 1")
-    if verdict.text_effect is not None:
-        print(f"text     {verdict.text_effect:.3%} of the encoded prompt")
-    same = f"the same within {verdict.diffusers:.1e}" if verdict.diffusers is not None else plain(verdict.note)
-    print(f"diffusers {same}")
+    else:
+        print("\n".join(map(plain, verdict.lines())))
+    if verdict.differs:
+        raise typer.Exit(BAD_FILE)

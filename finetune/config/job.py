@@ -62,8 +62,10 @@ class Run(Section):
     holdout_every: Positive = Field(100, description="steps between held-out losses")
     sample_prompt: tuple[str, ...] = Field((), description="prompt to draw during training; may be given several times")
     sample_every: Positive = Field(250, description="steps between samples")
-    format: Literal["auto", "kohya", "diffusers", "peft", "single"] = Field(
-        "auto", description="layout of the adapter file (the family's own); of all weights a diffusers folder or a single file"
+    format: Literal["auto", "kohya", "diffusers", "peft", "full", "svd", "single"] = Field(
+        "auto",
+        description="layout of the adapter file (the family's own); full are whole differences, svd a LoRA of --rank; of all weights "
+        "a diffusers folder or a single file",
     )
     save_dtype: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="number format of the adapter file")
     processes: Positive | None = Field(None, description="number of processes that must take part, asserted at the start")
@@ -129,7 +131,7 @@ class Job(Section):
             (len({t.lower() for t in tokens}) < len(tokens), f"method.new_tokens {', '.join(tokens)}: one stands twice"),
             (m.init_word is not None and not tokens, f"--init-word {m.init_word}: there is no new token to start from it"),
             (
-                m.kind == "full" and self.run.format in ("kohya", "peft"),
+                m.kind == "full" and self.run.format in ("kohya", "peft", "full", "svd"),
                 f"--format {self.run.format}: is for adapters",
             ),
             (m.kind != "full" and self.run.format == "single", "--format single: is for all weights"),

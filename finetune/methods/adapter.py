@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from finetune.config.method import Method
 from finetune.data import keys
 from finetune.errors import ConfigError, FinetuneError
+from finetune.methods import beginnings
 from finetune.methods.rows import ROWS, Row
 
 NAME = "default"
@@ -129,6 +130,9 @@ def attach(net: nn.Module, method: Method, wanted: Mapping[str, Size], seed: int
         ConfigError: a layer that the type cannot adapt, or that `start` has other shapes for.
     """
     row = ROWS[method.kind]
+    if start is not None:  # whose sizes are not the job's
+        sizes = [learned.size.rank for learned in start.values()]
+        method = method.model_copy(update={"rank": max(sizes, key=sizes.count)})
     _check(net, method, wanted)
     with keys.global_rng(seed, "adapter"):
         config = _config(row, method, wanted, next(net.parameters()).is_meta)
@@ -144,7 +148,7 @@ def attach(net: nn.Module, method: Method, wanted: Mapping[str, Size], seed: int
     for parameter in trainable.values():
         parameter.data = parameter.data.float()
     for name, learned in (start or {}).items():
-        _load(net.get_submodule(name), row, learned.change, name)
+        _load(net.get_submodule(name), row, learned, name)
     if method.init in FROM_BASE:
         for layer in layers(net).values():
             layer.moved_from_base = {k: t.detach().clone() for k, t in _own(layer, row).items()}
@@ -194,19 +198,49 @@ def _own(layer: Any, row: Row) -> dict[str, Tensor]:
     return {name: t for name, t in found.items() if t is not None}
 
 
+MOST_MISSED = 0.02  # of a change, where it is approximated: more is another adapter
+
+
 @torch.no_grad()
-def _load(layer: Any, row: Row, change: Change, name: str) -> None:
+def _load(layer: Any, row: Row, learned: Learned, name: str) -> None:
     """Puts what a file holds into a layer's tensors, whose strength is not folded in."""
-    own, folded = _own(layer, row), next(n for n in row.folded if n in change.tensors)
-    theirs = {k: t.float().flatten() if k == "rows" else t.float() for k, t in change.tensors.items()}
-    here = {k: tuple(t.flatten().shape if k == "rows" else t.shape) for k, t in own.items()}
-    if here != (there := {k: tuple(t.shape) for k, t in theirs.items()}):
+    change = learned.change
+    if row.begin and change.kind in row.after and (change.kind != row.file or not row.tensors):
+        counting = layer.get_base_layer().weight.is_meta
+        if not counting and any(t.any() for t in change.tensors.values()):  # a layer that learned nothing begins as any other
+            _fill(layer, row, _begun(layer, row, learned, name), name, row.made or row.tensors)
+        return
+    _fill(layer, row, change.tensors, name, row.tensors)
+
+
+def _begun(layer: Any, row: Row, learned: Learned, name: str) -> dict[str, Tensor]:
+    """The row's own tensors for a change of another kind."""
+    weight: Tensor = layer.get_base_layer().weight.detach().float()
+    t = {k: v.to(weight) for k, v in learned.change.tensors.items()}
+    difference = t["diff"] if "diff" in t else t["up"].flatten(1) @ t["down"].flatten(1)
+    difference = difference.reshape(weight.shape)
+    tensors, made = getattr(beginnings, row.begin)(weight, difference, learned.size.rank)
+    missed = float((made - difference).norm() / difference.norm())
+    if missed > MOST_MISSED:
         raise ConfigError(
-            f"method.start: its tensors of {name} have the shapes {there}, and {row.config} makes {here}",
+            f"method.start: what its file changes in {name} is no {row.config.removesuffix('Config')} of rank {learned.size.rank}: "
+            f"{missed:.0%} of it would be lost",
+            "give the adapter type that it was trained as, or a higher --rank",
+        )
+    return dict(tensors)
+
+
+def _fill(layer: Any, row: Row, tensors: Mapping[str, Tensor], name: str, attributes: Mapping[str, str]) -> None:
+    own = {key: t for key, attribute in attributes.items() if (t := _tensor(layer, attribute)) is not None}
+    folded = next((n for n in row.folded if n in tensors), None)
+    here = {k: t.numel() for k, t in own.items()}
+    if here != (there := {k: t.numel() for k, t in tensors.items()}):
+        raise ConfigError(
+            f"method.start: its tensors of {name} have {there} numbers, and {row.config} makes {here}",
             "give the settings that it was trained with, such as method.factor",
         )
     for key, tensor in own.items():
-        value = theirs[key] / float(layer.scaling[NAME]) if key == folded else theirs[key]
+        value = tensors[key].float() / float(layer.scaling[NAME]) if key == folded else tensors[key].float()
         tensor.copy_(value.view(tensor.shape))
 
 

@@ -30,6 +30,8 @@ class Row:
     `tensors` maps the names in `adapters/weights.py` to PEFT's attributes; without any, the change of the weight itself is written, which
     `change` makes of the weight and what PEFT calls its delta. `folded` names the tensors of which the one that is there takes the
     strength, so that a file's alpha is its rank. `check` refuses, with a ConfigError, a layer whose weight's shape the type cannot adapt.
+    `begin` names the function in beginnings.py by which it goes on from files of the kinds in `after` that are not its own, and `made`
+    maps what that gives to PEFT's attributes, where these are not `tensors`.
     """
 
     about: str
@@ -41,7 +43,10 @@ class Row:
     folded: tuple[str, ...] = ()
     takes: frozenset[str] = frozenset()  # settings that mean something for it, beside rank and targets
     lycoris: Mapping[str, str] | None = None  # LyCORIS's arguments, where it is one of its types to other tools
-    note: str = ""  # what is to be said where it is written in kohya's layout
+    note: str = ""  # what is to be said of its file
+    begin: str = ""
+    after: frozenset[str] = frozenset()
+    made: Mapping[str, str] = field(default_factory=dict)
     check: Callable[["Method", str, Sequence[int]], None] = anything
     change: Callable[["Tensor", "Tensor"], "Tensor"] = addition
     rate: float = 1.0  # usual learning rate, as a multiple of LoRA's (docs/adapters.md)
@@ -86,17 +91,17 @@ def _turned(weight: "Tensor", turn: "Tensor") -> "Tensor":
 ROWS = {
     "lora": Row(
         "low-rank update, strength alpha / rank", "Hu et al. 2021, arXiv:2106.09685", "LoraConfig", _lora, "lora", PAIR, ("up",),
-        RANKED | {"init", "max_norm", "lora_plus"},
+        RANKED | {"init", "max_norm", "lora_plus"}, begin="low_rank", after=frozenset({"full"}),
     ),
     "rslora": Row(
         "LoRA with the strength alpha / sqrt(rank)", "Kalajdzievski 2023, arXiv:2312.03732", "LoraConfig",
         lambda m: {**_lora(m), "use_rslora": True}, "lora", PAIR, ("up",), RANKED | {"init", "max_norm", "lora_plus"},
+        begin="low_rank", after=frozenset({"full"}),
     ),
     "dora": Row(
         "LoRA of the direction, and a norm for each row", "Liu et al. 2024, arXiv:2402.09353", "LoraConfig",
         lambda m: {**_lora(m), "use_dora": True}, "dora", {**PAIR, "rows": "lora_magnitude_vector"}, ("up",), RANKED | {"lora_plus"},
-        {"algo": "lora", "dora_wd": "True"},
-        "diffusers leaves out what DoRA adds in this layout; --format diffusers writes the one that it reads",
+        {"algo": "lora", "dora_wd": "True"}, begin="decomposed", after=frozenset({"lora", "full"}),
     ),
     "loha": Row(
         "elementwise product of two low-rank matrices", "Hyeon-Woo et al. 2021, arXiv:2108.06098", "LoHaConfig",
@@ -112,9 +117,9 @@ ROWS = {
         "rotation of the inputs in blocks of `rank`; the file holds whole differences", "Qiu et al. 2023, arXiv:2306.07280", "OFTConfig",
         # PEFT's usual series of five terms is no rotation any more where it turns far.
         lambda m: {"oft_block_size": m.rank, "module_dropout": m.dropout, "use_cayley_neumann": False}, "full",
-        takes=frozenset({"dropout"}), lycoris={"algo": "full"},
+        takes=frozenset({"dropout", "start"}), lycoris={"algo": "full"},
         note="no common layout holds the rotations of oft; the file will hold whole differences, as large as the adapted weights",
-        check=_blocks, change=_turned,
+        check=_blocks, change=_turned, begin="rotation", after=frozenset({"full"}), made={"turn": "oft_R"},
     ),
 }  # fmt: skip
 OPTIONS = frozenset().union(*(row.takes for row in ROWS.values()))

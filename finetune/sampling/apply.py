@@ -1,7 +1,6 @@
 """Adapter files on the networks of a base: low-rank ones beside the weights, all others added to them."""
 
 import logging
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune.adapters import landing
 from finetune.adapters.embedding import Embedding
 from finetune.adapters.layouts import Place, diffusers
 from finetune.adapters.read import Adapter
@@ -63,11 +63,12 @@ def to_denoiser(family: Family, pipeline: Any, adapters: Sequence[tuple[Adapter,
     denoiser, loaded, count = family.spec.denoiser, {}, 0
     logging.getLogger("diffusers.loaders").setLevel(logging.ERROR)
     for i, (adapter, weight) in enumerate(adapters):
-        own = {m: w for (part, m), w in adapter.on(denoiser).items() if part == denoiser}
+        net = getattr(pipeline, denoiser)
+        own = {m: w.shaped(layer(net, m).weight.shape) for (part, m), w in adapter.on(denoiser).items() if part == denoiser}
         beside = {m: w for m, w in own.items() if w.peft}
         for module, w in own.items():
             if module not in beside:
-                merge(layer(getattr(pipeline, denoiser), module), w, weight)
+                merge(layer(net, module), w, weight)
                 count += 1
         for kind in ("lora", "dora"):  # PEFT takes a file of the two for one of the second
             some = {(denoiser, m): fp32(w) for m, w in beside.items() if w.kind == kind}
@@ -89,7 +90,7 @@ def fp32(w: Weights) -> Weights:
     return replace(w, tensors={k: t.float() for k, t in w.tensors.items()})
 
 
-def layer(net: nn.Module, module: str) -> nn.Module:
+def layer(net: nn.Module, module: str) -> Any:
     """A layer by its name; newer versions of transformers leave CLIP's `text_model.` out."""
     for name in (module, module.removeprefix("text_model.")):
         try:
@@ -100,39 +101,14 @@ def layer(net: nn.Module, module: str) -> nn.Module:
 
 
 @torch.no_grad()
-def merge(target: nn.Module, w: Weights, weight: float) -> None:
-    """Adds `weight` times the change to the layer's own weight, computed in fp32."""
-    own: Any = target
-    own.weight.copy_((own.weight.float() + weight * w.change(own.weight).to(own.weight.device)).to(own.weight.dtype))
-    if "diff_b" in w.tensors and own.bias is not None:
-        own.bias.add_(weight * w.tensors["diff_b"].to(own.bias))
-
-
-def _fits(w: Weights, shape: tuple[int, ...]) -> bool:
-    rows, columns = w.size
-    if rows and rows != shape[0]:
-        return False
-    if w.peft:  # PEFT's layers take the shape of the layer's own weight, kernel and all
-        up = w.tensors["up"].shape
-        return tuple(w.tensors["down"].shape[1:]) == shape[1:] and len(up) == len(shape) and set(up[2:]) <= {1}
-    inputs = math.prod(shape[1:])
-    return not columns or len(shape) == 1 or columns in (shape[1], inputs)
+def merge(target: Any, w: Weights, weight: float) -> None:
+    """Adds `weight` times the change to the layer's own weight and bias, computed in fp32."""
+    target.weight.copy_((target.weight.float() + weight * w.change(target.weight)).to(target.weight.dtype))
+    if "diff_b" in w.tensors:
+        bias = w.tensors["diff_b"].to(target.bias.device, torch.float32)
+        target.bias.copy_((target.bias.float() + weight * bias).to(target.bias.dtype))
 
 
 def misfit(family: Family, modules: Mapping[Place, Weights]) -> str | None:
     """The first module that the base has no layer for, or one of another size; None if all fit."""
-    nets: dict[str, dict[str, tuple[int, ...]]] = {}
-    for (part, module), w in modules.items():
-        if part not in nets:
-            if part not in family.spec.parts:
-                return f"has no {part}"
-            net = family.parts.skeleton(part)
-            weights = ((n, getattr(m, "weight", None)) for n, m in net.named_modules())
-            nets[part] = {n.removeprefix("text_model."): tuple(w.shape) for n, w in weights if w is not None}
-        shape = nets[part].get(module.removeprefix("text_model."))
-        if shape is None:
-            return f"has no layer for {part}.{module}"
-        if not _fits(w, shape):
-            theirs = list(w.tensors["down"].shape[1:]) if "down" in w.tensors else w.size[1]
-            return f"has another width at {part}.{module} ({list(shape)}, not {w.size[0]} of {theirs})"
-    return None
+    return landing.misfit(landing.shapes_of(family), modules)

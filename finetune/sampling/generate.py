@@ -151,6 +151,7 @@ def generate(request: Request, say: Callable[[str], None]) -> list[dict[str, Any
     chosen = [parse_adapter(a) for a in request.adapters]
     adapters = [read(path) for path, _ in chosen]
     embeddings = [embedding.read(path.expanduser()) for path in request.embeddings]
+    embeddings += [e for adapter in adapters for e in embedding.bundled(adapter)]
     weighted = [(a, weight) for a, (_, weight) in zip(adapters, chosen, strict=True)]
     said: list[Adapter | Embedding] = [*adapters, *embeddings]
     where = choose_base(request.base, said)

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetune.adapters import embedding
 from finetune.adapters.read import Adapter, read
+from finetune.adapters.readers import WRONG, readings
 from finetune.data import keys
 from finetune.data.encoded import texts
 from finetune.errors import DataError
@@ -28,11 +30,32 @@ class Verdict:
     landed: int  # layers of the base that it changed, counted there
     effect: float  # |with - without| / |without| of the denoiser's answer
     text_effect: float | None  # the same of the encoded prompt; None where the file leaves the text encoders alone
-    diffusers: float | None  # largest difference to diffusers' own reader, relative; None where it cannot read this file
-    note: str  # why it cannot
+    embeddings: int  # that came along, and have a place in the base's text encoders
+    diffusers: float | None  # what diffusers' own reader makes of it, as a share of the change that it differs by; None: it cannot read it
+    tolerance: float  # the share that rounding explains
+    note: str  # why it cannot, or why it differs, as far as is known
+
+    @property
+    def differs(self) -> bool:
+        """Whether diffusers' reader makes something else of the file than it says."""
+        return self.diffusers is not None and self.diffusers > self.tolerance
 
     def facts(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"differs": self.differs}
+
+    def lines(self) -> list[str]:
+        """What it says to a person."""
+        out = [f"landed   {self.landed} of {self.modules} modules", f"effect   {self.effect:.3%} of the denoiser's answer, at strength 1"]
+        if self.text_effect is not None:
+            out.append(f"text     {self.text_effect:.3%} of the encoded prompt")
+        if self.embeddings:
+            out.append(f"tokens   {self.embeddings} came along")
+        if self.diffusers is None:
+            return [*out, f"diffusers {self.note}"]
+        if self.differs:
+            why = f": {self.note}" if self.note else ""
+            return [*out, f"diffusers differs by {self.diffusers:.1%} of the change{why}"]
+        return [*out, f"diffusers the same within {self.diffusers:.1e} of the change"]
 
 
 def verify(path: Path, base: str | None) -> Verdict:
@@ -49,6 +72,8 @@ def verify(path: Path, base: str | None) -> Verdict:
     family = fresh()
     check(family, Request([], base=base), [adapter])
     modules = adapter.on(where.spec.denoiser)
+    along = embedding.bundled(adapter)
+    apply.to_words(fresh(), along)
     prompt = texts(family, [PROMPT])[0]
     family.parts.free(*where.spec.text)
     other = fresh()
@@ -65,8 +90,33 @@ def verify(path: Path, base: str | None) -> Verdict:
     if effect == 0 and not text_effect:
         raise DataError(f"{path}: changes nothing on {where.id}", "its weights are zero, or it was never trained")
     theirs, note = _through_diffusers(fresh(), path, adapter)
-    difference = None if theirs is None else _relative(_answers(family, theirs, prompt), ours)
-    return Verdict(len(modules), landed, effect, text_effect, difference, note)
+    change = float((ours - plain).norm())
+    difference = None
+    if theirs is not None:
+        difference = float((_answers(family, theirs, prompt) - ours).norm()) / max(change, SMALL)
+        note = _why(adapter)
+    return Verdict(len(modules), landed, effect, text_effect, len(along), difference, _tolerance(adapter, ours, change), note)
+
+
+SMALL = 1e-12
+NOISE = 1e-5  # of the network's answer in fp32: what another order of sums makes
+
+
+def _tolerance(adapter: Adapter, answer: Tensor, change: float) -> float:
+    """The share of the change that rounding explains: of the file's number format, and of the network's own arithmetic."""
+    formats = {t.dtype for w in adapter.modules.values() for t in w.tensors.values()}
+    rounding = max(torch.finfo(dtype).eps for dtype in formats)
+    return float(4 * rounding + NOISE * float(answer.norm()) / max(change, SMALL))
+
+
+def _why(adapter: Adapter) -> str:
+    """Why diffusers' reader may make something else of it, as far as is known."""
+    if adapter.family and (known := [r for r in readings(adapter.traits) if r.tool == "diffusers" and r.how == WRONG]):
+        return known[0].says
+    alphas = {w.alpha for w in adapter.modules.values()}
+    if adapter.layout == "kohya" and len(alphas) > 1:
+        return "its modules' alphas differ, and it takes one for all of a file; `ft adapter convert` folds them in"
+    return ""
 
 
 def _flat(text: dict[str, Tensor]) -> Tensor:
@@ -92,9 +142,9 @@ def _answers(family: Family, net: nn.Module, prompt: dict[str, Tensor]) -> Tenso
 def _through_diffusers(family: Family, path: Path, adapter: Adapter) -> tuple[nn.Module | None, str]:
     """The denoiser with the file as diffusers reads it, or why it cannot."""
     if path.is_dir():
-        return None, "a PEFT folder is read by PEFT"
+        return None, "does not read folders of PEFT's"
     if any(not w.peft for w in adapter.modules.values()):
-        return None, "diffusers reads LoRA and DoRA alone"
+        return None, "reads LoRA and DoRA alone, and no biases"
     pipeline = family.pipeline()
     if any(part.startswith("text_encoder") for part, _ in adapter.modules):
         pipeline.register_modules(**{part: family.parts.load(part) for part in family.spec.text})
@@ -104,7 +154,7 @@ def _through_diffusers(family: Family, path: Path, adapter: Adapter) -> tuple[nn
             warnings.simplefilter("ignore")
             pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="theirs")
     except Exception as e:  # its converters raise whatever a key that they do not expect leads to
-        return None, f"diffusers cannot read it ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''})"
+        return None, f"cannot read it ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''})"
     net: nn.Module = getattr(pipeline, family.spec.denoiser)
     return net, ""
 

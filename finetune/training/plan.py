@@ -16,7 +16,6 @@ from finetune.families import load
 from finetune.families.load import Family
 from finetune.methods import adapter, method
 from finetune.methods.adapter import Start
-from finetune.methods.rows import ROWS
 from finetune.objectives.objective import objective
 from finetune.training import optimizers, result
 from finetune.training.optimizers import OPTIMIZERS
@@ -65,8 +64,12 @@ def trainable(job: Job, family: Family, learned: dict[str, Start] | None) -> lis
 def written(job: Job, skeleton: nn.Module, matched: list[str], count: int) -> int:
     """Numbers that a file holds for so many trainable parameters."""
     m = job.method
-    if m.adapts and not ROWS[m.kind].tensors:
-        layers: list[Any] = [skeleton.get_submodule(name) for name in matched]
+    if not m.adapts:
+        return count
+    layers: list[Any] = [skeleton.get_submodule(name) for name in matched]
+    if job.run.format == "svd":
+        return sum(m.rank * (len(layer.weight) + layer.weight[0].numel()) for layer in layers)
+    if result.held(job) == "full":
         return sum(layer.weight.numel() for layer in layers)
     return count * (2 if m.init in adapter.FROM_BASE else 1)
 
@@ -124,7 +127,7 @@ def plan(job: Job) -> Plan:
     long = report_long_captions(family, captions, lines.append)
     skeleton = family.parts.skeleton(where.spec.denoiser)
     objective(family.schedule(), job.objective)
-    lines += family.notes() + result.notes(job, family)
+    lines += family.notes() + result.notes(job, family, matched)
     count = sum(trains.values())
     frozen = sum(p.numel() for p in skeleton.parameters()) - (trains.get(method.DENOISER, 0) if job.method.kind == "full" else 0)
     batch = job.optim.batch * job.optim.accumulate * (job.run.processes or 1)

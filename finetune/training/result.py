@@ -1,6 +1,6 @@
 """What a finished run hands over: an adapter, new tokens' embeddings or a whole model, and the model card."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from finetune import files
-from finetune.adapters import embedding, model
+from finetune.adapters import dense, embedding, model
 from finetune.adapters.card import card, place
 from finetune.adapters.contract import Contract, for_rank, header
-from finetune.adapters.layouts import unnamed
+from finetune.adapters.convert import silent
+from finetune.adapters.layouts import Place, unnamed
+from finetune.adapters.readers import Traits, readings, sentences
 from finetune.adapters.weights import Weights
-from finetune.adapters.write import export
+from finetune.adapters.write import DTYPES, export
 from finetune.config.job import Job
 from finetune.errors import ConfigError
 from finetune.families import single_file
@@ -28,9 +30,17 @@ from finetune.training import record
 
 def layout(job: Job, family: Family) -> str:
     """The one that was asked for; the family's own, but for types that only kohya's with LyCORIS's keys can hold."""
-    if job.run.format != "auto":
-        return job.run.format
-    return family.spec.layout if not job.method.adapts or ROWS[job.method.kind].low_rank else "kohya"
+    form = job.run.format
+    if form == "full":
+        return "kohya"
+    if form not in ("auto", "svd"):
+        return form
+    return family.spec.layout if not job.method.adapts or held(job) in ("lora", "dora") else "kohya"
+
+
+def held(job: Job) -> str:
+    """The kind of weights that an adapter's file will hold."""
+    return {"full": "full", "svd": "lora"}.get(job.run.format, ROWS[job.method.kind].file)
 
 
 def check(job: Job, family: Family, start: Mapping[str, Start] | None = None) -> list[str]:
@@ -62,10 +72,10 @@ def check_layout(job: Job, family: Family, found: list[str]) -> None:
     """Raises:
     ConfigError: the file's layout cannot hold what would be learned.
     """
-    form, row, m = layout(job, family), ROWS[job.method.kind], job.method
-    if form == "kohya" and (lost := unnamed(found, family.spec.name, row.file)):
+    form, kind, m = layout(job, family), held(job), job.method
+    if form == "kohya" and (lost := unnamed(found, family.spec.name, kind)):
         raise ConfigError(f"--format kohya: has no name for {lost}", "--format diffusers has one")
-    if form != "kohya" and not row.low_rank:
+    if form != "kohya" and kind not in ("lora", "dora"):
         raise ConfigError(f"--format {form}: holds LoRA and DoRA, and no {m.kind}", "--format kohya, whose keys are LyCORIS's for it")
     if form == "peft" and m.text_encoder:
         raise ConfigError("--format peft: a folder holds one network, and the text encoder trains too", "--format kohya or diffusers")
@@ -74,13 +84,29 @@ def check_layout(job: Job, family: Family, found: list[str]) -> None:
         raise ConfigError(f"method.init {m.init}: takes a part out of the base's weights, which half precision would round away", hint)
 
 
-def notes(job: Job, family: Family) -> list[str]:
-    """What should be said of a run before it is one."""
+def notes(job: Job, family: Family, layers: Sequence[str]) -> list[str]:
+    """What should be said of a run before it is one; `layers` are those of the denoiser that an adapter changes."""
     row, o = ROWS.get(job.method.kind), job.objective
-    said = [f"note: {row.note}"] if row and row.note and layout(job, family) == "kohya" else []
+    said = [f"note: {row.note}"] if row and row.note and held(job) == row.file else []
+    said += [f"note: read by {sentence}" for sentence in sentences(readings(_traits(job, family, layers)), warnings=True)] if row else []
+    if job.run.format == "full" and row:
+        said.append(f"note: whole differences of {len(layers)} layers: {_difference_bytes(job, family, layers) / 1e6:.0f} MB")
+    elif row and held(job) == "dora":
+        said.append("note: --format full writes whole differences, which all that read kohya's layout read exactly; svd a LoRA near it")
     if o.zero_terminal_snr and o.weighting != "uniform":
         said.append(f"note: objective.weighting {o.weighting} gives pure noise no weight, which zero terminal SNR is there to learn from")
     return said
+
+
+def _traits(job: Job, family: Family, layers: Sequence[str]) -> Traits:
+    ranks = {job.method.rank, *job.method.rank_pattern.values()}
+    return Traits.of(family.spec.name, layout(job, family), [held(job)], layers, ranks, more=False)
+
+
+def _difference_bytes(job: Job, family: Family, layers: Sequence[str]) -> int:
+    net = family.parts.skeleton(family.spec.denoiser)
+    numbers: int = sum(net.get_submodule(name).weight.numel() for name in layers)  # type: ignore[operator, misc]
+    return numbers * DTYPES[job.run.save_dtype].itemsize
 
 
 def contract(
@@ -112,12 +138,15 @@ def contract(
     )
 
 
-def write(out: Path, job: Job, family: Family, said: Contract, nets: Mapping[str, nn.Module], name: str) -> dict[str, Path]:
+def write(
+    out: Path, job: Job, family: Family, said: Contract, nets: Mapping[str, nn.Module], name: str,
+    say: Callable[[str], None] = silent,
+) -> dict[str, Path]:  # fmt: skip
     """The files of a run, by kind: `adapter`, `model`, `embedding` (`embedding-2` of a second new token and so on)."""
     m, written = job.method, {}
-    facts = header(said, name, *family.labels(), family.source.licence, ROWS[m.kind].lycoris if m.adapts else None)
+    facts = header(said, name, *family.labels(), family.source.licence, lycoris(job) if m.adapts else None)
     if m.adapts:
-        written["adapter"] = write_adapter(out, job, family, facts, nets, name)
+        written["adapter"] = write_adapter(out, job, family, facts, nets, name, say)
     if m.kind == "full":
         written["model"] = write_model(out, job, family, said, nets, name)
     if m.new_tokens:
@@ -125,16 +154,32 @@ def write(out: Path, job: Job, family: Family, said: Contract, nets: Mapping[str
     return written
 
 
-def write_adapter(out: Path, job: Job, family: Family, facts: Mapping[str, str], nets: Mapping[str, nn.Module], name: str) -> Path:
+def lycoris(job: Job) -> Mapping[str, str] | None:
+    """LyCORIS's arguments for what the file holds; None where it is a LoRA."""
+    row = ROWS[job.method.kind]
+    return row.lycoris if held(job) == row.file else {"algo": "full"} if held(job) == "full" else None
+
+
+def write_adapter(
+    out: Path, job: Job, family: Family, facts: Mapping[str, str], nets: Mapping[str, nn.Module], name: str, say: Callable[[str], None]
+) -> Path:  # fmt: skip
     spec, form = family.spec, layout(job, family)
     path = out / (name if form == "peft" else f"{name}.safetensors")
-    modules = {}
+    modules: dict[Place, Weights] = {}
+    own: dict[Place, torch.Tensor] = {}  # the base's weights
     for part, net in nets.items():
+        adapted = adapter.layers(net)
         for module, change in adapter.result(net, job.method.kind).items():
             here = (spec.denoiser, module) if part == DENOISER else (part, f"text_model.{module.removeprefix('text_model.')}")
             made = Weights(change.kind, change.tensors, None)
             # Of LoKr's whole matrices there is no rank; LyCORIS asks for an alpha all the same, and takes it for 1.
             modules[here] = replace(made, alpha=None if made.kind == "full" else float(made.rank or 1))
+            own[here] = adapted[module].get_base_layer().weight
+    if job.run.format in ("full", "svd"):
+        modules = dense.full(modules, lambda part, module: own[part, module])
+    if job.run.format == "svd":
+        modules, missed = dense.svd(modules, job.method.rank)
+        say(f"a LoRA of rank {job.method.rank} misses {missed:.2%} of the change")
     ranks = [w.rank for w in modules.values()]
     facts = for_rank(facts, max(ranks, key=ranks.count))  # which is not that of training where the file also holds how it began
     export(modules, path, form, spec.name, job.run.save_dtype, facts, family.source.id)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from finetune import config, files
 from finetune.adapters import embedding
 from finetune.adapters.contract import Contract
-from finetune.adapters.read import read, tensors_file
+from finetune.adapters.header import tensors_file
+from finetune.adapters.read import read
 from finetune.adapters.write import DTYPES
 from finetune.config.job import Job
 from finetune.data.plan import IndexPlan, describe
@@ -80,9 +81,9 @@ class Runner:
         self.objective = objective(self.family.schedule().to(self.accelerator.device), job.objective)
         optimizers.check(job.optim, self.accelerator.device)
         self.start = start(job, self.family)
-        result.check(job, self.family, self.start)
+        layers = result.check(job, self.family, self.start)
         plan.trainable(job, self.family, self.start)
-        for note in self.family.notes() + result.notes(job, self.family):
+        for note in self.family.notes() + result.notes(job, self.family, layers):
             self.tracker.say(note)
         if self.main:
             files.check_writable(self.out)
@@ -307,7 +308,7 @@ class Runner:
         return result.contract(self.job, self.family, self.base_sha, self.side, self.start)
 
     def export(self, nets: Mapping[str, Any], name: str) -> dict[str, Path]:
-        return result.write(self.out, self.job, self.family, self.contract, nets, name)
+        return result.write(self.out, self.job, self.family, self.contract, nets, name, self.tracker.say)
 
     def final_samples(self, written: Mapping[str, Path]) -> list[tuple[str, str]]:
         """Pictures from the written files, not from the live networks, which have to go first."""

@@ -1,5 +1,6 @@
 """An adapter file that a run goes on from: read, checked against the base and the job, and handed over by network and layer."""
 
+from finetune.adapters import landing
 from finetune.adapters.read import read
 from finetune.adapters.weights import Weights
 from finetune.config.job import Job
@@ -8,7 +9,6 @@ from finetune.families.load import Family
 from finetune.methods import method
 from finetune.methods.adapter import Change, Learned, Size, Start
 from finetune.methods.rows import ROWS, Row
-from finetune.sampling import apply
 
 
 def start(job: Job, family: Family) -> dict[str, Start] | None:
@@ -23,21 +23,25 @@ def start(job: Job, family: Family) -> dict[str, Start] | None:
         return None
     found, row = read(path, spec.name), ROWS[job.method.kind]
     modules = {(part, m): w for (part, m), w in found.on(spec.denoiser).items() if not _unused(family, part, m)}
-    if misfit := apply.misfit(family, modules):
+    of = landing.shapes_of(family)
+    if misfit := landing.misfit(of, modules):
         raise ConfigError(f"method.start {path}: was made for another base: {family.source.id} {misfit}", "choose its base with --base")
-    if odd := {w.kind for w in modules.values()} - {row.file}:
-        able = ", ".join(kind for kind, r in ROWS.items() if r.tensors and r.file in odd) or "none here"
+    held = {w.kind for w in modules.values()}
+    if odd := held - ({row.file} if row.tensors else set()) - row.after:
+        able = ", ".join(kind for kind, r in ROWS.items() if held <= ({r.file} if r.tensors else set()) | r.after) or "none here"
         raise ConfigError(f"method.start {path}: holds {', '.join(sorted(odd))}", f"--adapter {able} goes on from it")
     said = found.contract  # of a file of ours the strength is folded in, and the header has the one that it trained with
     strength = said.training_alpha / said.rank if said and said.rank else None
+    usual = said.rank if said and said.rank else job.method.rank  # of whole differences, which have none of their own
     parts: dict[str, dict[str, Learned]] = {part: {} for part in method.taught(family, job)}
     names = {spec.denoiser: method.DENOISER}
     there = {folder: {n for n, _ in family.parts.skeleton(folder).named_modules()} for folder in {folder for folder, _ in modules}}
     for (folder, module), w in modules.items():
-        part = names.get(folder, folder)
+        w, part = w.shaped(landing.weight_shape(of, (folder, module))), names.get(folder, folder)
         if part not in parts:
             raise ConfigError(f"method.start {path}: changes the {folder} too", "--set method.text_encoder=true trains it too")
-        change, rank = _change(w, row, str(path)), w.rank or _whole(w)
+        change = _change(w, row, str(path))
+        rank = usual if w.kind == "full" else w.rank or _whole(w)
         alpha = rank * (w.strength if strength is None else strength)
         own = module if module in there[folder] else module.removeprefix("text_model.")  # which newer versions of transformers leave out
         parts[part][own] = Learned(change, Size(rank, alpha))
@@ -64,6 +68,8 @@ def _change(w: Weights, row: Row, path: str) -> Change:
             raise ConfigError(f"method.start {path}: holds norms of columns, and DoRA trains those of rows", "start without it")
         tensors["rows"] = rows.float()
         del tensors["dora"]
+    if w.kind in row.after and not tensors.keys() - {"diff", "down", "up"}:
+        return Change(w.kind, tensors if w.kind == "full" else tensors | {"up": tensors["up"] * w.strength})
     if odd := tensors.keys() - row.tensors.keys():
         raise ConfigError(f"method.start {path}: holds {', '.join(sorted(odd))} tensors, which are not trained here", "start without it")
     first = next(k for k in row.folded if k in tensors)

@@ -1,0 +1,122 @@
+"""Whether what a file holds has a place in a base: every layer by its name, its shape, and its bias."""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import NamedTuple
+
+from torch import nn
+
+from finetune.adapters import leaves
+from finetune.adapters.layouts import Modules, Place
+from finetune.adapters.weights import Weights
+from finetune.families.load import Family
+
+KNOWN = ("sd15", "sd21", "sdxl", "flux-dev")  # bases whose configs ship with the package, one for each set of shapes
+
+
+class Shape(NamedTuple):
+    weight: tuple[int, ...]
+    bias: tuple[int, ...] | None
+
+
+Shapes = Callable[[str], Mapping[str, Shape] | None]  # a part's layers by their names without `text_model.`; None: there is no such part
+
+
+def bare(module: str) -> str:
+    """Without `text_model.`, which newer versions of transformers leave out of CLIP's names."""
+    return module.removeprefix("text_model.")
+
+
+def shapes(net: nn.Module) -> dict[str, Shape]:
+    """The layers of a network that have a weight."""
+    out = {}
+    for name, layer in net.named_modules():
+        weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+        if weight is not None:
+            out[bare(name)] = Shape(tuple(weight.shape), None if bias is None else tuple(bias.shape))
+    return out
+
+
+def shapes_of(family: Family) -> Shapes:
+    """Those of a base, from its configs alone."""
+    made: dict[str, dict[str, Shape]] = {}
+
+    def of(part: str) -> Mapping[str, Shape] | None:
+        if part not in family.spec.parts:
+            return None
+        if part not in made:
+            made[part] = shapes(family.parts.skeleton(part))
+        return made[part]
+
+    return of
+
+
+def misfit(of: Shapes, modules: Modules) -> str | None:
+    """What the base lacks for the first module that does not fit it, in words; None if all fit."""
+    for (part, module), w in modules.items():
+        there = of(part)
+        if there is None:
+            return f"has no {part}"
+        shape = there.get(bare(module))
+        if shape is None:
+            return f"has no layer for {part}.{module}"
+        if "diff_b" in w.tensors and (shape.bias is None or shape.bias != tuple(w.tensors["diff_b"].shape)):
+            there_is = "none" if shape.bias is None else list(shape.bias)
+            return f"has another bias at {part}.{module} ({there_is}, not {list(w.tensors['diff_b'].shape)})"
+        if not _fits(w, shape.weight):
+            theirs = list(w.tensors["down"].shape[1:]) if "down" in w.tensors else w.size[1]
+            return f"has another width at {part}.{module} ({list(shape.weight)}, not {w.size[0]} of {theirs})"
+    return None
+
+
+def weight_shape(of: Shapes, place: Place) -> tuple[int, ...]:
+    """That of a module that has been found to fit."""
+    layers = of(place[0])
+    assert layers is not None  # noqa: S101  it fits
+    return layers[bare(place[1])].weight
+
+
+def _fits(w: Weights, shape: Sequence[int]) -> bool:
+    own = {name: tuple(t.shape) for name, t in w.shaped(shape).tensors.items()}
+    if w.size[0] not in (0, shape[0]) or not _norms_fit(own, shape):
+        return False
+    if w.kind in ("lora", "dora") and "mid" not in own:  # PEFT's layers take the shape of the layer's own weight, kernel and all
+        return own["down"][1:] == tuple(shape[1:]) and len(own["up"]) == len(shape) and set(own["up"][2:]) <= {1}
+    return leaves.numbers(own) in (0, prod(shape))
+
+
+def _norms_fit(own: Mapping[str, Sequence[int]], shape: Sequence[int]) -> bool:
+    allowed = {"rows": {shape[0]}, "dora": set(shape[:2]), "rescale": {1, shape[0]}}
+    return all(prod(own[name]) in sizes for name, sizes in allowed.items() if name in own)
+
+
+def known_base(family: str, modules: Modules) -> tuple[str, Shapes] | None:
+    """The known base of a family whose widths a file has, with its shapes; None for a file of a model of another size.
+
+    A file that tells no width (without cross-attention, say) is of the one that it fits whole, if there is one.
+    """
+    candidates = {name: of for name in KNOWN if (of := _shipped(name, family)) is not None}
+    for name, of in candidates.items():
+        if _told(of, modules) or misfit(of, modules) is None:
+            return name, of
+    return None
+
+
+# Layers whose shapes tell the sizes of a family's models apart.
+_TELLING = (".attn2.to_k", ".attn2.to_v", ".attn.to_q", ".attn.add_q_proj", ".proj_mlp", ".ff_context.net.0.proj")
+
+
+def _told(of: Shapes, modules: Modules) -> bool:
+    return any(place[1].endswith(_TELLING) and misfit(of, {place: w}) is None for place, w in modules.items())
+
+
+def _shipped(name: str, family: str) -> Shapes | None:
+    from finetune.families import load, single_file
+    from finetune.families.source import Source
+    from finetune.families.spec import FAMILIES
+
+    configs = single_file.shipped(name)
+    spec = next(s for s in FAMILIES if configs["model_index.json"]["_class_name"] in s.pipelines)
+    if spec.name != family:
+        return None
+    return shapes_of(load.family(Source(name, single_file.skeleton(configs), spec)))

@@ -1,0 +1,38 @@
+"""An adapter file in another layout, with the weights of its base where what it changes depends on them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from finetune.adapters import dense
+from finetune.adapters.convert import convert
+from finetune.adapters.read import read
+from finetune.families import load
+from finetune.sampling import apply
+from finetune.sampling.generate import Request, check, choose_base
+
+
+def rewrite(
+    path: Path, to: str, out: Path | None, family: str | None, rank: int | None, base: str | None, say: Callable[[str], None]
+) -> Path:  # fmt: skip
+    """`convert`, on the base that is given or that the file names.
+
+    Raises:
+        DataError, ConfigError: see `convert`; or the file does not fit the base.
+    """
+    needed = to in ("full", "svd") and dense.needs_base(read(path, family).modules)
+    return convert(path, to, out, family, rank, _weights(path, base) if needed else None, say)
+
+
+def _weights(path: Path, base: str | None) -> dense.Base:
+    """The own weights of the layers that a file changes."""
+    adapter = read(path)
+    family = load.family(choose_base(base, [adapter]))
+    check(family, Request([], base=base), [adapter])
+
+    def weight(part: str, module: str) -> Tensor:
+        found: Tensor = apply.layer(family.parts.load(part), module).weight
+        return found
+
+    return weight
