@@ -1,6 +1,7 @@
 """Whether what a file holds has a place in a base: every layer by its name, its shape, and its bias."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from math import prod
 from typing import NamedTuple
 
@@ -110,6 +111,7 @@ def _told(of: Shapes, modules: Modules) -> bool:
     return any(place[1].endswith(_TELLING) and misfit(of, {place: w}) is None for place, w in modules.items())
 
 
+@cache
 def _shipped(name: str, family: str) -> Shapes | None:
     from finetune.families import load, single_file
     from finetune.families.source import Source

@@ -16,7 +16,8 @@ FLUX = frozenset({"flux"})
 LOW_RANK = frozenset({"lora", "dora"})
 LYCORIS = frozenset({"loha", "lokr", "full"})
 OFT = frozenset({"oft"})  # LyCORIS's rotations, which other tools write: ours are written as whole differences
-OUTER = ("conv_in", "conv_out", "time_embedding.", "add_embedding.")
+OUTER = ("conv_in", "conv_out", "time_embedding.", "add_embedding.")  # of a U-Net
+LAST = ("norm_out.", "proj_out")  # of FLUX.1
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,13 @@ class Traits:
     family: str
     layout: str
     kinds: frozenset[str]
-    outer: bool = False  # it changes layers that stand outside the blocks of a U-Net
+    outer: bool = False  # it changes layers that stand outside the blocks, which some readers overlook
     mixed: bool = False  # its modules are of several ranks
     more: bool = False  # it holds changes of biases, or embeddings
 
     @classmethod
     def of(cls, family: str, layout: str, kinds: Iterable[str], modules: Collection[str], ranks: Collection[int], more: bool) -> "Traits":
-        outer = family in UNETS and any(m.startswith(OUTER) for m in modules)
+        outer = any(m.startswith(OUTER if family in UNETS else LAST) for m in modules)
         return cls(family, layout, frozenset(kinds), outer, len(set(ranks)) > 1, more)
 
 
@@ -90,6 +91,7 @@ RULES = (
     Rule(("ComfyUI",), WRONG, ("diffusers",), DORA, FLUX, f"{DROPS}: 20 % of the change is off"),
     # U-Nets in kohya's layout
     Rule(("sd-scripts",), PART, ("kohya",), families=UNETS, outer=True, says="leaves conv_in, conv_out, time and label embeddings out"),
+    Rule(("diffusers",), PART, ("kohya",), frozenset({"lora"}), FLUX, "leaves the last layers, norm_out and proj_out, out", outer=True),
     Rule(("diffusers",), EXACT, ("kohya",), frozenset({"lora"}), UNETS, SWAPS, mixed=True),
     Rule(("diffusers",), EXACT, ("kohya",), frozenset({"lora"})),
     Rule(("diffusers",), UNREAD, ("kohya",), LYCORIS | DORA, says="reads LoRA and DoRA alone"),

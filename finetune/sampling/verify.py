@@ -111,12 +111,13 @@ def _tolerance(adapter: Adapter, answer: Tensor, change: float) -> float:
 
 def _why(adapter: Adapter) -> str:
     """Why diffusers' reader may make something else of it, as far as is known."""
-    if adapter.family and (known := [r for r in readings(adapter.traits) if r.tool == "diffusers" and r.how == WRONG]):
-        return known[0].says
+    known = [r for r in readings(adapter.traits) if r.tool == "diffusers" and r.how == WRONG] if adapter.family else []
+    norms = {w.kind for w in adapter.modules.values()} == {"dora"}
     alphas = {w.alpha for w in adapter.modules.values()}
+    reasons = [known[0].says] if known else ["it leaves DoRA's norms out in this layout"] if norms and adapter.layout == "kohya" else []
     if adapter.layout == "kohya" and len(alphas) > 1:
-        return "its modules' alphas differ, and it takes one for all of a file; `ft adapter convert` folds them in"
-    return ""
+        reasons.append("its modules' alphas differ, and it takes one for all of a file; `ft adapter convert` folds them in")
+    return "; ".join(reasons)
 
 
 def _flat(text: dict[str, Tensor]) -> Tensor:
