@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from finetune import files
 from finetune.adapters.original import single
-from finetune.adapters.write import DTYPES
+from finetune.adapters.write import DTYPES, hashed
 from finetune.errors import ConfigError, FinetuneError
 
 CONTRACT = "finetune.json"  # beside model_index.json: how the model must be used
@@ -106,12 +106,6 @@ def write(
     files.write(path, fill)
 
 
-def facts(adapter: Mapping[str, str]) -> dict[str, str]:
-    """An adapter's header facts as a whole model's."""
-    kept = {k: v for k, v in adapter.items() if not k.startswith("ss_network")}
-    return kept | {"modelspec.architecture": adapter["modelspec.architecture"].removesuffix("/lora")}
-
-
 def write_single(
     path: Path, nets: Mapping[str, nn.Module], openclip: bool, marks: Sequence[str], dtype: str, metadata: Mapping[str, str]
 ) -> None:
@@ -121,4 +115,5 @@ def write_single(
     """
     state = single({part: cast(net, dtype, part) for part, net in nets.items()}, openclip)
     state |= {mark: torch.zeros(0) for mark in marks}
-    files.write_bytes(path, files.safetensors({k: t.to(DTYPES[dtype]) for k, t in state.items()}, metadata))
+    state = {k: t.to(DTYPES[dtype]) for k, t in state.items()}
+    files.write_bytes(path, files.safetensors(state, hashed(state, metadata)))
