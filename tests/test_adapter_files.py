@@ -263,12 +263,13 @@ def test_the_card_has_the_hubs_front_matter_and_escapes_what_users_wrote(train: 
 
 def test_a_hub_bases_licence_is_said(bases: Bases) -> None:
     from finetune.adapters.card import card, escape
-    from finetune.adapters.contract import Contract, header
+    from finetune.adapters.contract import Contract, Labels, header
 
     contract = Contract("owner/name", "abc", "0", "flux", "flow", 1024, None, 3.5, 28, "euler", 8, 8.0, 100)
     text = card(contract, "x", {"adapter": "x.safetensors"}, {"a|b": "<b>"}, "apache-2.0", [])
     assert "base_model: owner/name" in text and "license: apache-2.0" in text and "&lt;b&gt;" in text and "<Gallery />" not in text
-    assert header(contract, "x", "flux-1-dev", "flux1", "apache-2.0")["modelspec.license"] == "apache-2.0"
+    labels = Labels("flux-1-dev", "flux1", {"adapter": "diffusers"})
+    assert header("adapter", contract, "x", labels, "apache-2.0")["modelspec.license"] == "apache-2.0"
     assert escape("a\nb [x](y)") == r"a b \[x\]\(y\)"
 
 

@@ -38,7 +38,7 @@ def walk(
             p += torch.randn(400, generator=g)
         kept.update({"p": p}, step)
         if (step + 1) % every == 0:
-            kept.put_down(folder, step + 1)
+            kept.put_down(folder, step + 1, {})
     return kept.tracked
 
 

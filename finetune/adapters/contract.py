@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 KEY = "ft.contract"
 
@@ -25,7 +26,7 @@ class Contract:
     training_alpha: float
     trained_steps: int
     clip_skip: int = 0
-    adapter: str = "lora"
+    adapter: str | None = "lora"  # its type; None in embeddings and whole models (older ones say lora there, too)
     zero_terminal_snr: bool = False  # the base's schedule is to be rescaled so that it ends in pure noise
     timestep_spacing: str | None = None  # of sampling then: for other readers, as `ft generate` knows both
     guidance_rescale: float = 0.0
@@ -41,47 +42,83 @@ class Contract:
         numbers = (made.resolution, made.guidance, made.steps, made.rank, made.training_alpha, made.trained_steps)
         right = all(isinstance(x, str) for x in texts) and all(isinstance(x, int | float) for x in numbers)
         right = right and isinstance(made.zero_terminal_snr, bool)
-        return made if right and all(isinstance(x, str | None) for x in (made.base_revision, made.trigger)) else None
+        return made if right and all(isinstance(x, str | None) for x in (made.base_revision, made.trigger, made.adapter)) else None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What other tools call a base."""
+
+    architecture: str  # ModelSpec's
+    kohya_version: str  # `ss_base_model_version`
+    codes: Mapping[str, str]  # ModelSpec's `implementation`, whose code the weights are named as in, by kind of file
+
+
+Kind = Literal["adapter", "embedding", "model"]
+SUFFIXES: dict[Kind, str] = {"adapter": "/lora", "embedding": "/textual-inversion", "model": ""}
 
 
 def header(
+    kind: Kind,
     contract: Contract,
     title: str,
-    architecture: str,
-    kohya_version: str,
+    labels: Labels,
     licence: str | None = None,
     lycoris: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """ModelSpec 1.0.1, the `ss_*` keys that readers look at, trigger words, and the contract. No dates, hosts or paths.
 
-    `lycoris` are LyCORIS's arguments, where the keys are its own.
+    `lycoris` are LyCORIS's arguments, where the keys are its own. The hash is for whoever writes the file.
     """
     side = f"{contract.resolution}x{contract.resolution}"
+    if kind != "adapter":
+        contract = replace(contract, adapter=None, rank=0, training_alpha=0.0)
     facts = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{architecture}/lora",
-        "modelspec.implementation": "diffusers",
+        "modelspec.architecture": labels.architecture + SUFFIXES[kind],
+        "modelspec.implementation": labels.codes[kind],
         "modelspec.title": title,
         "modelspec.resolution": side,
-        "modelspec.prediction_type": contract.prediction_type.removesuffix("_prediction"),
-        "ss_base_model_version": kohya_version,
-        "ss_v2": str(kohya_version.startswith("sd_v2")),
-        "ss_network_module": "lycoris.kohya" if lycoris else "networks.lora",
-        "ss_network_dim": str(contract.rank),
-        "ss_network_alpha": str(float(contract.rank)),  # as written: the training alpha is folded in
+        "ss_base_model_version": labels.kohya_version,
+        "ss_v2": str(labels.kohya_version.startswith("sd_v2")),
         "ss_output_name": title,
         "ss_sd_model_name": contract.base,
         "ss_resolution": f"({contract.resolution}, {contract.resolution})",
         "ss_steps": str(contract.trained_steps),
         KEY: json.dumps(asdict(contract), sort_keys=True),
     }
-    if lycoris:
-        facts["ss_network_args"] = json.dumps(dict(lycoris), sort_keys=True)
+    if contract.prediction_type != "flow":  # of which ModelSpec knows nothing
+        facts["modelspec.prediction_type"] = contract.prediction_type.removesuffix("_prediction")
+    if kind == "adapter":
+        facts |= _network(contract, lycoris)
     if licence:
         facts["modelspec.license"] = licence  # of the base
     if contract.trigger:
         facts |= {"modelspec.trigger_phrase": contract.trigger, "trained_words": contract.trigger}
+    return facts
+
+
+def _network(contract: Contract, lycoris: Mapping[str, str] | None) -> dict[str, str]:
+    facts = {
+        "ss_network_module": "lycoris.kohya" if lycoris else "networks.lora",
+        "ss_network_dim": str(contract.rank),
+        "ss_network_alpha": str(float(contract.rank)),  # as written: the training alpha is folded in
+    }
+    return facts | ({"ss_network_args": json.dumps(dict(lycoris), sort_keys=True)} if lycoris else {})
+
+
+TAGS = "ss_tag_frequency"
+
+
+def of_data(pictures: int, tags: Mapping[str, int] | None) -> dict[str, str]:
+    """What a header says of the data: how many pictures an epoch shows; how often they say a tag, where that may be known.
+
+    The tools that read the tags expect them by folder, whose names are nobody's business: all stand under one.
+    """
+    facts = {"ss_num_train_images": str(pictures)}
+    if tags is not None:
+        facts[TAGS] = json.dumps({"pictures": dict(tags)}, sort_keys=True)
     return facts
 
 

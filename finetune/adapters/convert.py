@@ -99,6 +99,5 @@ def _write_embedding(adapter: Adapter, token: str, target: Path, say: Callable[[
     path = target.with_name(f"{target.stem}-{embedding.slug(token)}.safetensors")
     if path.exists():
         raise ConfigError(f"{path}: is there already", "choose another --out")
-    facts = embedding.metadata_facts(adapter.metadata) if "modelspec.architecture" in adapter.metadata else {}
-    embedding.write(path, token, adapter.embeddings[token], None, facts)
+    embedding.write(path, token, adapter.embeddings[token], None, {})
     say(f"wrote {path}: the embedding of {token}, which came along")

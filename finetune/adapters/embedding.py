@@ -14,7 +14,7 @@ from finetune.adapters.contract import Contract
 from finetune.adapters.header import header_of
 from finetune.adapters.keys import EMBEDDED
 from finetune.adapters.read import Adapter
-from finetune.adapters.write import DTYPES
+from finetune.adapters.write import DTYPES, hashed
 from finetune.errors import DataError, FinetuneError
 
 
@@ -70,7 +70,7 @@ def write(path: Path, token: str, rows: Mapping[str, Tensor], dtype: str | None,
     if not all(bool(torch.isfinite(t).all()) for t in cast.values()):
         raise FinetuneError(f"{path}: not finite as {dtype}; nothing was written", "lower --lr, or --set run.save_dtype=fp32")
     said = {"token": token, "vectors": str(len(next(iter(rows.values()))))}
-    files.write_bytes(path, files.safetensors(cast, {**facts, **said}))
+    files.write_bytes(path, files.safetensors(cast, hashed(cast, {**facts, **said})))
     back = read(path)
     if back.token != token or any(not torch.equal(t.float(), back.rows[k]) for k, t in cast.items()):
         raise FinetuneError(f"{path}: what was read back differs from what was written", "check the disk")
@@ -94,9 +94,3 @@ def read(path: Path) -> Embedding:
         raise DataError(f"{path}: {bad[0]} holds numbers that are not finite")
     token = metadata.get("token") or (path.stem if known else next(iter(rows)))
     return Embedding(path, token, rows, metadata)
-
-
-def metadata_facts(facts: Mapping[str, str]) -> dict[str, str]:
-    """An adapter's header facts as an embedding's: another architecture word, no rank."""
-    kept = {k: v for k, v in facts.items() if k not in ("ss_network_module", "ss_network_dim", "ss_network_alpha")}
-    return kept | {"modelspec.architecture": facts["modelspec.architecture"].replace("/lora", "/textual-inversion")}

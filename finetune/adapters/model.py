@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from finetune import files
 from finetune.adapters.original import single
-from finetune.adapters.write import DTYPES
+from finetune.adapters.write import DTYPES, hashed
 from finetune.errors import ConfigError, FinetuneError
 
 CONTRACT = "finetune.json"  # beside model_index.json: how the model must be used
@@ -58,6 +58,18 @@ def copy(source: Path, to: Path, variant: str | None) -> None:
         file.replace(to / file.name.replace(f".{variant}", ""))
 
 
+def open_alike(folder: Path) -> None:
+    """Has every part of a pipeline open in one precision where none is asked for.
+
+    diffusers opens its own networks as float32 then, transformers (5) as their configs say, or else as the weights are on the disk.
+    """
+    for path in folder.glob("*/config.json"):
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if "_class_name" not in facts:  # which diffusers' configs have
+            facts.pop("torch_dtype", None)  # the name that transformers 4 wrote
+            path.write_text(json.dumps(facts | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def write(
     source: Path, variant: str | None, path: Path, nets: Mapping[str, nn.Module], dtype: str, contract: Mapping[str, Any],
     schedule: Mapping[str, Any],
@@ -86,17 +98,12 @@ def write(
                 save(nets[part], folder / part, dtype)
             elif (source / part).is_dir():
                 copy(source / part, folder / part, variant)
+        open_alike(folder)
         own = folder / "scheduler" / "scheduler_config.json"
         if json.loads(own.read_text(encoding="utf-8")) != schedule:
             own.write_text(json.dumps(dict(schedule), indent=2, sort_keys=True), encoding="utf-8")
 
     files.write(path, fill)
-
-
-def facts(adapter: Mapping[str, str]) -> dict[str, str]:
-    """An adapter's header facts as a whole model's."""
-    kept = {k: v for k, v in adapter.items() if not k.startswith("ss_network")}
-    return kept | {"modelspec.architecture": adapter["modelspec.architecture"].removesuffix("/lora")}
 
 
 def write_single(
@@ -108,4 +115,5 @@ def write_single(
     """
     state = single({part: cast(net, dtype, part) for part, net in nets.items()}, openclip)
     state |= {mark: torch.zeros(0) for mark in marks}
-    files.write_bytes(path, files.safetensors({k: t.to(DTYPES[dtype]) for k, t in state.items()}, metadata))
+    state = {k: t.to(DTYPES[dtype]) for k, t in state.items()}
+    files.write_bytes(path, files.safetensors(state, hashed(state, metadata)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from finetune import files
 from finetune.adapters import layouts
@@ -39,8 +40,8 @@ def export(
             raise FinetuneError(
                 f"{key}: not finite as {dtype or tensor.dtype}; nothing was written", "lower --lr, or --set run.save_dtype=fp32"
             )
-    digest = data_hash(state)
-    metadata = {**facts, "modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
+    metadata = hashed(state, facts)
+    metadata["sshs_model_hash"] = metadata["modelspec.hash_sha256"].removeprefix("0x")
     metadata["sshs_legacy_hash"] = legacy_hash(state, {k: v for k, v in metadata.items() if k.startswith("ss_")})
     if layout == "diffusers":
         metadata["lora_adapter_metadata"] = layouts.diffusers_metadata(cast)
@@ -71,7 +72,8 @@ def legacy_hash(state: layouts.State, facts: Mapping[str, str]) -> str:
     return hashlib.sha256(files.safetensors(state, facts)[0x100000:0x110000]).hexdigest()[:8]
 
 
-def data_hash(state: layouts.State) -> str:
-    """sha256 of the file's bytes after its header: what ModelSpec and the kohya tools mean by a model's hash."""
-    data = files.safetensors(state, {})
-    return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+def hashed(state: Mapping[str, Tensor], facts: Mapping[str, str]) -> dict[str, str]:
+    """A header's facts with ModelSpec's hash of the model: sha256 of the file's bytes after its header."""
+    data = memoryview(files.safetensors(state, {}))
+    digest = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+    return {**facts, "modelspec.hash_sha256": f"0x{digest}"}

@@ -68,6 +68,9 @@ class Run(Section):
         "a diffusers folder or a single file",
     )
     save_dtype: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="number format of the adapter file")
+    publish_tags: bool = Field(
+        False, description="count the captions' tags in the files' headers, where interfaces show them and everybody can read them"
+    )
     processes: Positive | None = Field(None, description="number of processes that must take part, asserted at the start")
     tensorboard: bool = Field(False, description="also log to <out>/tensorboard")
 
@@ -232,5 +235,5 @@ def spoken(word: str) -> re.Pattern[str]:
 # What may differ when a run goes on: none of it changes what the steps so far have learned.
 FREE_SETTINGS = {
     "optim.steps", "run.out", "run.name", "run.checkpoint_every", "run.keep", "run.log_every", "run.holdout_every", "run.sample_prompt",
-    "run.sample_every", "run.format", "run.save_dtype", "run.tensorboard", "run.processes",
+    "run.sample_every", "run.format", "run.save_dtype", "run.publish_tags", "run.tensorboard", "run.processes",
 }  # fmt: skip

@@ -10,6 +10,11 @@ from finetune.data.sample import Item
 WILDCARD = re.compile(r"\{([^{}]*)\}")
 
 
+def tags(caption: str) -> list[str]:
+    """What stands between its commas."""
+    return [t.strip() for t in caption.split(",") if t.strip()]
+
+
 @dataclass(frozen=True)
 class Wording:
     """How captions are made: one for all, or the pictures' own with `trigger` in front of those that lack it and all of `tokens`.
@@ -56,12 +61,12 @@ class Wording:
             caption = _choose(caption, *key, plain=variant == 0)
         if variant == 0 or not (self.shuffle or self.drop):
             return caption
-        tags = [t.strip() for t in caption.split(",") if t.strip()]
-        kept, rest = tags[: self.keep], list(enumerate(tags[self.keep :]))
+        parts = tags(caption)
+        kept, rest = parts[: self.keep], list(enumerate(parts[self.keep :]))
         rest = [(i, t) for i, t in rest if keys.uniform(*key, "drop", i) >= self.drop]
         if self.shuffle:
             rest.sort(key=lambda it: keys.number(*key, "shuffle", it[0]))
-        return ", ".join([*kept, *(t for _, t in rest)] or tags[:1])
+        return ", ".join([*kept, *(t for _, t in rest)] or parts[:1])
 
     def _summon(self, caption: str) -> str:
         if not self.trigger:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from finetune.data import decode
 from finetune.data.buckets import kept
+from finetune.data.captions import tags
 from finetune.data.index import Index
 from finetune.data.sample import Found, Pictures, Sample
 from finetune.errors import DataError
@@ -174,8 +175,8 @@ def _captions(samples: Sequence[Sample], trigger: str | None, report: Report) ->
     report.facts["captions"] = len(said)
     if trigger:
         report.facts["trigger"] = {"word": trigger, "captions": sum(trigger in s.caption for s in samples)}
-    tags = Counter(tag.strip() for s in samples for tag in s.caption.split(",") if tag.strip())
-    report.facts["most frequent tags"] = {tag: n for tag, n in tags.most_common(10) if n > 1}
+    said_tags = Counter(tag for s in samples for tag in tags(s.caption))
+    report.facts["most frequent tags"] = {tag: n for tag, n in said_tags.most_common(10) if n > 1}
 
 
 def _sizes(samples: Sequence[Sample], report: Report) -> None:

@@ -1,9 +1,13 @@
 """Torch-free facts about families and bases, for the command line and the plan."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 CLIP_TARGETS = {"attention": CLIP_ATTENTION, "attention+ff": (*CLIP_ATTENTION, "fc1", "fc2"), "all-linear": (*CLIP_ATTENTION, "fc1", "fc2")}
+
+KINDS = ("adapter", "embedding", "model")
+STABILITY = "https://github.com/Stability-AI/generative-models"
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class FamilySpec:
     text_targets: dict[str, tuple[str, ...]] = field(default_factory=lambda: CLIP_TARGETS)
     single_file: bool = True  # whether a whole model can be written as one file in the original layout
     inert: tuple[str, ...] = ()  # endings of trainable tensors that may have no gradient
+    # ModelSpec's `implementation`, whose code the tensors are named as in, by kind of file and by sd-scripts' rule.
+    codes: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(KINDS, "diffusers"))
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -60,6 +66,7 @@ STABLE_DIFFUSION = FamilySpec(
     sampler="ddim",
     taught_text=("text_encoder",),
     embedding_keys={"text_encoder": "emb_params"},
+    codes=dict.fromkeys(KINDS, STABILITY) | {"adapter": "diffusers"},
 )
 
 STABLE_DIFFUSION_XL = FamilySpec(
@@ -75,6 +82,7 @@ STABLE_DIFFUSION_XL = FamilySpec(
     sampler="euler",
     taught_text=("text_encoder", "text_encoder_2"),
     embedding_keys={"text_encoder": "clip_l", "text_encoder_2": "clip_g"},
+    codes=dict.fromkeys(KINDS, STABILITY),
 )
 
 FLUX_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -97,6 +105,7 @@ FLUX = FamilySpec(
     taught_text=("text_encoder",),  # CLIP: nobody trains T5
     single_file=False,
     embedding_keys={"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
+    codes=dict.fromkeys(KINDS, "https://github.com/black-forest-labs/flux"),
 )
 
 # Of a schedule that ends in pure noise, and is sampled from there (Lin et al. 2023, arXiv:2305.08891).

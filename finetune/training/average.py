@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from finetune import config, files
+from finetune.adapters.contract import TAGS
+from finetune.adapters.header import header_of
 from finetune.errors import ConfigError, DataError
 from finetune.families import load
 from finetune.methods import method
@@ -63,8 +65,9 @@ class PowerAverages:
             for name, tensor in average.items():
                 tensor.copy_(saved[f"{i}/{name}"])
 
-    def put_down(self, folder: Path, step: int) -> None:
-        files.write_bytes(folder / f"step-{step:08d}.safetensors", files.safetensors(self.state(), {}))
+    def put_down(self, folder: Path, step: int, data: Mapping[str, str]) -> None:
+        """With what the files of the run say of the data, which may be elsewhere when an average is written."""
+        files.write_bytes(folder / f"step-{step:08d}.safetensors", files.safetensors(self.state(), data))
 
 
 Numbers = NDArray[np.float64]
@@ -128,4 +131,5 @@ def write(folder: Path, length: float, name: str | None) -> dict[str, Path]:
     for key, parameter in trainable.items():
         parameter.copy_(tensors[key])
     said = result.contract(job, family, family.source.fingerprint(family.spec.denoiser), side(job, family), learned, step)
-    return result.write(folder, job, family, said, nets, name or f"{job.run.name}-average-{length:g}")
+    data = {k: v for k, v in header_of(snapshots[-1]).metadata.items() if k != TAGS or job.run.publish_tags}
+    return result.write(folder, job, family, said, data, nets, name or f"{job.run.name}-average-{length:g}")

@@ -47,8 +47,9 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], out: Path) -> No
 
 
 def written_as(job: Job) -> dict[str, str]:
-    """The free settings that the written files depend on."""
-    return {
+    """The free settings that the written files depend on; one that is newer than the record of a run only where it is not its default."""
+    tags = {"publish_tags": "yes"} if job.run.publish_tags else {}
+    return tags | {
         "name": job.run.name,
         "format": job.run.format,
         "save_dtype": job.run.save_dtype,

@@ -1,5 +1,6 @@
 """What a finished run hands over: an adapter, new tokens' embeddings or a whole model, and the model card."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,13 +12,15 @@ from torch import nn
 from finetune import files
 from finetune.adapters import dense, embedding, model
 from finetune.adapters.card import card, place
-from finetune.adapters.contract import Contract, for_rank, header
+from finetune.adapters.contract import Contract, Kind, Labels, for_rank, header, of_data
 from finetune.adapters.convert import silent
 from finetune.adapters.layouts import Place, unnamed
 from finetune.adapters.readers import Traits, readings, sentences
 from finetune.adapters.weights import Weights
 from finetune.adapters.write import DTYPES, export
 from finetune.config.job import Job
+from finetune.data.captions import tags
+from finetune.data.sample import Sample
 from finetune.errors import ConfigError
 from finetune.families import single_file
 from finetune.families.load import Family
@@ -131,26 +134,39 @@ def contract(
         rank=usual.rank if m.adapts else 0,
         training_alpha=usual.alpha if m.adapts else 0.0,
         trained_steps=steps_done or job.optim.steps,
-        adapter=m.kind if m.adapts else "lora",
+        adapter=m.kind if m.adapts else None,
         zero_terminal_snr=where.zero_snr,
         timestep_spacing="trailing" if where.zero_snr else None,
         guidance_rescale=where.guidance_rescale if where.zero_snr else 0.0,
     )
 
 
+def of_pictures(job: Job, train: Sequence[Sample]) -> dict[str, str]:
+    """What the files' headers say of the data; of its captions only with run.publish_tags."""
+    said = Counter(tag for s in train for tag in tags(s.caption.lower()))
+    return of_data(round(sum(s.times for s in train)), said if job.run.publish_tags else None)
+
+
 def write(
-    out: Path, job: Job, family: Family, said: Contract, nets: Mapping[str, nn.Module], name: str,
+    out: Path, job: Job, family: Family, said: Contract, data: Mapping[str, str], nets: Mapping[str, nn.Module], name: str,
     say: Callable[[str], None] = silent,
 ) -> dict[str, Path]:  # fmt: skip
-    """The files of a run, by kind: `adapter`, `model`, `embedding` (`embedding-2` of a second new token and so on)."""
-    m, written = job.method, {}
-    facts = header(said, name, *family.labels(), family.source.licence, lycoris(job) if m.adapts else None)
+    """The files of a run, by kind: `adapter`, `model`, `embedding` (`embedding-2` of a second new token and so on).
+
+    `data` is what the headers say of it, `of_pictures`.
+    """
+    m, written = job.method, dict[str, Path]()
+    labels, theirs = Labels(*family.labels(), family.spec.codes), lycoris(job) if m.adapts else None
+
+    def facts(kind: Kind) -> dict[str, str]:
+        return {**header(kind, said, name, labels, family.source.licence, theirs), **data}
+
     if m.adapts:
-        written["adapter"] = write_adapter(out, job, family, facts, nets, name, say)
+        written["adapter"] = write_adapter(out, job, family, facts("adapter"), nets, name, say)
     if m.kind == "full":
-        written["model"] = write_model(out, job, family, said, nets, name)
+        written["model"] = write_model(out, job, family, said, facts("model"), nets, name)
     if m.new_tokens:
-        written |= write_embeddings(out, job, family, facts, nets, name)
+        written |= write_embeddings(out, job, family, facts("embedding"), nets, name)
     return written
 
 
@@ -186,12 +202,13 @@ def write_adapter(
     return path
 
 
-def write_model(out: Path, job: Job, family: Family, said: Contract, nets: Mapping[str, nn.Module], name: str) -> Path:
+def write_model(
+    out: Path, job: Job, family: Family, said: Contract, facts: Mapping[str, str], nets: Mapping[str, nn.Module], name: str
+) -> Path:
     own = {family.spec.denoiser if part == DENOISER else part: nets[part] for part in method.taught(family, job)}
     if job.run.format == "single":
         whole = own | {part: family.parts.load(part) for part in family.spec.parts if part not in own}
         path, second = out / f"{name}.safetensors", family.labels()[1].startswith("sd_v2")
-        facts = model.facts(header(said, name, *family.labels(), family.source.licence))
         how = family.source.config("scheduler")
         marks = {"v_pred": how.get("prediction_type") == "v_prediction", "ztsnr": bool(how.get("rescale_betas_zero_snr"))}
         model.write_single(path, whole, second, [k for k, holds in marks.items() if holds], job.run.save_dtype, facts)
@@ -216,7 +233,7 @@ def write_embeddings(
         if path in written.values():
             path = out / f"{name}-{embedding.slug(token)}-{i}.safetensors"
         mine = {key: rows[part][token] for part, key in keys.items()}
-        embedding.write(path, token, mine, job.run.save_dtype, embedding.metadata_facts(facts))
+        embedding.write(path, token, mine, job.run.save_dtype, facts)
         written["embedding" if i == 0 else f"embedding-{i + 1}"] = path
     return written
 

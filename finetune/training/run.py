@@ -257,7 +257,7 @@ class Runner:
                 "skipped": training.skipped,
             }
             if training.averages:
-                training.averages.put_down(self.out / "averages", step)
+                training.averages.put_down(self.out / "averages", step, self.of_pictures)
             checkpoint.save(self.out / "checkpoints", step, state, facts, self.job.run.keep)
         self.accelerator.wait_for_everyone()
 
@@ -307,8 +307,12 @@ class Runner:
     def contract(self) -> Contract:
         return result.contract(self.job, self.family, self.base_sha, self.side, self.start)
 
+    @property
+    def of_pictures(self) -> dict[str, str]:
+        return result.of_pictures(self.job, self.pictures.train)
+
     def export(self, nets: Mapping[str, Any], name: str) -> dict[str, Path]:
-        return result.write(self.out, self.job, self.family, self.contract, nets, name, self.tracker.say)
+        return result.write(self.out, self.job, self.family, self.contract, self.of_pictures, nets, name, self.tracker.say)
 
     def final_samples(self, written: Mapping[str, Path]) -> list[tuple[str, str]]:
         """Pictures from the written files, not from the live networks, which have to go first."""

@@ -60,7 +60,9 @@ def train(node_modules: Path, out: Path) -> None:
         ResNetForImageClassification.from_pretrained(out / "judge").half().save_pretrained(TINY / "judge")
     for config in TINY.rglob("*.json"):  # where the parts lay on this machine is nobody's business
         lines = config.read_text(encoding="utf-8").splitlines(keepends=True)
-        config.write_text("".join(line for line in lines if '"_name_or_path"' not in line), encoding="utf-8")
+        # ... and the weights are half precision on the disk alone: what opens them without being told opens all of them as float32
+        kept = "".join(line for line in lines if '"_name_or_path"' not in line).replace('"dtype": "float16"', '"dtype": "float32"')
+        config.write_text(kept, encoding="utf-8")
         json.loads(config.read_text(encoding="utf-8"))
     names = [n.strip() for n in DEMO_NAMES.replace("\n", "").split(";") if n.strip()]
     everyone = emojis(node_modules)

@@ -1,0 +1,96 @@
+"""What the package ships and what runs write, drawn by diffusers alone, in a process of its own, as the documents print it."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPImageProcessor
+
+from finetune import config
+from finetune.bases import TINY
+from finetune.families import source
+from finetune.training.run import train
+
+Bases = Callable[[str], Path]
+FULL: dict[str, Any] = {"method": {"kind": "full"}, "data": {"resolution": 16}, "optim": {"steps": 1}}
+
+# Each folder with no argument, and in both halves; what is in another precision than the rest would raise, and black pictures are NaN.
+OPEN_EACH = """
+import json, sys, warnings
+import numpy, torch
+from diffusers import DiffusionPipeline
+warnings.simplefilter("ignore")
+out = []
+for folder in sys.argv[1:]:
+    for how in ({}, {"dtype": torch.float16}, {"torch_dtype": torch.float16}, {"dtype": torch.bfloat16}, {"torch_dtype": torch.bfloat16}):
+        pipe = DiffusionPipeline.from_pretrained(folder, **how)
+        pipe.set_progress_bar_config(disable=True)
+        kinds = {str(net.dtype) for net in pipe.components.values() if isinstance(net, torch.nn.Module)}
+        picture = pipe("red disc", num_inference_steps=1, output_type="np").images
+        out.append([folder, str(how), sorted(kinds), float(numpy.ptp(picture))])
+print(json.dumps(out))
+"""
+
+
+def python(*words: str, cwd: Path | None = None) -> str:
+    """What a fresh interpreter prints."""
+    ran = subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return ran.stdout
+
+
+def guard(base: Path) -> None:
+    """Gives a base a half-precision safety checker, which a run leaves alone and a full fine-tune takes along."""
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    look = CLIPConfig(text_config=size, vision_config=size | {"image_size": 16, "patch_size": 8}, projection_dim=8)
+    StableDiffusionSafetyChecker(look).half().save_pretrained(base / "safety_checker")
+    CLIPImageProcessor(size=16, crop_size=16).save_pretrained(base / "feature_extractor")
+    index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (base / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def half(base: Path, to: Path, said: str | None) -> Path:
+    """A base as many on the Hub are: half-precision text encoders, whose configs say so, or nothing."""
+    shutil.copytree(base, to)
+    for part in to.glob("text_encoder*"):
+        facts = json.loads((part / "config.json").read_text(encoding="utf-8"))
+        facts.pop("dtype", None)
+        (part / "config.json").write_text(json.dumps(facts | ({"torch_dtype": said} if said else {})), encoding="utf-8")
+        weights = {k: t.half() if t.is_floating_point() else t for k, t in load_file(part / "model.safetensors").items()}
+        save_file(weights, part / "model.safetensors", {"format": "pt"})
+    return to
+
+
+def test_folders_draw_with_no_argument_and_in_half_precision(settings: Any, bases: Bases, tmp_path: Path) -> None:
+    folders = [str(TINY)]
+    for name, of, said, more in (
+        ("one", "sd", "float16", {}),
+        ("two", "sdxl", "float16", {"method": {"text_encoder": True}, "run": {"save_dtype": "bf16"}}),
+        ("three", "flux", None, {}),
+    ):
+        base = half(bases(of), tmp_path / f"base-{name}", said)
+        if of == "sd":
+            guard(base)
+        job = config.load.merge({**FULL, "model": {"base": str(base)}, "run": {"out": str(tmp_path / name)}}, more)
+        folders.append(train(config.parse(settings(**job)))["model"])
+    drawn = json.loads(python("-c", OPEN_EACH, *folders))
+    assert len(drawn) == 20
+    for folder, how, kinds, spread in drawn:
+        wanted = re.findall(r"torch\.b?float16", how) or ["torch.float32"]
+        assert kinds == wanted and spread > 0, (folder, how)
+
+
+def test_the_embedded_base_is_known_by_what_earlier_runs_noted() -> None:
+    """Its text encoder's config once said float16, which runs and caches of that time hold the hash of."""
+    where = source.resolve("tiny")
+    assert where.fingerprint("text_encoder") == "baabfcb67044f9090b97703fa21a1b75611ce46e702d34809afebaec4246fa9a"
+    assert where.fingerprint("unet") == "d8d84320657a2fef2011920283b6cbf6fea3668b1f0bfeeb26436635a570144d"
