@@ -94,3 +94,39 @@ def test_the_embedded_base_is_known_by_what_earlier_runs_noted() -> None:
     where = source.resolve("tiny")
     assert where.fingerprint("text_encoder") == "baabfcb67044f9090b97703fa21a1b75611ce46e702d34809afebaec4246fa9a"
     assert where.fingerprint("unet") == "d8d84320657a2fef2011920283b6cbf6fea3668b1f0bfeeb26436635a570144d"
+
+
+CARDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "adapter": ("sd", {}),
+    "adapter of flux": ("flux", {}),
+    "folder": ("sd", FULL),
+    "word": ("sd", {"method": {"kind": "none", "new_tokens": ("<owl>",), "vectors": 2}, "optim": {"lr": 1e-2, "steps": 1}}),
+    "word of xl": ("sdxl", {"method": {"kind": "none", "new_tokens": ("<owl>",), "vectors": 2}, "optim": {"lr": 1e-2, "steps": 1}}),
+    "adapter and word": ("sd", {"method": {"new_tokens": ("<owl>",), "vectors": 2}, "optim": {"steps": 1}}),
+}
+
+
+def test_the_lines_of_a_card_draw(settings: Callable[..., dict[str, Any]], bases: Bases, tmp_path: Path) -> None:
+    """Word for word, each in the folder of its files; where the card names the base without a path, the base's folder stands there."""
+    programs = []
+    for what, (name, more) in CARDS.items():
+        common = {"model": {"base": str(bases(name))}, "data": {"resolution": 16}, "run": {"out": str(tmp_path / what)}}
+        made = settings(**config.load.merge(common, more))
+        made["optim"]["steps"] = 1
+        out = Path(train(config.parse(made))["out"])
+        card = (out / "README.md").read_text(encoding="utf-8")
+        program = re.search(r"```python\n(.*?)```", card, re.S)
+        assert program, what
+        text = program[1].replace(f"from_pretrained({bases(name).name!r})", f"from_pretrained({str(bases(name))!r})")
+        programs.append([str(out), re.sub(r"num_inference_steps=\d+", "num_inference_steps=1", text)])
+        assert "word" not in what or "ComfyUI" in card
+    (tmp_path / "programs.json").write_text(json.dumps(programs))
+    python(
+        "-c",
+        "import json, os, sys\n"
+        "for folder, text in json.load(open(sys.argv[1])):\n"
+        "    os.chdir(folder)\n"
+        "    exec(text, {})\n"
+        "    assert os.path.getsize('picture.png') > 0\n",
+        str(tmp_path / "programs.json"),
+    )

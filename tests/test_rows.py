@@ -11,6 +11,7 @@ import tiny
 import torch
 from parts import in_two_parts
 from safetensors import safe_open
+from safetensors.torch import save_file
 from test_interop import SIDE, Bases, family, fresh, output, through_diffusers, through_ours
 from torch import Tensor
 
@@ -331,3 +332,56 @@ def test_the_rank_of_a_file_is_that_of_its_header(trained: Any) -> None:
     path, _ = trained("lora", method={"init": "pissa", "targets": "attention"})
     with safe_open(path, "pt") as f:
         assert f.metadata()["ss_network_dim"] == "8" and json.loads(f.metadata()["ft.contract"])["rank"] == 4
+
+
+# Whole differences
+
+
+@pytest.mark.parametrize(("kind", "form"), [("dora", "full"), ("dora", "svd"), ("oft", "auto"), ("lora", "full")])
+def test_what_a_run_wrote_can_be_continued_from(kind: str, form: str, trained: Any, make: Make, bases: Bases, tmp_path: Path) -> None:
+    """Of whole differences, rotations and norms are found again; the network begins where the file ends, and what it writes is read."""
+    rank = 2 if (kind, form) == ("dora", "full") else 4  # of layers of 8 to 16: norms are found where the rank is small beside them
+    path, live = trained(kind, run={"format": form, "out": str(tmp_path / "first")}, method={"rank": rank})
+    there = through_ours(family(bases("sd")), path)
+    assert form == "svd" or (there - live).abs().max() < 1e-4
+    assert {w.kind for w in read(path).modules.values()} == {"lora" if form == "svd" else "full"}
+    if form != "svd":
+        assert (through_lycoris(family(bases("sd")), path, "lora_unet") - live).abs().max() < 1e-4
+    on = merge(make(kind), {"method": {"start": str(path)}, "run": {"out": str(tmp_path / "second"), "format": form}})
+    on["method"] = {k: v for k, v in on["method"].items() if k not in ("rank", "alpha", "targets")}
+    plan.plan(config.parse(on))
+    runner = Runner(config.parse(on))
+    runner.prepare()
+    runner.encode()
+    training, _ = runner.assemble()
+    assert (output(training.step.nets["denoiser"].eval(), runner.family) - there).abs().max() < 1e-3
+    runner.train(training, 0)
+    after = read(Path(runner.finish(training)["adapter"]))
+    assert after.modules.keys() == read(path).modules.keys() and after.contract and after.contract.rank == rank
+    assert (through_ours(family(bases("sd")), after.path) - there).abs().max() > 0.02
+
+
+def test_differences_that_are_no_adapter_of_the_rank_are_refused(make: Make, bases: Bases, tmp_path: Path) -> None:
+    net = family(bases("sd")).parts.skeleton("unet")
+    stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    module = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    save_file({f"{stem}.diff": torch.randn(net.get_submodule(module).weight.shape)}, tmp_path / "x.safetensors")
+    on = merge(make("lora"), {"method": {"start": str(tmp_path / "x.safetensors")}})
+    on["method"] = {k: v for k, v in on["method"].items() if k in ("kind", "start")}
+    with pytest.raises(ConfigError, match=r"is no lora of rank 8: \d+% of it would be lost"):
+        train(config.parse(on))
+
+
+def test_the_size_of_whole_differences_and_who_reads_them_is_said(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    job = make("dora", run={"format": "full"})
+    made = plan.plan(config.parse(job))
+    assert "whole differences of 48 layers" in made.text and "read by" not in made.text
+    summary = train(config.parse(job))
+    assert abs(Path(summary["adapter"]).stat().st_size / made.facts["file_bytes"] - 1) < 0.5
+    assert "11 %" in plan.plan(config.parse(make("dora"))).text and "7 to 9 times" in plan.plan(config.parse(make("dora"))).text
+    assert "67 to 75 %" in plan.plan(config.parse(make("lora", run={"format": "diffusers"}))).text
+    assert "conv_in, conv_out" in plan.plan(config.parse(make("lora", method={"targets": "all"}))).text
+    assert "hotswap" in plan.plan(config.parse(make("lora", method={"rank_pattern": {"attn2": 2}}))).text
+    assert "read by" not in plan.plan(config.parse(make("lora"))).text
+    card = (Path(summary["out"]) / "README.md").read_text(encoding="utf-8")
+    assert "## Who reads it" in card and "diffusers" in card

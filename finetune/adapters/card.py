@@ -62,18 +62,48 @@ WHAT = {
 }
 
 
-def _use(files: Mapping[str, str], trigger: str | None) -> str:
-    """How the files are drawn with, in Markdown."""
+def _use(contract: Contract, files: Mapping[str, str], rows: Mapping[str, str]) -> str:
+    """How the files are drawn with: a line for `ft`, and a program for diffusers that stands beside them. `rows` are the embedding's keys
+    by text encoder."""
     words = [f"--base {_code(files['model'])}"] if "model" in files else []
     words += [f"--adapter {_code(files['adapter'])}"] if "adapter" in files else []
     words += [f"--embedding {_code(f)}" for kind, f in files.items() if kind.startswith("embedding")]
-    load = [
-        "`DiffusionPipeline.from_pretrained`" if "model" in files else "",
-        "`load_lora_weights` on a pipeline of the base" if "adapter" in files else "",
-        "`load_textual_inversion`, for each text encoder" if "embedding" in files else "",
-    ]
-    prompt = _code(trigger or "…").replace('"', "'")
-    return f'    ft generate {" ".join(words)} --prompt "{prompt}"\n\nor in diffusers, with {" and ".join(x for x in load if x)}.'
+    prompt = _code(contract.trigger or "…").replace('"', "'")
+    said = f'    ft generate {" ".join(words)} --prompt "{prompt}"\n\nor in diffusers:\n\n```python\n{_program(contract, files, rows)}```\n'
+    if "embedding" in files:
+        names = [PurePosixPath(f).stem for kind, f in files.items() if kind.startswith("embedding")]
+        said += f"\nIn ComfyUI the word is the file's name: {' '.join(f'`embedding:{_code(n)}`' for n in names)}.\n"
+    return said
+
+
+CLASSES = {
+    "stable-diffusion": "StableDiffusionPipeline", "stable-diffusion-xl": "StableDiffusionXLPipeline", "flux": "FluxPipeline",
+}  # fmt: skip
+
+
+def _program(contract: Contract, files: Mapping[str, str], rows: Mapping[str, str]) -> str:
+    """Python that draws with the files; texts are Python's own literals."""
+    cls, model = CLASSES[contract.family], files.get("model")
+    single = model is not None and model.endswith(".safetensors")
+    base = model or contract.base
+    pinned = f", revision={contract.base_revision!r}" if contract.base_revision and model is None else ""
+    lines = [f"from diffusers import {cls}"]
+    tokens = [f for kind, f in files.items() if kind.startswith("embedding")]
+    lines += ["from safetensors import safe_open", "from safetensors.torch import load_file"] if tokens else []
+    how = "from_single_file" if single else "from_pretrained"
+    lines += ["", f"pipe = {cls}.{how}({base!r}{pinned})" + ("" if model or "/" in base else "  # the base's folder")]
+    if "adapter" in files:
+        lines.append(f"pipe.load_lora_weights('.', weight_name={files['adapter']!r})")
+    for file in tokens:
+        lines += [f"rows = load_file({file!r})", f"token = safe_open({file!r}, 'pt').metadata()['token']"]
+        for part, key in rows.items():
+            tokenizer = part.replace("text_encoder", "tokenizer")
+            lines.append(f"pipe.load_textual_inversion(rows[{key!r}], token=token, text_encoder=pipe.{part}, tokenizer=pipe.{tokenizer})")
+    steps = f"num_inference_steps={contract.steps}, guidance_scale={contract.guidance:g}"
+    size = f"width={contract.resolution}, height={contract.resolution}"
+    return "\n".join(
+        [*lines, f"image = pipe({contract.trigger or 'a picture'!r}, {steps}, {size}).images[0]", 'image.save("picture.png")', ""]
+    )
 
 
 def card(
@@ -83,15 +113,19 @@ def card(
     settings: Mapping[str, object],
     licence: str | None,
     samples: Sequence[tuple[str, str]],
+    readers: Sequence[str] = (),
+    rows: Mapping[str, str] | None = None,
 ) -> str:
-    """`files` are the names, beside the card, of what was written, by kind; `settings` what the table shows."""
+    """`files` are the names, beside the card, of what was written, by kind; `settings` what the table shows; `readers` who reads the
+    adapter, and how well, a sentence each; `rows` the embedding's keys by text encoder."""
     silent = "No word is needed: it always acts."
     trigger = f"Say `{_code(contract.trigger)}` to summon what was learned." if contract.trigger else silent
     what = WHAT["+".join(k for k in ("model", "adapter", "embedding") if k in files)]
     strength = "\nThe strength is folded into the weights: 1 is as trained." if "adapter" in files else ""
-    rows = "\n".join(f"| {escape(k)} | {escape(str(v))} |" for k, v in settings.items())
+    table = "\n".join(f"| {escape(k)} | {escape(str(v))} |" for k, v in settings.items())
     base = contract.base + (f" at revision {contract.base_revision}" if contract.base_revision else "")
     gallery = "<Gallery />\n\n" if samples else ""
+    read_by = "\n## Who reads it\n\n" + "\n".join(f"- {escape(said)}" for said in readers) + "\n" if readers else ""
     return f"""{front_matter(contract, files, licence, samples)}
 # {escape(title)}
 
@@ -103,15 +137,16 @@ def card(
 
 ## Use
 
-{_use(files, contract.trigger)} Made for {contract.prediction_type} prediction at
+{_use(contract, files, rows or {})}
+Made for {contract.prediction_type} prediction at
 {contract.resolution} pixels; drawn in training with {escape(contract.sampler)}, {contract.steps} steps,
 guidance {contract.guidance:g}.{strength}
-
+{read_by}
 ## Settings
 
 | setting | value |
 |---|---|
-{rows}
+{table}
 
 ## Limits
 

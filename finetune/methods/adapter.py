@@ -223,7 +223,7 @@ def _begun(layer: Any, row: Row, learned: Learned, name: str) -> dict[str, Tenso
     missed = float((made - difference).norm() / difference.norm())
     if missed > MOST_MISSED:
         raise ConfigError(
-            f"method.start: what its file changes in {name} is no {row.config.removesuffix('Config')} of rank {learned.size.rank}: "
+            f"method.start: what its file changes in {name} is no {row.file if row.tensors else 'rotation'} of rank {learned.size.rank}: "
             f"{missed:.0%} of it would be lost",
             "give the adapter type that it was trained as, or a higher --rank",
         )

@@ -10,7 +10,8 @@ from torch import Tensor
 from finetune.tensors import factors
 
 Made = tuple[dict[str, Tensor], Tensor]
-ROUNDS, ENOUGH, STALLED = 200, 1e-6, 0.995  # of the search for DoRA's norms: it ends at that share of the change, or where it gains no more
+# Of the search for DoRA's norms: it ends at a share of the change, or where it gains no more; above GOOD it begins elsewhere, so often.
+ROUNDS, ENOUGH, STALLED, GOOD, ANEW = 500, 1e-6, 0.9999, 1e-3, 12
 
 
 def low_rank(weight: Tensor, difference: Tensor, rank: int) -> Made:
@@ -21,20 +22,37 @@ def low_rank(weight: Tensor, difference: Tensor, rank: int) -> Made:
 
 def decomposed(weight: Tensor, difference: Tensor, rank: int) -> Made:
     """DoRA: norms of the rows, and a LoRA of their directions. With the changed rows t = m (w + ba) / |w + ba|, m is |t|; what is left
-    open is |w + ba|, for which t |w + ba| / m - w has to be of the rank. It is found by turns."""
-    base, target = weight.flatten(1), (weight + difference).flatten(1)
-    rows = target.norm(dim=1, keepdim=True)
-    unit = target / rows
-    norms, missed = rows, torch.inf
+    open is |w + ba|, for which t |w + ba| / m - w has to be of the rank. It is found by turns. Where the rank is not small beside the
+    layer a search may end beside the answer: it begins anew elsewhere then."""
+    base, change = weight.flatten(1).double(), difference.flatten(1).double()
+    rows = (base + change).norm(dim=1, keepdim=True)
+    unit = (base + change) / rows
+    nearest = (unit * base).sum(1, keepdim=True)  # where t is longest along w
+    g = torch.Generator().manual_seed(0)
+    around = (rows * torch.randn(rows.shape, generator=g, dtype=rows.dtype).to(rows).mul(0.3).exp() for _ in range(ANEW))
+    found: list[tuple[tuple[Tensor, Tensor], float]] = []
+    for norms in (nearest, rows, *around):
+        found.append(_turns(base, change, unit, rows, norms, rank))
+        if found[-1][1] <= GOOD:
+            break
+    (down, up), _ = min(found, key=lambda f: f[1])
+    moved = base + up @ down
+    made = moved * rows / moved.norm(dim=1, keepdim=True) - base
+    tensors = {"down": down, "up": up, "rows": rows.flatten()}
+    return {k: t.float() for k, t in tensors.items()}, made.float().view_as(weight)
+
+
+def _turns(base: Tensor, change: Tensor, unit: Tensor, rows: Tensor, norms: Tensor, rank: int) -> tuple[tuple[Tensor, Tensor], float]:
+    """down and up, and the share of the change that they miss."""
+    missed = float("inf")
     for _ in range(ROUNDS):
         down, up = factors(unit * norms - base, rank)
         moved = base + up @ down
         norms = moved.norm(dim=1, keepdim=True)
-        made = moved * rows / norms - base
-        before, missed = missed, float((made - difference.flatten(1)).norm() / difference.norm())
+        before, missed = missed, float((moved * rows / norms - base - change).norm() / change.norm())
         if missed <= ENOUGH or missed > STALLED * before:
             break
-    return {"down": down, "up": up, "rows": rows.flatten()}, made.view_as(weight)
+    return (down, up), missed
 
 
 def rotation(weight: Tensor, difference: Tensor, size: int) -> Made:

@@ -15,6 +15,7 @@ from finetune.adapters.card import card, place
 from finetune.adapters.contract import Contract, Kind, Labels, for_rank, header, of_data
 from finetune.adapters.convert import silent
 from finetune.adapters.layouts import Place, unnamed
+from finetune.adapters.read import read
 from finetune.adapters.readers import Traits, readings, sentences
 from finetune.adapters.weights import Weights
 from finetune.adapters.write import DTYPES, export
@@ -24,6 +25,7 @@ from finetune.data.sample import Sample
 from finetune.errors import ConfigError
 from finetune.families import single_file
 from finetune.families.load import Family
+from finetune.families.spec import FAMILIES
 from finetune.methods import adapter, method, textual_inversion
 from finetune.methods.adapter import Size, Start
 from finetune.methods.method import DENOISER
@@ -276,5 +278,7 @@ def write_card(
         "seed": job.run.seed,
         "versions": ", ".join(f"{k} {v}" for k, v in record.versions().items()),
     }
-    text = card(said, job.run.name, {kind: p.name for kind, p in written.items()}, {**facts, **settings}, licence, samples)
+    readers = sentences(readings(read(written["adapter"], said.family).traits)) if "adapter" in written else []
+    rows = next(spec.embedding_keys for spec in FAMILIES if spec.name == said.family)
+    text = card(said, job.run.name, {kind: p.name for kind, p in written.items()}, {**facts, **settings}, licence, samples, readers, rows)
     files.write_text(place(out, job.run.name), text)
