@@ -438,3 +438,29 @@ def test_verify_says_by_how_much_diffusers_differs(tmp_path: Path, capsys: pytes
     assert cli.run(["adapter", "verify", str(path), "--base", "tiny", "--json"]) == 3
     verdict = json.loads(capsys.readouterr().out)
     assert verdict["differs"] and verdict["diffusers"] > verdict["tolerance"] and "norms" in verdict["note"]
+
+
+@pytest.mark.parametrize("kind", ["dora", "oft", "loha"])
+def test_any_file_as_whole_differences_or_as_a_lora(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the command line, on the base that is given: the same change, and the share that the LoRA misses is what it says."""
+    net: Any = load.family(source.resolve("tiny")).parts.load("unet")
+    weight = net.get_submodule(Q).weight
+    way = {"dora": {"down", "up", "dora"}, "oft": {"blocks"}, "loha": {"w1_a", "w1_b", "w2_a", "w2_b"}}[kind]
+    state = {STEM + ending(leaf): tensor(leaf, shapes(len(weight))[leaf]) for leaf in way}
+    path = tmp_path / "x.safetensors"
+    save_file(state, path)
+    words = ["adapter", "convert", str(path), "--family", "stable-diffusion"]
+    if kind != "loha":
+        capsys.readouterr()
+        assert cli.run([*words, "--to", "full"]) == 2 and "--base" in capsys.readouterr().err
+    assert cli.run([*words, "--to", "svd", "--base", "tiny"]) == 2
+    assert "needs a rank" in capsys.readouterr().err
+    assert cli.run([*words, "--to", "full", "--base", "tiny"]) == 0
+    assert cli.run([*words, "--to", "svd", "--rank", "4", "--base", "tiny"]) == 0
+    said = capsys.readouterr().err
+    change = next(iter(read(path, "stable-diffusion").modules.values())).change(weight)
+    whole, low = (next(iter(read(path.with_name(f"x-{to}.safetensors"), "stable-diffusion").modules.values())) for to in ("full", "svd"))
+    assert torch.allclose(whole.change(weight), change, atol=1e-6) and (low.kind, low.rank) == ("lora", 4)
+    missed = float((low.change(weight) - change).norm() / change.norm())
+    best = float(torch.linalg.svdvals(change)[4:].norm() / change.norm())
+    assert f"misses {missed:.2%} of the change" in said and missed == pytest.approx(best, rel=0.02, abs=1e-5)

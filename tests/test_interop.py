@@ -474,6 +474,8 @@ STEM = "lora_unet_mid_block_attentions_0_proj_in"
             "numbers of the kind",
         ),
         (header({"a": ONE | {"shape": [float("inf")]}}, b"\0" * 4), "not a readable safetensors"),
+        (header({"a": ONE | {"data_offsets": [0]}}, b"\0" * 4), "not a readable safetensors"),
+        (header({"a": ONE, "b": ONE}, b"\0" * 4), "its header gives b a wrong place"),
         (
             header({f"{STEM}.lora_down.weight": ONE, f"{STEM}.lora_up.weight": ONE | {"data_offsets": [4, 8]}}, b"\0\0\xc0\x7f" * 2),
             "not finite",

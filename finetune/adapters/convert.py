@@ -45,7 +45,7 @@ def convert(
         modules = _dense(path, modules, to, rank, base, say)
     facts = {k: v for k, v in adapter.metadata.items() if k != "lora_adapter_metadata"}
     if to in ("full", "svd"):
-        facts = {k: v for k, v in facts.items() if not k.startswith("ss_network_args")} | {"ss_network_module": MODULES[to]}
+        facts = {k: v for k, v in facts.items() if k != "ss_network_args"} | NETWORKS[to]
     ranks = {w.rank for w in modules.values()}
     said = adapter.contract.base if adapter.contract else facts.get("ss_sd_model_name", "")
     along = adapter.embeddings if layout == "kohya" else {}
@@ -55,7 +55,11 @@ def convert(
     return target
 
 
-MODULES = {"full": "lycoris.kohya", "svd": "networks.lora"}  # what the kohya tools load each with
+# What the kohya tools load each with.
+NETWORKS = {
+    "full": {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "full"}'},
+    "svd": {"ss_network_module": "networks.lora"},
+}
 
 
 def _target(path: Path, to: str, layout: str, out: Path | None) -> Path:

@@ -55,7 +55,7 @@ def header_of(file: Path) -> Header:
         shapes = {k: tuple(int(n) for n in v["shape"]) for k, v in top.items()}
         dtypes = {k: str(v["dtype"]) for k, v in top.items()}
         spans = sorted((int(v["data_offsets"][0]), int(v["data_offsets"][1]), k) for k, v in top.items())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as e:
         raise DataError(f"{file}: not a readable safetensors file ({type(e).__name__} in its header)", _disguised(file)) from e
     end = max((stop for _, stop, _ in spans), default=0)
     if end != size - 8 - length:
