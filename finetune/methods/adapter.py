@@ -192,10 +192,14 @@ def _tensor(layer: Any, attribute: str) -> Tensor | None:
     return tensor
 
 
-def _own(layer: Any, row: Row) -> dict[str, Tensor]:
-    """The layer's own tensors by our names."""
-    found = {name: _tensor(layer, attribute) for name, attribute in row.tensors.items()}
+def _held(layer: Any, attributes: Mapping[str, str]) -> dict[str, Tensor]:
+    """The layer's own tensors by our names, from PEFT's."""
+    found = {name: _tensor(layer, attribute) for name, attribute in attributes.items()}
     return {name: t for name, t in found.items() if t is not None}
+
+
+def _own(layer: Any, row: Row) -> dict[str, Tensor]:
+    return _held(layer, row.tensors)
 
 
 MOST_MISSED = 0.02  # of a change, where it is approximated: more is another adapter
@@ -227,16 +231,25 @@ def _begun(layer: Any, row: Row, learned: Learned, name: str) -> dict[str, Tenso
             f"{missed:.0%} of it would be lost",
             "give the adapter type that it was trained as, or a higher --rank",
         )
-    return dict(tensors)
+    own = _held(layer, row.made or row.tensors)
+    return {k: _padded(t, own[k]).view_as(own[k]) for k, t in tensors.items()}
+
+
+def _padded(t: Tensor, like: Tensor) -> Tensor:
+    """With zeros for the directions that a layer narrower than the rank does not have."""
+    if t.numel() == like.numel():
+        return t
+    out = t.new_zeros(like.flatten(1).shape)
+    out[: t.shape[0], : t.shape[1]] = t
+    return out
 
 
 def _fill(layer: Any, row: Row, tensors: Mapping[str, Tensor], name: str, attributes: Mapping[str, str]) -> None:
-    own = {key: t for key, attribute in attributes.items() if (t := _tensor(layer, attribute)) is not None}
-    folded = next((n for n in row.folded if n in tensors), None)
-    here = {k: t.numel() for k, t in own.items()}
-    if here != (there := {k: t.numel() for k, t in tensors.items()}):
+    own, folded = _held(layer, attributes), next((n for n in row.folded if n in tensors), None)
+    here, there = ({k: tuple(t.flatten().shape if k == "rows" else t.shape) for k, t in some.items()} for some in (own, tensors))
+    if here != there:
         raise ConfigError(
-            f"method.start: its tensors of {name} have {there} numbers, and {row.config} makes {here}",
+            f"method.start: its tensors of {name} have the shapes {there}, and {row.config} makes {here}",
             "give the settings that it was trained with, such as method.factor",
         )
     for key, tensor in own.items():
