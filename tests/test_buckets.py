@@ -1,6 +1,7 @@
 """Buckets: the published lists, the nearest proportions, and what is cropped away."""
 
 import math
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from finetune.data.buckets import Buckets, kept, largest_step, sizes
 from finetune.data.crop import PLAIN, View, box
+from finetune.data.plan import Group, joined, repeated
 from finetune.data.sample import Sample, Size
 
 
@@ -72,3 +74,35 @@ def test_what_a_square_takes_away_and_a_bucket_keeps() -> None:
 
 def test_small_bases_have_steps_of_their_own() -> None:
     assert [largest_step(r, m) for r, m in ((1024, 8), (512, 8), (512, 64), (64, 4), (16, 4), (64, 8))] == [64, 64, 64, 8, 4, 8]
+
+
+def shaped(*sizes: tuple[int, int]) -> list[Sample]:
+    return [Sample(f"{i}.jpg", f"{i}", ("x",), bytes, original=Size(h, w)) for i, (w, h) in enumerate(sizes)]
+
+
+PHOTOS = shaped(*[(1200, 800)] * 6, *[(1000, 1000)] * 5, (1024, 768), (3000, 1000))
+
+
+def test_a_rare_shape_is_cut_like_the_nearest_other_where_little_is_lost() -> None:
+    made = bucket_set()
+    joined = made.assign(PHOTOS, batch=4)
+    assert [str(s.size) for s in joined] == ["640x384"] * 6 + ["512x512"] * 5 + ["640x384", "832x256"], "3:1 is like none of them"
+    assert [s.name for s in made.moved(joined)] == ["11.jpg"] and 0.75 < kept(joined[11]) < 0.85
+    assert not made.moved(made.assign(PHOTOS)) and not bucket_set(merge=False).moved(bucket_set(merge=False).assign(PHOTOS, batch=4))
+    small = shaped((640, 384), (640, 384), (520, 400))
+    assert str(made.assign(small, batch=2)[2].size) == "640x384" and bucket_set(enlarge=False).assign(small, batch=2)[2].size.width < 520
+
+
+def test_of_a_few_pictures_of_as_many_shapes_no_batch_is_all_one_picture() -> None:
+    sizes = [s.size for s in bucket_set().assign(shaped((1024, 768), (1000, 1000), (1200, 800)), batch=4)]
+    assert len(set(sizes)) == 1
+
+
+def test_what_is_left_uneven_is_said_with_names_and_a_remedy() -> None:
+    made = bucket_set()
+    group = Group(made.assign(PHOTOS, batch=4), 0, 4, 0)
+    (cut,), (rare,) = joined(group, made).items(), repeated(group).items()
+    assert "; 80% of it is kept" in cut[0] and cut[1] == ["11.jpg"]
+    assert "several times in a batch" in rare[0] and "--batch" in rare[0] and rare[1] == ["12.jpg"]
+    drawn = Counter(group.samples[i].name for step in range(13 * 3) for i in group.at(step))
+    assert set(drawn.values()) == {12}, "13 pictures, batches of 4: after 39 steps each was drawn 12 times"

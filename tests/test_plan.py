@@ -33,16 +33,39 @@ def epoch(plan: IndexPlan, group: int, number: int) -> list[list[int]]:
     return [[s.sample for s in plan.slots(start + i)[group::width]] for i in range(made.count(number))]
 
 
-@given(plans(groups=2), st.integers(0, 3))
-def test_an_epoch_draws_every_sample_as_often_as_it_should(plan: IndexPlan, number: int) -> None:
+@given(plans(groups=2), st.integers(0, 9))
+def test_epochs_draw_every_sample_as_often_as_they_should(plan: IndexPlan, last: int) -> None:
     for g, group in enumerate(plan.groups):
-        batches = epoch(plan, g, number)
+        batches = [batch for number in range(last + 1) for batch in epoch(plan, g, number)]
         drawn = Counter(i for batch in batches for i in batch)
         for i, s in enumerate(group.samples, group.first):
-            assert drawn[i] >= floor(s.times), "no picture is lost"
-        fills = sum(drawn.values()) - sum(group.draws(size, number) for size in group.cells)
-        assert fills == group.fills(number) < group.batch * len(group.cells), "at most one part of a batch for each size"
+            assert drawn[i] >= (last + 1) * floor(s.times), "no picture is lost"
+        wanted = sum(group.draws(size, number) for size in group.cells for number in range(last + 1))
+        fills = sum(drawn.values()) - wanted
+        most = group.batch * len(group.cells) if len(group.cells) > 1 else sum(group.fills(number) for number in range(last + 1)) + 1
+        assert 0 <= fills < most, "of several sizes, at most one part of a batch for each"
         assert all(len(batch) == group.batch and len({plan.samples[i].size for i in batch}) == 1 for batch in batches)
+
+
+@given(plans(), st.integers(1, 40))
+def test_pictures_of_rare_shapes_are_drawn_as_often_as_the_others(plan: IndexPlan, epochs: int) -> None:
+    group = plan.groups[0]
+    if len(group.cells) == 1:
+        return
+    drawn = Counter(i for number in range(epochs) for batch in group.batches(number).tolist() for i in batch)
+    for size, cells in group.cells.items():
+        ahead = -(-group.batch // group.draws(size, 0))  # epochs that its last batch reaches into the next ones
+        for i in (i for cell in cells.values() for i in cell if group.samples[i].times == 1):
+            assert epochs <= drawn[i] <= epochs + ahead
+
+
+@given(plans(), st.integers(0, 30))
+def test_no_batch_holds_a_picture_twice_where_there_are_enough(plan: IndexPlan, number: int) -> None:
+    group = plan.groups[0]
+    for batch in group.batches(number).tolist() if group.count(number) else []:
+        own = [i for cell in group.cells[group.samples[batch[0]].size].values() for i in cell]
+        if len(own) >= group.batch and all(group.samples[i].times == 1 for i in own):
+            assert len(set(batch)) == len(batch)
 
 
 @given(plans())

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,29 @@ def test_what_is_dropped_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found.dropped == {"link.png": "a link that leaves the folder", "x.heic": ".heic needs a package: pip install 'finetune[heic]'"}
 
 
-def test_a_pictures_side_never_changes(tmp_path: Path) -> None:
-    small, large = (look(tiny.folder(tmp_path / n, c)) for n, c in (("a", 10), ("b", 30)))
-    sides = [[{s.content for s in side} for side in split(f, "0.4")] for f in (small, large)]
+def named(count: int) -> Found:
+    return Found([Sample(f"{i}", f"{i}", ("x",), bytes) for i in range(count)])
+
+
+def test_of_many_pictures_a_side_never_changes() -> None:
+    sides = [[{s.content for s in side} for side in split(named(count), "0.4")] for count in (scan.MANY, 130)]
     assert sides[0][0] <= sides[1][0] and sides[0][1] <= sides[1][1]
     assert not sides[1][0] & sides[1][1]
+    assert not named(scan.MANY).notes
+
+
+@pytest.mark.parametrize(("count", "fraction", "held"), [(13, "0.1", 1), (8, "0.1", 1), (3, "0.01", 1), (40, "0.25", 10), (99, "0.5", 50)])
+def test_of_few_pictures_exactly_the_fraction_is_held_out(count: int, fraction: str, held: int) -> None:
+    found = named(count)
+    found.samples += [replace(s, name=f"twin of {s.name}") for s in found.samples[:5]]  # such as one picture's second caption
+    sides = split(found, fraction)
+    assert [len({s.content for s in side}) for side in sides] == [count - held, held]
+    assert not {s.content for s in sides[0]} & {s.content for s in sides[1]}, "twins on one side"
+    assert found.notes[scan.FEW] == [s.name for s in sides[1]]
+
+
+def test_a_folder_of_held_out_pictures(tmp_path: Path) -> None:
+    small = look(tiny.folder(tmp_path / "a", 10))
     other = tiny.folder(tmp_path / "c", 4)
     train, held = split(small, str(other))
     assert len(train) == 6 and len(held) == 4, "a picture that is also in the held-out folder is not trained on"

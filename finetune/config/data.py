@@ -63,6 +63,9 @@ class Data(Section):
     )
     bucket_min: Pixels | None = Field(None, description="shortest side of a bucket (half the resolution)")
     bucket_max: Pixels | None = Field(None, description="longest side of a bucket (twice the resolution)")
+    bucket_merge: bool = Field(
+        True, description="cut shapes of fewer pictures than a batch like the nearest other, where that keeps 70 % of each"
+    )
     enlarge: bool = Field(True, description="enlarge pictures that are smaller than their bucket; else their buckets have fewer pixels")
     background: str = Field("white", description="colour that transparent pictures are composited on")
     mask: Masks = Field("none", description=MASK)

@@ -1,13 +1,14 @@
 """Aspect-ratio buckets: the sizes of about so many pixels that pictures are cut to, and which of them suits a picture. Torch-free."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
 from finetune.data.sample import Sample, Size
 
 STEP = 64  # pixels, where the resolution is that of a real base; an eighth of a smaller one
+KEEP = 0.7  # share of every picture's area that a size must keep to be taken for another: 4:3 may be cut square, 16:9 not
 
 
 def largest_step(resolution: int, multiple: int) -> int:
@@ -37,6 +38,7 @@ class Buckets:
     low: int
     high: int
     square: bool = False  # squares alone
+    merge: bool = True  # sizes of fewer pictures than a batch take another's
     enlarge: bool = True  # pictures smaller than their bucket; else they get a bucket of fewer pixels
 
     def options(self, side: int) -> tuple[Size, ...]:
@@ -51,10 +53,43 @@ class Buckets:
         options = [Size(s, s) if self.square else _nearest(original, self.options(s)) for s in smaller]
         return next((o for o in options if _scale(original, o) <= 1), options[-1] if options else fits)
 
-    def assign(self, samples: Sequence[Sample], sides: Sequence[int] | None = None) -> list[Sample]:
-        """Each sample once for each resolution, with its bucket's size."""
+    def assign(self, samples: Sequence[Sample], sides: Sequence[int] | None = None, batch: int = 1) -> list[Sample]:
+        """Each sample once for each resolution, with its bucket's size; those of fewer draws than a batch are joined."""
         used = tuple(dict.fromkeys(sides or self.sides))  # a small picture may have one size at several resolutions
-        return [replace(s, size=size) for s in samples for size in dict.fromkeys(self.choose(s.original, side) for side in used)]
+        chosen = [self._joined(samples, [self.choose(s.original, side) for s in samples], batch) for side in used]
+        return [replace(s, size=size) for s, *own in zip(samples, *chosen, strict=True) for size in dict.fromkeys(own)]
+
+    def _joined(self, samples: Sequence[Sample], sizes: Sequence[Size], batch: int) -> Sequence[Size]:
+        """Sizes so that as few as can be have fewer draws in an epoch than a batch; the sparsest first takes the one that keeps most."""
+        if batch == 1 or not self.merge:
+            return sizes
+        members: dict[Size, list[Sample]] = {}
+        for s, size in zip(samples, sizes, strict=True):
+            members.setdefault(size, []).append(s)
+        now = {size: size for size in members}
+        while move := self._move(members, batch):
+            old, new = move
+            members[new] += members.pop(old)
+            now = {size: new if at == old else at for size, at in now.items()}
+        return [now[size] for size in sizes]
+
+    def _move(self, members: Mapping[Size, Sequence[Sample]], batch: int) -> tuple[Size, Size] | None:
+        """The sparsest size that can be another, and that other."""
+        draws = {size: sum(s.times for s in own) for size, own in members.items()}
+        for size in sorted((size for size in members if draws[size] < batch), key=lambda size: (draws[size], size)):
+            kept = {other: self._share(members[size], other) for other in members if other != size}
+            best = max(kept, key=lambda other: (kept[other], other), default=size)
+            if best != size and kept[best] >= KEEP:
+                return size, best
+        return None
+
+    def _share(self, samples: Sequence[Sample], size: Size) -> float:
+        """The share that a size keeps of the picture which it suits least; 0 where it would enlarge what must not be."""
+        return min(share(s.original, size) if self.enlarge or _scale(s.original, size) <= 1 else 0 for s in samples)
+
+    def moved(self, samples: Iterable[Sample]) -> list[Sample]:
+        """Those with another size than their own proportions choose."""
+        return [s for s in samples if s.size not in {self.choose(s.original, side) for side in self.sides}]
 
 
 def _nearest(original: Size, options: Sequence[Size]) -> Size:
@@ -68,5 +103,9 @@ def _scale(original: Size, size: Size) -> float:
 
 def kept(sample: Sample) -> float:
     """The share of a picture's area that its crop keeps."""
-    scale = _scale(sample.original, sample.size)
-    return min(1.0, sample.size.height * sample.size.width / (sample.original.height * sample.original.width * scale**2))
+    return share(sample.original, sample.size)
+
+
+def share(original: Size, size: Size) -> float:
+    """The share of a picture's area that is kept when it is cut to a size."""
+    return min(1.0, size.height * size.width / (original.height * original.width * _scale(original, size) ** 2))

@@ -5,7 +5,9 @@ process r of W takes micro-batch m of M as slots [(m W + r) B, (m W + r + 1) B).
 instance and class pictures), so that every batch holds as many of each.
 
 A group is a row of epochs. An epoch draws every sample of the group as often as its `times` says (once, but for repeats and weights),
-in batches that are of one size each. What a size's last batch lacks is filled with further draws of the same size.
+in batches that are of one size each. What the last batch lacks is filled with further draws where all are of one size. Of several,
+each size's epochs are one row of draws, and what its last batch lacks is the beginning of its next epoch: the fewer a size's pictures,
+the more they would be drawn otherwise.
 """
 
 from bisect import bisect_right
@@ -17,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data import keys
-from finetune.data.sample import Sample, Size
+from finetune.data.buckets import Buckets, kept
+from finetune.data.sample import Sample, Size, some
 
 DRAW = np.dtype([("key", np.int64), ("sample", np.int64), ("copy", np.int64)])  # arrays, as there may be millions
 
@@ -39,6 +42,7 @@ class Group:
     seed: int
     starts: list[int] = field(default_factory=lambda: [0])  # the step at which each epoch begins, as far as anyone asked
     made: dict[int, NDArray[np.int32]] = field(default_factory=dict)  # the last epochs that were asked for
+    continued: dict[Size, tuple[int, NDArray[np.int64]]] = field(default_factory=dict)  # the last order of each of several sizes
 
     def __post_init__(self) -> None:
         self.cells: dict[Size, dict[object, list[int]]] = {}  # size -> times -> samples
@@ -52,24 +56,84 @@ class Group:
         ranked = (sorted(rows, key=lambda i: (self.samples[i].captions, self.samples[i].size)) for rows in same.values())
         self.twins = {i: turn for rows in ranked for turn, i in enumerate(rows)}
 
+    @property
+    def alone(self) -> bool:
+        """Whether all are of one size."""
+        return len(self.cells) == 1
+
+    @property
+    def steps(self) -> float:
+        """Batches of an epoch, on average."""
+        if self.alone:
+            return self.count(0)
+        return round(float(sum(s.times for s in self.samples)) / self.batch, 2)
+
     def draws(self, size: Size, epoch: int) -> int:
         """How many draws an epoch has of a size, without what fills the last batch; fractions are carried from epoch to epoch."""
-        return sum(_draws(self.samples[cell[0]], len(cell), epoch) for cell in self.cells[size].values())
+        return self._until(size, epoch) - self._until(size, epoch - 1)
+
+    def _until(self, size: Size, epoch: int) -> int:
+        """How many draws of a size an epoch and all before it have."""
+        return sum(int((epoch + 1) * self.samples[cell[0]].times * len(cell)) for cell in self.cells[size].values())
 
     def count(self, epoch: int) -> int:
         """Batches of an epoch."""
-        return sum(-(-self.draws(size, epoch) // self.batch) for size in self.cells)
+        return sum(self._begun(size, epoch) for size in self.cells)
+
+    def _begun(self, size: Size, epoch: int) -> int:
+        """Batches of a size that begin with a draw of this epoch."""
+        if self.alone:
+            return -(-self.draws(size, epoch) // self.batch)
+        return -(-self._until(size, epoch) // self.batch) + (-self._until(size, epoch - 1) // self.batch)
 
     def fills(self, epoch: int) -> int:
-        """Draws of an epoch that only fill a batch."""
-        return sum(-self.draws(size, epoch) % self.batch for size in self.cells)
+        """Draws of an epoch that only fill a batch; of several sizes, a last batch is filled by the next epoch."""
+        return -self.draws(next(iter(self.cells)), epoch) % self.batch if self.alone else 0
+
+    def sparse(self) -> dict[Size, list[Sample]]:
+        """Of several sizes, those with fewer draws in an epoch than a batch: their batches hold a picture more than once."""
+        rows = {size: [self.samples[i] for cell in cells.values() for i in cell] for size, cells in self.cells.items()}
+        return {} if self.alone else {size: own for size, own in rows.items() if sum(s.times for s in own) < self.batch}
 
     def order(self, size: Size, epoch: int) -> NDArray[np.int64]:
+        """An epoch's draws of a size; where it completes a batch of the epoch before, with others than are in that, if it has any."""
+        if self.alone:
+            return self._ranked(size, epoch)
+        known, order = self.continued.get(size, (-1, np.empty(0, np.int64)))
+        if known != epoch:
+            first = self._independent(size, epoch, known)
+            order = order if first - 1 == known else self._ranked(size, first - 1)
+            for e in range(first, epoch + 1):
+                order = self._continue(size, e, order)
+            self.continued[size] = (epoch, order)
+        return order
+
+    def _independent(self, size: Size, epoch: int, known: int) -> int:
+        """The last epoch up to this one whose order needs no other than the `known` one's, or only the end of a long one, which is kept."""
+        while epoch - 1 != known and self._room(size, epoch) and self.draws(size, epoch - 1) < 2 * self.batch:
+            epoch -= 1
+        return epoch
+
+    def _room(self, size: Size, epoch: int) -> int:
+        """Draws of an epoch that complete a batch which an earlier one began."""
+        return 0 if self.alone else -self._until(size, epoch - 1) % self.batch
+
+    def _continue(self, size: Size, epoch: int, before: NDArray[np.int64]) -> NDArray[np.int64]:
+        """An epoch's order after that of the epoch before; a long order keeps its end, so that the next need not know how it began."""
+        ranked, room = self._ranked(size, epoch), self._room(size, epoch)
+        if not room:
+            return ranked
+        movable = len(ranked) - self.batch if len(ranked) >= 2 * self.batch else len(ranked)
+        chosen = np.flatnonzero(~np.isin(ranked[:movable], before[room - self.batch :]))[:room]
+        return np.concatenate([ranked[chosen], np.delete(ranked, chosen)])
+
+    def _ranked(self, size: Size, epoch: int) -> NDArray[np.int64]:
         """An epoch's draws of a size, in the order of a hash of (seed, epoch, picture, which of its draws): adding one moves no other."""
         drawn = []
         for cell in self.cells[size].values():
             ranked = np.sort(self._ranks(epoch, cell, 0))
-            whole, rest = divmod(_draws(self.samples[cell[0]], len(cell), epoch), len(cell))
+            total = self.samples[cell[0]].times * len(cell)
+            whole, rest = divmod(int((epoch + 1) * total) - int(epoch * total), len(cell))
             for copy in range(whole + 1):
                 chosen = ranked if copy < whole else ranked[:rest]
                 drawn.append(chosen if copy == 0 else self._ranks(epoch, chosen["sample"].tolist(), copy))
@@ -88,14 +152,24 @@ class Group:
         if epoch not in self.made:
             rows, ranks = [], list[tuple[int, Size]]()
             for size in self.cells:
-                order = self.order(size, epoch)
-                padded = np.resize(order, -(-len(order) // self.batch) * self.batch)  # from the first again
-                rows.append((self.first + padded).astype(np.int32).reshape(-1, self.batch))
-                for start in range(0, len(padded), self.batch):
+                filled = self._filled(size, epoch)
+                rows.append((self.first + filled).astype(np.int32).reshape(-1, self.batch))
+                for start in range(0, len(filled), self.batch):
                     ranks.append((keys.number(self.seed, "batch", epoch, *size, start) if len(self.cells) > 1 else start, size))
             made = np.concatenate(rows)[sorted(range(len(ranks)), key=ranks.__getitem__)]
             self.made = {e: b for e, b in self.made.items() if abs(e - epoch) < 2} | {epoch: made}
         return self.made[epoch]
+
+    def _filled(self, size: Size, epoch: int) -> NDArray[np.int64]:
+        """The draws of the batches of a size that begin in an epoch."""
+        order, count = self.order(size, epoch), self._begun(size, epoch) * self.batch
+        if self.alone:
+            return np.resize(order, count)  # from the first again
+        drawn, later = order[self._room(size, epoch) :], epoch
+        while len(drawn) < count:
+            later += 1
+            drawn = np.concatenate([drawn, self.order(size, later)])
+        return drawn[:count]
 
     def at(self, step: int) -> list[int]:
         """A step's samples."""
@@ -104,11 +178,6 @@ class Group:
         epoch = bisect_right(self.starts, step) - 1
         chosen: list[int] = self.batches(epoch)[step - self.starts[epoch]].tolist()
         return chosen
-
-
-def _draws(sample: Sample, count: int, epoch: int) -> int:
-    total = sample.times * count
-    return int((epoch + 1) * total) - int(epoch * total)
 
 
 class IndexPlan:
@@ -142,12 +211,33 @@ class IndexPlan:
         return [slots[s : s + size] for s in starts]
 
 
-def describe(samples: Sequence[Sample], batch: int, say: Callable[[str], None]) -> None:
+def describe(samples: Sequence[Sample], batch: int, buckets: Buckets, say: Callable[[str], None]) -> None:
     """What pictures are cut to, and what an epoch of them is, in batches of so many."""
     group = Group(samples, 0, batch, 0)
     counts = Counter(s.size for s in samples)
     say("  cut to " + ", ".join(f"{size}: {count}" for size, count in sorted(counts.items())))
     if enlarged := sum(s.size.height > s.original.height or s.size.width > s.original.width for s in samples):
         say(f"  {enlarged} enlarged, as they are smaller than that")
+    for text, names in (joined(group, buckets) | repeated(group)).items():
+        say(f"  {some(names)}: {text}")
     if fills := group.fills(0):
-        say(f"  an epoch is {group.count(0)} steps; {fills} further draws fill the last batch{' of each size' * (len(counts) > 1)}")
+        say(f"  an epoch is {group.count(0)} steps; {fills} further draws fill the last batch")
+
+
+def joined(group: Group, buckets: Buckets) -> dict[str, list[str]]:
+    """What is cut like other pictures, as too few have its shape -> names."""
+    out: dict[str, list[str]] = {}
+    for s in buckets.moved(group.samples):
+        text = f"cut to {s.size}, as too few have its shape for a batch of {group.batch}; {kept(s):.0%} of it is kept"
+        out.setdefault(text, []).append(s.name)
+    return out
+
+
+def repeated(group: Group) -> dict[str, list[str]]:
+    """What stands several times in its batches, and what helps -> names."""
+    out: dict[str, list[str]] = {}
+    for size, own in group.sparse().items():
+        have = "has" if len(own) == 1 else "have"
+        text = f"{len(own)} {have} the shape {size}, and a batch is {group.batch}: drawn as often as others, but several times in a batch"
+        out[f"{text}; crop to a shape that more have, or take a smaller --batch"] = [s.name for s in own]
+    return out

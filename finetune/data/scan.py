@@ -20,6 +20,8 @@ from finetune.data.tables import USUAL, Columns
 from finetune.errors import ConfigError, DataError
 
 PART = 128  # items that are looked at together: few enough to be no burden, and enough for every thread
+MANY = 100  # pictures, from which on a fraction of them is held out picture by picture
+FEW = f"held out; of fewer than {MANY} pictures, which ones depends on the others: when some come or go, a picture may change sides"
 WIDEST_MASK = 0.02  # share by which a mask's proportions may differ from its picture's
 
 
@@ -198,8 +200,9 @@ def weigh(parts: list[list[Sample]], origins: Sequence[Origin]) -> list[Sample]:
 
 
 def split(found: Found, holdout: str | None, origin: Origin) -> tuple[list[Sample], list[Sample]]:
-    """Training and held-out samples. A picture's side depends on its bytes alone: it stays when others come and go.
+    """Training and held-out samples. Of many pictures, a picture's side depends on its bytes alone: it stays when others come and go.
 
+    Of fewer than `MANY`, whose hashes may all fall on one side, exactly the fraction is held out: those whose hashes come first.
     `origin` says how a folder of held-out pictures is read.
 
     Raises:
@@ -219,9 +222,12 @@ def split(found: Found, holdout: str | None, origin: Origin) -> tuple[list[Sampl
         found.dropped |= {s.name: "also in the --holdout folder" for s in samples if s.content in known}
         return _both([s for s in samples if s.content not in known], other.samples, holdout)
     rank = {s.content: keys.uniform("holdout", s.content) for s in samples}
-    # Few pictures may all fall on one side: then the likeliest is held out.
-    bound = max(fraction, min(rank.values()) + 1e-12)
-    return _both([s for s in samples if rank[s.content] >= bound], [s for s in samples if rank[s.content] < bound], holdout)
+    if len(rank) >= MANY:
+        apart = {content for content, place in rank.items() if place < fraction}
+    else:
+        apart = set(sorted(rank, key=rank.__getitem__)[: max(1, round(fraction * len(rank)))])
+        found.notes[FEW] = [s.name for s in samples if s.content in apart]
+    return _both([s for s in samples if s.content not in apart], [s for s in samples if s.content in apart], holdout)
 
 
 def _both(train: list[Sample], held: list[Sample], holdout: str) -> tuple[list[Sample], list[Sample]]:

@@ -14,7 +14,7 @@ from finetune.data import captioner, check, preview, scan
 from finetune.data.check import Report
 from finetune.data.crop import PLAIN, to_image, to_tensor
 from finetune.data.encoded import picture_jobs, prepared
-from finetune.data.plan import Group, describe
+from finetune.data.plan import Group, describe, joined, repeated
 from finetune.data.prune import prune as prune
 from finetune.data.sample import Found, Pictures, Problem, Sample, some
 from finetune.errors import ConfigError, DataError
@@ -24,7 +24,7 @@ from finetune.sampling import draw
 from finetune.training import device, requirements
 from finetune.training.encoding import Phase, Work, encode
 from finetune.training.plan import weightless
-from finetune.training.requirements import add_tokens, buckets, cut, origins, pictures, pixels
+from finetune.training.requirements import add_tokens, buckets, cut, origins, pictures, pixels, planned, shown
 
 ROUND_TRIP = 20.0  # dB of PSNR below which a picture is named: a base cannot draw what its autoencoder cannot hold
 WORST = 8
@@ -53,29 +53,32 @@ def report(job: Job, vae: str | None, phase: Phase) -> tuple[Report, Image.Image
         found.add(scan.scan(origin), f"{origin.place}/" if len(places) > 1 else "")
     sides = _sides(job, found)
     if sides:
-        cut(sides, buckets(job, family))
+        sizes, batch = buckets(job, family), shown(job, planned(job))
+        cut(sides, sizes, batch)
     with phase("looking at pictures", len({s.content for s in found.samples})) as tick:
         made = check.check(found, sides, job.trigger, tick)
     made.facts = {"pictures": len(found.samples), "problems": len(found.problems), "base": family.source.id} | made.facts
     if sides:
-        _add_numbers(job, sides, made)
+        epoch = Group(sides.train, 0, batch, 0)
+        _add_numbers(job, sides, epoch, made)
+        for what, names in joined(epoch, sizes).items():
+            made.add("note", what, names)
+        for what, names in repeated(epoch).items():
+            made.add("warning", what, names)
         _add_tokens(job, family, sides, made)
     sheet = _round_trip(job, vae, sides, made, phase) if vae and sides else None
     made.findings.sort(key=lambda f: check.LEVELS.index(f.level))
     return made, sheet
 
 
-def _add_numbers(job: Job, sides: Pictures, made: Report) -> None:
-    batch = job.optim.batch * job.optim.accumulate * (job.run.processes or 1)
-    batch = max(1, batch // 2) if job.subject.prior else batch
-    epoch = Group(sides.train, 0, batch, 0)
+def _add_numbers(job: Job, sides: Pictures, epoch: Group, made: Report) -> None:
     made.facts |= {
         "to train on": len(sides.train),
         "held out": len(sides.held),
         "buckets": {str(size): count for size, count in sorted(Counter(s.size for s in sides.train).items())},
-        "steps per epoch": epoch.count(0),
+        "steps per epoch": epoch.steps,
         "fills per epoch": epoch.fills(0),
-        "epochs": round(job.optim.steps / epoch.count(0), 2),
+        "epochs": round(job.optim.steps / epoch.steps, 2),
     }
 
 
@@ -154,7 +157,7 @@ def text(made: Report) -> list[str]:
 def sheet(job: Job, count: int) -> tuple[Image.Image, int]:
     """The crops of the first `count` pictures, evenly taken, and how many there are in all."""
     sides = pictures(job)
-    cut(sides, buckets(job, weightless(job)))
+    cut(sides, buckets(job, weightless(job)), shown(job, planned(job)))
     step = max(1, -(-len(sides.train) // count))
     return preview.sheet(preview.shown(sides.train[::step], pixels(job))), len(sides.train)
 
@@ -169,8 +172,9 @@ def encode_ahead(job: Job, phase: Phase, say: Callable[[str], None]) -> dict[str
     sides = pictures(job)
     sides.describe(say)
     add_tokens(job, family, sides.captions)
-    cut(sides, buckets(job, family))
-    describe(sides.train, job.optim.batch * job.optim.accumulate, say)
+    sizes, batch = buckets(job, family), shown(job, planned(job))
+    cut(sides, sizes, batch)
+    describe(sides.train, batch, sizes, say)
     work = Work(phase, say, rank=accelerator.process_index, world=accelerator.num_processes, wait=accelerator.wait_for_everyone)
     work = replace(work, note=job.run.folder / "ahead")  # no folder of a run: the run itself notes what it uses
     _, texts = encode(job, family, sides, job.run.sample_prompt, work)

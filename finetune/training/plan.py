@@ -19,7 +19,18 @@ from finetune.methods.adapter import Start
 from finetune.objectives.objective import objective
 from finetune.training import optimizers, result
 from finetune.training.optimizers import OPTIMIZERS
-from finetune.training.requirements import add_tokens, base, buckets, check_subject, cut, pictures, report_long_captions, side
+from finetune.training.requirements import (
+    add_tokens,
+    base,
+    buckets,
+    check_subject,
+    cut,
+    pictures,
+    planned,
+    report_long_captions,
+    shown,
+    side,
+)  # fmt: skip
 from finetune.training.start import start
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
@@ -108,7 +119,7 @@ def fit(job: Job) -> tuple[int, dict[str, int]]:
 def check(job: Job, family: Family, captions: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
     """What `Runner.prepare` refuses, refused here too; returns the adapted layers, and what trains, by groups."""
     optimizers.check(job.optim, torch.accelerator.current_accelerator() or torch.device("cpu"))
-    check_subject(job, family, job.optim.batch * job.optim.accumulate * (job.run.processes or 1))
+    check_subject(job, family, planned(job))
     add_tokens(job, family, captions)
     learned = start(job, family)
     return result.check(job, family, learned), trainable(job, family, learned)
@@ -120,7 +131,9 @@ def plan(job: Job) -> Plan:
     where, size = family.source, side(job, family)
     lines: list[str] = []
     found.describe(lines.append)
-    cut(found, buckets(job, family))
+    batch, sizes = planned(job), buckets(job, family)
+    own = shown(job, batch)
+    cut(found, sizes, own)
     captions = found.captions
     matched, groups = check(job, family, captions)
     trains = by_part(groups)
@@ -130,16 +143,14 @@ def plan(job: Job) -> Plan:
     lines += family.notes() + result.notes(job, family, matched)
     count = sum(trains.values())
     frozen = sum(p.numel() for p in skeleton.parameters()) - (trains.get(method.DENOISER, 0) if job.method.kind == "full" else 0)
-    batch = job.optim.batch * job.optim.accumulate * (job.run.processes or 1)
     device = "accelerator" if torch.accelerator.is_available() else "cpu"
     width = 4 if device == "cpu" else 2
     flops = forward_flops(family, skeleton, size)
     # Weights, what trains with its gradient and the optimizer's state, and activations as a multiple of the latents' share of work.
     each = 12 if job.optim.masters == "bf16" else OPTIMIZERS[job.optim.optimizer].size
     memory = frozen * width + count * each + job.optim.batch * flops / 2000 * (0.3 if job.run.gradient_checkpointing else 1)
-    shown = batch // 2 if job.subject.prior else batch  # the other half are class pictures
-    epoch = IndexPlan(found.train, shown, job.run.seed).groups[0]
-    describe(found.train, shown, lines.append)
+    epoch = IndexPlan(found.train, own, job.run.seed).groups[0]
+    describe(found.train, own, sizes, lines.append)
     facts = {
         "command": job.command,
         "base": where.id,
@@ -153,8 +164,8 @@ def plan(job: Job) -> Plan:
         "resolution": size,
         "steps": job.optim.steps,
         "global_batch": batch,
-        "epochs": round(job.optim.steps / epoch.count(0), 2),
-        "steps_per_epoch": epoch.count(0),
+        "epochs": round(job.optim.steps / epoch.steps, 2),
+        "steps_per_epoch": epoch.steps,
         "buckets": {str(size): count for size, count in sorted(Counter(s.size for s in found.train).items())},
         "fills_per_epoch": epoch.fills(0),
         "adapted_layers": len(matched),

@@ -75,12 +75,22 @@ def buckets(job: Job, family: Family) -> Buckets:
     if d.bucket_max and d.bucket_max < max(sides):
         raise ConfigError(f"data.bucket_max {d.bucket_max}: leaves out the square of {max(sides)} pixels")
     step = _multiple("data.bucket_step", d.bucket_step or largest_step(min(sides), multiple), multiple)
-    return Buckets(sides, step, d.bucket_min or min(sides) // 2, d.bucket_max or max(sides) * 2, not d.buckets, d.enlarge)
+    return Buckets(sides, step, d.bucket_min or min(sides) // 2, d.bucket_max or max(sides) * 2, not d.buckets, d.bucket_merge, d.enlarge)
 
 
-def cut(pictures: Pictures, made: Buckets) -> None:
+def shown(job: Job, batch: int) -> int:
+    """How many of a global batch's pictures are the job's own; class pictures are the other half."""
+    return max(1, batch // 2) if job.subject.prior else batch
+
+
+def planned(job: Job) -> int:
+    """The global batch of the processes that the job itself starts."""
+    return job.optim.batch * job.optim.accumulate * (job.run.processes or 1)
+
+
+def cut(pictures: Pictures, made: Buckets, batch: int) -> None:
     """Gives every picture the size that it is cut to: those to train on one at each resolution, the held-out ones at the first."""
-    pictures.train = made.assign(pictures.train)
+    pictures.train = made.assign(pictures.train, batch=batch)
     pictures.classes = made.assign(pictures.classes, made.sides[:1])  # they were drawn at that resolution
     pictures.held = made.assign(pictures.held, made.sides[:1])
 

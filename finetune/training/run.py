@@ -28,7 +28,7 @@ from finetune.training.class_pictures import ClassPictures
 from finetune.training.encoding import Work, encode
 from finetune.training.loop import Step, Training, loop
 from finetune.training.observe import Observer, Weights, averaged
-from finetune.training.requirements import add_tokens, buckets, check_subject, cut, pictures, side
+from finetune.training.requirements import add_tokens, buckets, check_subject, cut, pictures, shown, side
 from finetune.training.start import start
 from finetune.training.tracking import Tracker
 
@@ -103,8 +103,9 @@ class Runner:
                 hint = "give more steps, or --fresh to start over"
                 raise ConfigError(f"--steps {job.optim.steps}: {self.out} has {facts['step']} steps already", hint)
         self.draw_class_pictures()
-        cut(self.pictures, buckets(job, self.family))
-        describe(self.pictures.train, self.global_batch // (2 if self.pictures.classes else 1), self.tracker.say)
+        sizes, batch = buckets(job, self.family), shown(job, self.global_batch)
+        cut(self.pictures, sizes, batch)
+        describe(self.pictures.train, batch, sizes, self.tracker.say)
         self.identity[record.PICTURES] = self.pictures.fingerprint()
         self.check_earlier()
 
