@@ -32,10 +32,10 @@ VARIANTS: dict[str, list[tuple[str, Any]]] = {
 }
 
 
-def summary(*words: object) -> dict[str, Any]:
+def summary(*words: object, code: int = 0) -> dict[str, Any]:
     out = io.StringIO()
     with redirect_stdout(out):
-        assert cli.run([str(w) for w in words]) == 0
+        assert cli.run([str(w) for w in words]) == code
     found: dict[str, Any] = json.loads(out.getvalue())
     return found
 
@@ -57,5 +57,6 @@ def test_it_trains_from_the_command_line_and_from_a_recipe(name: str, tmp_path: 
         names = [p.relative_to(a) for p in a.rglob("*.safetensors")] if a.is_dir() else [Path()]
         assert names and all((a / n).read_bytes() == (b / n).read_bytes() for n in names)
     if "adapter" in by_hand:
-        verdict = summary("adapter", "verify", by_hand["adapter"], "--json")
+        differs = name == "dora"  # diffusers leaves DoRA's norms out of kohya's layout (finetune/adapters/readers.py)
+        verdict = summary("adapter", "verify", by_hand["adapter"], "--json", code=3 if differs else 0)
         assert verdict["landed"] == verdict["modules"] > 0 and verdict["effect"] > 0
