@@ -5,8 +5,10 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +125,49 @@ def safetensors(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) ->
     return len(text).to_bytes(8, "little") + text + plain[8 + size :]
 
 
+KINDS = {
+    stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFDIR: "a folder",
+}  # fmt: skip
+
+
+def opened(path: Path | str) -> BufferedReader:
+    """A regular file, or a link to one, to be read: whatever else stands in its place could wait for ever, or never end.
+
+    Raises:
+        OSError: it is missing, may not be read, or is something else, as `strerror` says.
+    """
+    _regular(os.stat(path), path)  # before it is opened, as that alone makes some devices do something
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    try:
+        _regular(os.fstat(handle), path)  # what was opened, whatever was put there meanwhile
+        return open(handle, "rb")
+    except OSError:
+        os.close(handle)
+        raise
+
+
+def _regular(found: os.stat_result, path: Path | str) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        what = KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise OSError(errno.EINVAL, f"it is {what} and no file", str(path))
+
+
+def check_regular(path: Path | str) -> None:
+    """For what a library opens by its name. Raises OSError as `opened` does."""
+    opened(path).close()
+
+
+def read(path: Path | str) -> bytes:
+    """Raises OSError as `opened` does."""
+    with opened(path) as f:
+        return f.read()
+
+
+def read_text(path: Path | str, errors: str = "strict") -> str:
+    """UTF-8. Raises OSError as `opened` does, and UnicodeDecodeError."""
+    return read(path).decode("utf-8", errors).replace("\r\n", "\n")
+
+
 def sha256(path: Path) -> str:
-    with path.open("rb") as f:
+    with opened(path) as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

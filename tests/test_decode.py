@@ -139,3 +139,13 @@ def test_a_size_that_the_header_did_not_tell_is_refused(tmp_path: Path) -> None:
     wrong = replace(found, original=Size(48, 32), size=Size(32, 32))
     with pytest.raises(DataError, match=r"turned\.png: is 48x32 when decoded, and its header says 32x48"):
         prepared(wrong, View(), "white")
+
+
+@pytest.mark.parametrize("junk", [b"junk", b"\0" * 200, b"acsp" * 40])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_profile_that_cannot_be_read_is_left_aside(junk: bytes, kind: str) -> None:
+    buffer = io.BytesIO()
+    tiny.picture(0).save(buffer, kind, icc_profile=junk)
+    assert decode.header(buffer.getvalue(), "x").notes == ("unreadable ICC profile ignored",)
+    made = decode.decode(buffer.getvalue(), "x")
+    assert made.notes == ("unreadable ICC profile ignored",) and made.image.size == (24, 20)

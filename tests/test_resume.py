@@ -90,7 +90,14 @@ def test_changed_pictures_are_refused(train: Train, settings: Callable[..., dict
     own = tiny.folder(tmp_path / "own")
     train(data={"path": str(own)})
     (own / "00.txt").write_text("another caption", encoding="utf-8")
-    with pytest.raises(ConfigError, match="pictures and captions"):
+    tiny.picture(50).save(own / "01.png")
+    (own / "02.png").rename(own / "x.png")
+    (own / "02.txt").rename(own / "x.txt")
+    how = r"pictures and captions \(02\.png is gone; x\.png is new; 01\.png is another picture; 00\.png is with another caption"
+    with pytest.raises(ConfigError, match=how):
+        train(data={"path": str(own)})
+    (tmp_path / "out" / "pictures.json").unlink()  # as of an older run
+    with pytest.raises(ConfigError, match=r"other settings: pictures and captions$"):
         train(data={"path": str(own)})
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import tiny
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from test_decode import png
 
 from finetune.data import folder, scan
@@ -16,6 +19,7 @@ from finetune.data.captions import Wording
 from finetune.data.sample import Found, Sample
 from finetune.data.scan import Origin
 from finetune.errors import ConfigError, DataError
+from finetune.sampling import draw
 
 
 def look(root: Path, background: str = "white", **wording: Any) -> Found:
@@ -193,6 +197,12 @@ ROWS = {
     '{"file_name": "a\\u0000b.png", "text": "x"}': "line 1: no such file",
     '{"file_name": "%s.png", "text": "x"}' % ("a" * 300): "line 1: no such file",
     '{"file_name": "00.png", "text": "\\ud83d"}': r"00\.png: its caption holds half a character",
+    '{"file_name": "00.png", "text": "a\\u0000b"}': r"00\.png: its caption holds NUL characters",
+    '{"file_name": 5, "text": "x"}': "line 1: its file_name is not a text, but a number",
+    '{"file_name": "00.png", "text": {"en": "x"}}': "line 1: its text is neither a text nor a list of texts, but an object",
+    '{"file_name": "00.png", "text": "x", "text": "y"}': "line 1: not JSON .a key stands twice",
+    '{"file_name": "00.png", "text": "\\u200b \\u2060"}': r"00\.png: no caption",
+    "": r"metadata\.jsonl: holds no rows",
     '{"file_name": "/etc/passwd", "text": "x"}': "line 1: /etc/passwd leaves the folder",
     '{"file_name": "00.png", "text": "x"}\n{"file_name": "./00.png", "text": "y"}': r"line 2: \./00\.png stands twice",
 }
@@ -219,3 +229,86 @@ def test_a_name_that_is_no_text_is_a_problem_with_its_name(tmp_path: Path) -> No
     os.rename(root / "00.png", os.path.join(os.fsencode(root), b"caf\xe9.png"))
     with pytest.raises(DataError, match="its name is not UTF-8"):
         look(root)
+
+
+TABLES = {
+    "file_name,text\n00.png,a fox, running\n": r"line 2: more fields than the 2 columns",
+    "file_name,text,text\n00.png,a,b\n": "line 1: a column stands twice",
+    "file_name;text\n00.png;a fox\n": "line 2: expected file_name and text, found file_name;text",
+    "file_name,text\n": r"metadata\.csv: holds no rows",
+    "file_name,text\n00.png\n": r"line 2: its text is neither|00\.png: no caption",
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_bad_tables_are_refused_by_line(table: str, tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "imgs", 1)
+    (root / "metadata.csv").write_text(table)
+    with pytest.raises(DataError, match=TABLES[table]):
+        look(root)
+
+
+def test_an_empty_field_behind_the_last_column_is_no_word_lost(tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "imgs", 1)
+    (root / "metadata.csv").write_text("file_name,text\n00.png,a fox,\n")
+    assert look(root).samples[0].caption == "a fox"
+
+
+@pytest.mark.parametrize("place", ["x.png", "00.txt", "metadata.jsonl", "metadata.parquet", "00.mask.png"])
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_among_the_files_is_refused_and_not_waited_for(place: str, tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "imgs", 2)
+    (root / place).unlink(missing_ok=True)
+    os.mkfifo(root / place)
+    with pytest.raises(DataError, match="a named pipe and no file"):
+        scan.scan(Origin(str(root), Wording(caption="x" if place == "x.png" else None), mask="file")).refuse()
+
+
+def test_utf_16_without_a_mark_is_no_caption(tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "imgs", 2)
+    (root / "00.txt").write_bytes("a red disc".encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"00\.txt: not UTF-8: it holds NUL"):
+        look(root)
+
+
+def test_names_in_the_other_of_unicodes_ways_find_each_other(tmp_path: Path) -> None:
+    composed, parted = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    root = tmp_path / "imgs"
+    root.mkdir()
+    for i, (picture, caption) in enumerate([(composed, parted), (f"{parted} 2", f"{composed} 2")]):
+        tiny.picture(i).save(root / f"{picture}.png")
+        Image.new("L", (24, 20), 255).save(root / f"{caption}.mask.png")
+        (root / f"{caption}.txt").write_text(f"cup {i}")
+    found = scan.scan(Origin(str(root), Wording(), mask="file"))
+    assert sorted(s.caption for s in found.samples) == ["cup 0", "cup 1"] and all(s.masked for s in found.samples)
+    assert found.notes.keys() == {"with a mask"} and not found.problems
+    rows = [{"file_name": f"{name}.png", "text": "x"} for name in (parted, f"{composed} 2")]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert len(look(root).samples) == 2
+
+
+def test_what_this_program_drew_is_not_trained_on(tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "imgs", 2)
+    older = {"prompt": "x", "seed": 1, "base": "tiny", "scheduler": "ddim"}
+    draw.save_png(tiny.picture(8), root / "renamed.png", {"prompt": "x"})
+    info = PngInfo()
+    info.add_itxt("parameters", json.dumps(older))  # as versions before wrote them
+    tiny.picture(9).save(root / "older.png", pnginfo=info)
+    info = PngInfo()
+    info.add_text("parameters", "a fox, Steps: 20, Sampler: Euler")  # of another program, whose pictures may be meant
+    tiny.picture(10).save(root / "other.png", pnginfo=info)
+    found = look(root, caption="x")
+    assert [s.name for s in found.samples] == ["00.png", "01.png", "other.png"]
+    assert found.notes["not used, as this program drew it"] == ["older.png", "renamed.png"]
+    with pytest.raises(DataError, match="no pictures but 1 that this program drew"):
+        draw.save_png(tiny.picture(8), tmp_path / "own" / "a.png", {})
+        look(tmp_path / "own", caption="x")
+
+
+def test_what_other_tools_read_in_a_caption_is_said(tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "imgs", 3)
+    (root / "00.txt").write_text("a (red:1.3) disc")
+    (root / "01.txt").write_text("a {red|blue} disc (large)")
+    notes = look(root).notes
+    assert notes[scan.WEIGHTS] == ["00.png"]
+    assert [names for text, names in notes.items() if "data.wildcards=true" in text] == [["01.png"]]

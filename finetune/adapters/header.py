@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from finetune import files
 from finetune.errors import DataError
 
 MOST_HEADER = 100_000_000  # bytes: what the format allows
@@ -34,14 +35,17 @@ def header_of(file: Path) -> Header:
     Raises:
         DataError: missing, no safetensors, or a header that lies about the file.
     """
-    if not file.is_file():
+    if not file.exists():
         raise DataError(f"{file}: no such adapter file")
     size = file.stat().st_size
-    with file.open("rb") as f:
-        length = int.from_bytes(f.read(8), "little")
-        if size < 8 or length > min(size - 8, MOST_HEADER):
-            raise DataError(f"{file}: not a readable safetensors file (its header would be {length} bytes long)", _disguised(file))
-        raw = f.read(length)
+    try:
+        with files.opened(file) as f:
+            length = int.from_bytes(f.read(8), "little")
+            if size < 8 or length > min(size - 8, MOST_HEADER):
+                raise DataError(f"{file}: not a readable safetensors file (its header would be {length} bytes long)", _disguised(file))
+            raw = f.read(length)
+    except OSError as e:
+        raise DataError(f"{file}: cannot be read ({e.strerror})") from e
     twice: list[str] = []
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:

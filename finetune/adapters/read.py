@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from finetune import files
 from finetune.adapters import fused, keys, layouts, leaves, names
 from finetune.adapters.contract import Contract
 from finetune.adapters.header import Header, header_of, tensors_file
@@ -179,7 +180,7 @@ def alphas_of(path: Path, metadata: Mapping[str, str]) -> Alphas:
     """
     try:
         if path.is_dir():
-            config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+            config = json.loads(files.read_text(path / "adapter_config.json"))
             float(config["lora_alpha"]), int(config["r"]), dict(config.get("alpha_pattern") or {})
             if config.get("peft_type", "LORA") != "LORA":
                 raise DataError(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from finetune import files
 from finetune.config import recipes
 from finetune.errors import ConfigError, FinetuneError, plain
 
@@ -33,7 +34,7 @@ def show(recipe: Name) -> None:
 
     path = recipes.find(recipe)
     read_yaml(path)  # refuses what is no recipe
-    print(plain(path.read_text(encoding="utf-8")), end="")
+    print(plain(files.read_text(path)), end="")
 
 
 @app.command("cp")
@@ -42,7 +43,6 @@ def cp(
     to: Annotated[Path, typer.Argument(metavar="FILE", help="where to (the current folder)", show_default=False)] = Path("."),
 ) -> None:
     """Copy a recipe, to change it."""
-    from finetune import files
     from finetune.config import read_yaml
 
     source = recipes.find(recipe)

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from finetune.config.section import Fraction, Section
+from finetune.config.section import Around, Fraction, Said, Section, Template
 
 Caption = Annotated[
-    str | None, Field(description="one caption for all pictures; {name} is a picture's file name in words, {folder} its folder's")
+    Template | None, Field(description="one caption for all pictures; {name} is a picture's file name in words, {folder} its folder's")
 ]
 Column = Annotated[str | None, Field(description="name of the column, of a table or dataset (the usual names are found)")]
 Split = Annotated[str | None, Field(description="split of a dataset (train)")]
@@ -25,8 +25,8 @@ class Source(Section):
         None, description="share of the draws, in proportion to the other sources' weights"
     )
     caption: Caption = None
-    prefix: str | None = Field(None, description="put in front of every caption")
-    suffix: str | None = Field(None, description="put behind every caption")
+    prefix: Around | None = Field(None, description="put in front of every caption")
+    suffix: Around | None = Field(None, description="put behind every caption")
     image_column: Column = None
     caption_column: Column = None
     split: Split = None
@@ -42,9 +42,9 @@ class Data(Section):
     caption_column: Column = None
     split: Split = None
     caption: Caption = None
-    trigger: str | None = Field(None, description="word put in front of every caption; say it to summon what was learned")
-    prefix: str = Field("", description="put in front of every caption")
-    suffix: str = Field("", description="put behind every caption")
+    trigger: Said | None = Field(None, description="word put in front of every caption; say it to summon what was learned")
+    prefix: Around = Field("", description="put in front of every caption")
+    suffix: Around = Field("", description="put behind every caption")
     caption_lines: Literal["one", "each"] = Field("one", description="whether a caption file is one caption, or each of its lines one")
     shuffle_tags: bool = Field(False, description="put a caption's tags, which commas part, in other orders too")
     keep_tags: Annotated[int, Field(ge=0)] = Field(0, description="tags at the front that keep their place and are never dropped")

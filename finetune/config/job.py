@@ -10,7 +10,7 @@ from finetune.config.data import Data
 from finetune.config.method import EMBEDDED, Method, trained, usual_rate
 from finetune.config.objective import Objective
 from finetune.config.optim import Optim
-from finetune.config.section import Positive, Section, Word
+from finetune.config.section import Positive, Said, Section, Word
 from finetune.methods.rows import OPTIONS, ROWS
 
 
@@ -31,7 +31,7 @@ class Subject(Section):
     """DreamBooth (Ruiz et al. 2023, arXiv:2208.12242): a rare token names one subject, pictures of its class keep the class."""
 
     token: Word | None = Field(None, description="rare word for the subject, such as sks")
-    class_word: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(None, description="the subject's class, such as dog")
+    class_word: Annotated[Said, Field(min_length=1, max_length=200)] | None = Field(None, description="the subject's class, such as dog")
     prior_weight: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = Field(
         1.0, description="weight of a class picture's loss, prior preservation; 0 is without"
     )

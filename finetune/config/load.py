@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from finetune import files
 from finetune.config.data import Source
 from finetune.config.job import Job
 from finetune.errors import ConfigError
@@ -30,11 +31,11 @@ def read_yaml(path: Path) -> Settings:
         ConfigError: no such file, not UTF-8, not YAML, a key twice, or no mapping.
     """
     try:
-        value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        value = YAML(typ="safe", pure=True).load(files.read_text(path))
     except FileNotFoundError as e:
         raise ConfigError(f"{path}: no such file", "give the path of a recipe, such as recipes/sd15-style.yaml") from e
     except (OSError, UnicodeDecodeError, YAMLError) as e:
-        reason = " ".join(str(e).split())
+        reason = " ".join(str(getattr(e, "strerror", None) or e).split())
         raise ConfigError(f"{path}: not a readable YAML file: {reason}") from e
     if value is None:
         return {}
@@ -106,8 +107,8 @@ def _describe(error: Any, names: Mapping[str, str]) -> str:
     reason = error["msg"].removeprefix("Value error, ")
     if not location or (len(location) == 1 and error["type"] == "value_error"):  # of several settings together
         return str(reason)
-    value = error["input"]
-    return f"{shown}: {reason[0].lower()}{reason[1:]}, not {value!r}"
+    whole = f"{shown}: {reason[0].lower()}{reason[1:]}"
+    return whole if ";" in reason else f"{whole}, not {error['input']!r}"  # one with a remedy behind it names what is wrong itself
 
 
 def _suggestion(location: list[str]) -> str:

@@ -7,12 +7,14 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from finetune import files
 from finetune.data.captions import in_words
 from finetune.data.decode import EXTENSIONS
 from finetune.data.folder import lines
 from finetune.data.sample import Found, Item, Problem
 from finetune.data.tables import Columns, said
 from finetune.errors import DataError
+from finetune.text import decoded
 
 TEXTS = (".txt", ".caption")
 
@@ -24,7 +26,7 @@ def stamp(path: Path, *within: object) -> str:
 
 def _part(path: str, offset: int, size: int, name: str) -> bytes:
     try:
-        with open(path, "rb") as f:
+        with files.opened(path) as f:
             f.seek(offset)
             return f.read(size)
     except OSError as e:
@@ -41,6 +43,7 @@ def tar_items(path: Path, label: str, found: Found, columns: Columns, each_line:
     """
     groups: dict[str, dict[str, tuple[int, int]]] = {}
     try:
+        files.check_regular(path)
         with tarfile.open(path, "r:") as tar:
             for m in tar:
                 folder, _, file = m.name.rpartition("/")
@@ -58,27 +61,27 @@ def tar_items(path: Path, label: str, found: Found, columns: Columns, each_line:
         if any(f.read().strip(b"\0")):
             found.problems.append(Problem(label, f"damaged or joined: {path.stat().st_size - behind} bytes behind its end are not read"))
     place = str(path)
-    for stem, files in groups.items():
-        pictures = [end for end in files if end in EXTENSIONS]
+    for stem, members in groups.items():
+        pictures = [end for end in members if end in EXTENSIONS]
         name = f"{label}/{stem}{pictures[0] if pictures else ''}"
         if not pictures:
-            found.dropped[name] = f"no picture among {', '.join(files)}"
+            found.dropped[name] = f"no picture among {', '.join(members)}"
             continue
         for other in pictures[1:]:
             found.dropped[f"{label}/{stem}{other}"] = f"a second picture of one sample, beside {pictures[0]}"
-        offset, size = files[pictures[0]]
-        own = _own(name, {end: partial(_part, place, *files[end], name) for end in files}, found, columns, each_line)
+        offset, size = members[pictures[0]]
+        own = _own(name, {end: partial(_part, place, *members[end], name) for end in members}, found, columns, each_line)
         yield Item(name, partial(_part, place, offset, size, name), stamp(path, offset), own, in_words(stem.rpartition("/")[2]))
 
 
-def _own(name: str, files: Mapping[str, Any], found: Found, columns: Columns, each_line: bool) -> tuple[str, ...]:
+def _own(name: str, members: Mapping[str, Any], found: Found, columns: Columns, each_line: bool) -> tuple[str, ...]:
     """The caption of a sample: its text file, or the caption of its JSON file."""
     try:
         for end in TEXTS:
-            if end in files:
-                return lines(files[end]().decode("utf-8-sig"), each_line)
-        if ".json" in files:
-            row = json.loads(files[".json"]())
+            if end in members:
+                return lines(decoded(members[end]()), each_line)
+        if ".json" in members:
+            row = json.loads(members[".json"]())
             column = columns.caption_of(list(row)) if isinstance(row, dict) else None
             return said(row[column] if column else None, name, found)
     except ValueError as e:
@@ -97,6 +100,7 @@ def parquet_items(path: Path, label: str, found: Found, columns: Columns) -> Ite
     import pyarrow.parquet as pq
 
     try:
+        files.check_regular(path)
         table = pq.ParquetFile(path)
         there = table.schema_arrow.names
     except (OSError, ValueError, pa.ArrowException) as e:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from finetune.data import keys
 from finetune.data.sample import Item
-
-WILDCARD = re.compile(r"\{([^{}]*)\}")
+from finetune.text import BRACES, blank, says
 
 
 def tags(caption: str) -> list[str]:
@@ -39,7 +38,7 @@ class Wording:
 
     def captions(self, own: Sequence[str]) -> tuple[str, ...]:
         """Of a picture whose own captions are `own`, without variants; none where there is nothing to say."""
-        if own := [c for c in own if c]:
+        if own := [c for c in own if not blank(c)]:
             return tuple(self._summon(self._join(self.prefix, c, self.suffix)) for c in own)
         if self.trigger:
             return tuple(self._join(self.prefix, t.replace("{}", self.trigger), self.suffix) for t in self.templates)
@@ -71,7 +70,7 @@ class Wording:
     def _summon(self, caption: str) -> str:
         if not self.trigger:
             return caption
-        said = any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption) for word in (self.trigger, *self.tokens))
+        said = any(says(caption, word) for word in (self.trigger, *self.tokens))
         return caption if said else f"{self.trigger}, {caption}"
 
     @staticmethod
@@ -85,7 +84,7 @@ class Wording:
 def _choose(caption: str, *key: keys.Key, plain: bool) -> str:
     """Every {a|b|c} replaced by one of its words; from the inside out, so that they nest."""
     number = 0
-    while (found := WILDCARD.search(caption)) is not None:
+    while (found := BRACES.search(caption)) is not None:
         options = found[1].split("|")
         chosen = options[0 if plain else keys.number(*key, "wildcard", number) % len(options)]
         caption = caption[: found.start()] + chosen + caption[found.end() :]

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")  # MPO, of phone
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif"}
 MOST_PIXELS = 89_478_485  # Pillow warns above it
 ORIENTATION = 0x0112  # EXIF
+HEADER_VERSION = 2  # of what `header` tells: raise it when it tells more
+SOFTWARE = "finetune"  # what a picture that was drawn here says of itself
 VERSION = 3  # part of every cache key: raise it when the same file would decode to other pixels
 
 
@@ -35,6 +38,7 @@ class Header(NamedTuple):
     height: int
     notes: tuple[str, ...]  # what decoding will convert
     alpha: bool
+    drawn: bool  # by this program, as the file itself says
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,18 @@ def header(data: bytes, name: str) -> Header:
             image.load()
         turned = _orientation(image, data)
         width, height = image.size if turned < 5 else image.size[::-1]
-        return Header(width, height, tuple(_notes(image, turned, "{background}")), _transparent(image))
+        return Header(width, height, tuple(_notes(image, turned, "{background}")), _transparent(image), _drawn(image))
+
+
+def _drawn(image: Image.Image) -> bool:
+    """Whether `finetune.sampling.draw` wrote it; an older picture says so by its parameters alone."""
+    if image.info.get("Software") == SOFTWARE:
+        return True
+    try:
+        parameters = json.loads(image.info.get("parameters", ""))
+    except (ValueError, TypeError):
+        return False
+    return isinstance(parameters, dict) and (not parameters or {"prompt", "seed", "base", "scheduler"} <= parameters.keys())
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
@@ -182,7 +197,7 @@ def _profile(image: Image.Image) -> "ImageCms.ImageCmsProfile | Literal[False] |
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         return None if "srgb" in (ImageCms.getProfileDescription(source) or "").lower() else source
-    except ImageCms.PyCMSError:
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):  # Pillow raises them all for bytes that are no profile
         return False
 
 
@@ -194,7 +209,7 @@ def _srgb(image: Image.Image) -> Image.Image:
     plain = image.convert("RGB") if image.mode == "RGBA" else image
     try:
         converted = ImageCms.profileToProfile(plain, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except ImageCms.PyCMSError:  # such as a profile for another number of channels
+    except (ImageCms.PyCMSError, ValueError):  # such as a profile for another number of channels
         return image
     if converted is not None and alpha is not None:
         converted.putalpha(alpha)

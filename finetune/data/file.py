@@ -3,8 +3,10 @@
 import os
 from dataclasses import dataclass
 
+from finetune import files
 from finetune.data.sample import Found, Problem
 from finetune.errors import DataError
+from finetune.text import decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +25,7 @@ def read_file(path: str) -> bytes:
     DataError: it cannot be read.
     """
     try:
-        with open(path, "rb") as f:
-            return f.read()
+        return files.read(path)
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({e.strerror})", "give pictures that you may read") from e
 
@@ -32,7 +33,7 @@ def read_file(path: str) -> bytes:
 def text(path: str, name: str, found: Found) -> str | None:
     """A text file's contents; None, and a problem under its `name`, where it is not UTF-8."""
     try:
-        return read_file(path).decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        found.problems.append(Problem(name, f"not UTF-8 (byte {e.start})", "save the file as UTF-8"))
+        return decoded(read_file(path))
+    except ValueError as e:
+        found.problems.append(Problem(name, str(e), "save the file as UTF-8"))
         return None

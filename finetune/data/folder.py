@@ -3,16 +3,17 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 from finetune.data.captions import in_words
 from finetune.data.decode import EXTENSIONS
 from finetune.data.file import File, text
-from finetune.data.sample import Found, Item, Problem, broken
+from finetune.data.sample import Found, Item, Problem
 from finetune.data.tables import METADATA, Columns, metadata
 from finetune.errors import DataError
+from finetune.text import HALF, Names, blank
 
 PICTURE_LIKE = {".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".eps", ".raw", ".dng", ".cr2", ".nef"}
 HEIC = {".heic", ".heif"}
@@ -34,27 +35,31 @@ def items(
     names = [name for name in walk(folder, found) if not skip(name)]
     pictures = [name for name in names if _usable(name, found)]
     captions = sidecars(names, found)
-    _alone(names, captions, found)
+    masks = {MASK.sub("", _stem(n)): n for n in names if _is_mask(n)}
+    stems = {_stem(n) for n in pictures}
+    own_file, own_mask = _alike(stems, captions), _alike(stems, masks)
+    _alone(names, captions, {*own_file.values(), *own_mask.values()}, found)
+    del stems
     concepts = _concepts(pictures, found)
     listed = metadata(folder, names, found, columns)
     if listed is not None:
         for name in pictures:
-            if _stem(name) in captions:
+            if own_file.get(_stem(name), _stem(name)) in captions:
                 found.note("caption file not used, as there is a metadata file", name)
         found.dropped |= dict.fromkeys((n for n in pictures if n not in listed), "not in the metadata file")
         for name in listed.keys() - set(pictures):
             found.dropped.setdefault(name, "listed in the metadata file, but not a picture that is read")
         pictures = [n for n in pictures if n in listed]
-    masks = {MASK.sub("", _stem(n)): n for n in names if _is_mask(n)}
     top, place = folder.resolve().name, str(folder)
     del names  # not needed while the pictures are looked at, of which there may be millions
     for name in pictures:
+        stem = _stem(name)
         repeats, concept = concepts.get(name.partition("/")[0], (1, ""))
-        own = listed[name] if listed is not None else _sidecar(place, _stem(name), captions, found, each_line)
-        mask = masks.get(_stem(name))
+        own = listed[name] if listed is not None else _sidecar(place, own_file.get(stem, stem), captions, found, each_line)
+        mask = masks.get(own_mask.get(stem, stem))
         own = own if any(own) or not concept else (concept,)
         read, read_mask = File(place, name), File(place, mask) if mask else None
-        words, around = in_words(_stem(name).rpartition("/")[2]), concept or in_words(name.rpartition("/")[0].rpartition("/")[2] or top)
+        words, around = in_words(stem.rpartition("/")[2]), concept or in_words(name.rpartition("/")[0].rpartition("/")[2] or top)
         yield Item(name, read, _stamp(folder, name), own, words, read_mask, repeats, around)
 
 
@@ -83,7 +88,7 @@ def walk(folder: Path, found: Found) -> Iterator[str]:
         for own in sorted(seen):
             link, is_folder = seen[own]
             name, path = prefix + own, os.path.join(place, own)
-            if broken(own):  # how Python shows bytes that are no text
+            if HALF.search(own):  # how Python shows bytes that are no text
                 found.problems.append(Problem(ascii(name), "its name is not UTF-8", "rename it"))
                 continue
             if link and not os.path.realpath(path).startswith(root + os.sep):
@@ -146,8 +151,18 @@ def sidecars(names: Iterable[str], found: Found) -> dict[str, str]:
     return out
 
 
-def _alone(names: Iterable[str], captions: Mapping[str, str], found: Found) -> None:
-    """Notes what has no picture, as its name may be mistyped; what shares its name with another; and what is not used at all."""
+def _alike(stems: Collection[str], others: Collection[str]) -> dict[str, str]:
+    """Pictures whose caption or mask is named alike but in the other of Unicode's ways: the stem of each, and that of the other file."""
+    known = Names(other for other in others if other not in stems)
+    found = {stem: known.find(stem) for stem in stems if not stem.isascii() and stem not in others}
+    return {stem: other for stem, other in found.items() if other is not None}
+
+
+def _alone(names: Iterable[str], captions: Mapping[str, str], alike: Collection[str], found: Found) -> None:
+    """Notes what has no picture, as its name may be mistyped; what shares its name with another; and what is not used at all.
+
+    `alike` are stems that belong to a picture although they are not written as its own.
+    """
     stems: dict[str, str] = {}  # with the first of its pictures
     for name in sorted(names):
         end = f".{name.rpartition('.')[2].lower()}" if "." in name.rpartition("/")[2] else "no ending"
@@ -160,10 +175,10 @@ def _alone(names: Iterable[str], captions: Mapping[str, str], found: Found) -> N
         elif not (end in EXTENSIONS or end in PICTURE_LIKE or end in CAPTIONS or is_archive(name) or name in METADATA):
             found.note(f"not used: {end}", name)
     for stem, end in captions.items():
-        if stem not in stems:
+        if stem not in stems and stem not in alike:
             found.note("caption file without a picture", f"{stem}.{end}")
     for name in sorted(names):
-        if _is_mask(name) and MASK.sub("", _stem(name)) not in stems:
+        if _is_mask(name) and MASK.sub("", _stem(name)) not in stems.keys() | alike:
             found.note("mask without a picture", name)
 
 
@@ -194,4 +209,4 @@ def _sidecar(folder: str, stem: str, endings: Mapping[str, str], found: Found, e
 def lines(text: str, each: bool) -> tuple[str, ...]:
     """A caption file's captions: all of it, or with `each` every line; one that is empty where there is none."""
     parts = [" ".join(line.split()) for line in (text.splitlines() if each else [text])]
-    return tuple(part for part in parts if part) or ("",)
+    return tuple(part for part in parts if not blank(part)) or ("",)

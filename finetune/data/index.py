@@ -22,7 +22,7 @@ class Index:
     A wrong entry does no harm: a picture's content is verified when it is used.
     """
 
-    def __init__(self, place: str, version: int) -> None:
+    def __init__(self, place: str, version: int | str) -> None:
         self.place, self.base = f"{version} {place}", _open()
 
     def get(self, names: Sequence[str]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import NamedTuple
@@ -135,6 +135,16 @@ class Pictures:
         sides = [sorted(map(_facts, side)) for side in (self.train, self.classes, self.held)]
         return hashlib.sha256(json.dumps(sides).encode()).hexdigest()
 
+    def record(self) -> dict[str, list[str]]:
+        """By name, what `changed` tells two sets apart by: the side, a hash of the bytes, and one of all that is said and done with it."""
+        sides = {"train": self.train, "class": self.classes, "held out": self.held}
+        out: dict[str, list[str]] = {}
+        for side, samples in sides.items():
+            for s in samples:
+                row = out.setdefault(s.name, [side, s.content[:16], ""])
+                row[2] = hashlib.sha256(json.dumps([row[2], _facts(s)]).encode()).hexdigest()[:16]
+        return out
+
     def describe(self, say: Callable[[str], None]) -> None:
         """What was found, converted and dropped; nothing is silent."""
         say(f"pictures: {len(self.train)} to train on" + (f", {len(self.held)} held out" if self.held else ""))
@@ -145,9 +155,19 @@ def _facts(s: Sample) -> tuple[str, tuple[str, ...], float, str, tuple[int, ...]
     return s.content, s.captions, s.weight, str(s.times), tuple(s.size), s.masked
 
 
-def broken(text: str) -> bool:
-    """Whether a text holds half a character (a lone surrogate), which cannot be written as UTF-8."""
-    return any(0xD800 <= ord(letter) < 0xE000 for letter in text)
+def changed(before: Mapping[str, Sequence[str]], now: Mapping[str, Sequence[str]]) -> str:
+    """How a set of pictures differs from what it was, by `Pictures.record`, with names."""
+    both = [name for name in now if name in before]
+    kinds = {
+        "gone": [name for name in before if name not in now],
+        "new": [name for name in now if name not in before],
+        "another picture": [name for name in both if before[name][1] != now[name][1]],
+        "on another side": [name for name in both if before[name][1] == now[name][1] and before[name][0] != now[name][0]],
+        "with another caption, mask, size or share": [
+            name for name in both if before[name][:2] == now[name][:2] and before[name][2] != now[name][2]
+        ],
+    }
+    return "; ".join(f"{some(names)} {'is' if len(names) == 1 else 'are'} {what}" for what, names in kinds.items() if names)
 
 
 def some(names: Iterable[str], most: int = SHOWN) -> str:

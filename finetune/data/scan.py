@@ -15,13 +15,15 @@ from finetune.data.captions import Wording
 from finetune.data.file import File
 from finetune.data.folder import NO_CAPTION
 from finetune.data.index import Index
-from finetune.data.sample import Found, Item, Pictures, Problem, Sample, Size, broken
+from finetune.data.sample import Found, Item, Pictures, Problem, Sample, Size
 from finetune.data.tables import USUAL, Columns
 from finetune.errors import ConfigError, DataError
+from finetune.text import BRACES, WEIGHT, flaw
 
 PART = 128  # items that are looked at together: few enough to be no burden, and enough for every thread
 MANY = 100  # pictures, from which on a fraction of them is held out picture by picture
 FEW = f"held out; of fewer than {MANY} pictures, which ones depends on the others: when some come or go, a picture may change sides"
+WEIGHTS = "captioned with weights such as (word:1.3), which other tools read, and which are taken for words here"
 WIDEST_MASK = 0.02  # share by which a mask's proportions may differ from its picture's
 
 
@@ -38,6 +40,7 @@ class Origin:
     each_line: bool = False
     repeats: int = 1
     weight: float | None = None  # of its draws among those of all sources
+    drawn: bool = False  # whether pictures are taken that this program drew, as class pictures are
     skip: Callable[[str], bool] | None = None  # files of a folder that are as if they were not there
 
 
@@ -92,7 +95,7 @@ def scan(origin: Origin, given: Iterable[Item] | None = None) -> Found:
     """
     found, count = Found(), 0
     stream = items(origin, found) if given is None else iter(given)
-    index = Index(f"pictures of {os.path.abspath(origin.place)}", decode.VERSION)
+    index = Index(f"pictures of {os.path.abspath(origin.place)}", f"{decode.VERSION} {decode.HEADER_VERSION}")
     with ThreadPoolExecutor() as pool:
         while part := list(islice(stream, PART)):
             count += len(part)
@@ -106,14 +109,15 @@ def scan(origin: Origin, given: Iterable[Item] | None = None) -> Found:
                 _add(item, row, origin, found)
             index.put(fresh)
     index.close(forget=given is None and origin.skip is None)
-    if not count and not found.problems:
+    if not found.samples and not found.problems:
         others = f" (not usable: {', '.join(list(found.dropped)[:5])})" if found.dropped else ""
+        others = f" but {count} that this program drew" if count else others
         raise DataError(f"{origin.place}: no pictures{others}", f"pictures end in {', '.join(sorted(decode.EXTENSIONS))}")
     return found
 
 
 def _look(item: Item) -> "list[Any] | Problem":
-    """Content, width, height, what will be converted, and whether there is transparency."""
+    """Content, width, height, what will be converted, whether there is transparency, and whether this program drew it."""
     try:
         data = item.read()
         return [decode.content(data), *decode.header(data, item.name)]
@@ -126,16 +130,20 @@ def _add(item: Item, row: "list[Any] | Problem", origin: Origin, found: Found) -
     if isinstance(row, Problem):
         found.problems.append(row)
         return
-    content, width, height, notes, alpha = row
+    content, width, height, notes, alpha, drawn = row
+    if drawn and not origin.drawn:
+        found.note("not used, as this program drew it", item.name)
+        return
     captions = origin.wording.every(item, item.captions, content)
-    if any(map(broken, captions)):
-        found.problems.append(Problem(item.name, "its caption holds half a character (a lone surrogate)", "correct the caption"))
+    if wrong := next(filter(None, map(flaw, captions)), None):
+        found.problems.append(Problem(item.name, f"its caption holds {wrong}", "correct the caption"))
         return
     if not captions:
         found.problems.append(Problem(item.name, "empty caption file" if item.captions else "no caption", NO_CAPTION))
         return
     if origin.wording.caption is not None and item.captions:
         found.note("caption file not used, as --caption is for all", item.name)
+    _note_syntax(item, origin, captions, found)
     for text in notes:
         found.note(text.replace("{background}", origin.background), item.name)
     masked, mask = "", None
@@ -150,6 +158,14 @@ def _add(item: Item, row: "list[Any] | Problem", origin: Origin, found: Found) -
         found.note("with a mask" if masked else "without a mask: all of it counts", item.name)
     original, times = _size(height, width), _times(origin.repeats * item.repeats)
     found.samples.append(Sample(item.name, content, captions, item.read, original, times=times, mask=mask, masked=masked))
+
+
+def _note_syntax(item: Item, origin: Origin, captions: Sequence[str], found: Found) -> None:
+    """What other tools read in a caption, and what is taken for plain words here."""
+    if any(map(WEIGHT.search, captions)):
+        found.note(WEIGHTS, item.name)
+    if not origin.wording.wildcards and any("|" in braces for c in captions for braces in BRACES.findall(c)):
+        found.note("captioned with {…|…}, which is taken as it stands; --set data.wildcards=true draws one of the words", item.name)
 
 
 _size, _times = cache(Size), cache(Fraction)  # one object for all that are equal: there may be millions

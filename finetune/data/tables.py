@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune import files
 from finetune.data.file import text
 from finetune.data.sample import Found, Problem
 from finetune.errors import DataError
+from finetune.text import Names, blank
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
@@ -47,14 +49,14 @@ def caption_list(value: object) -> tuple[str, ...] | None:
         return ()
     if not isinstance(parts, Sequence) or not all(isinstance(v, str) or v is None for v in parts):
         return None
-    return tuple(" ".join(v.split()) for v in parts if v and v.strip())
+    return tuple(" ".join(v.split()) for v in parts if v and not blank(v))
 
 
 def said(value: object, name: str, found: Found) -> tuple[str, ...]:
     """The captions of a cell; a problem where it holds something else."""
     captions = caption_list(value)
     if captions is None:
-        found.problems.append(Problem(name, f"its caption is neither a text nor a list of texts, but {type(value).__name__}"))
+        found.problems.append(Problem(name, f"its caption is neither a text nor a list of texts, but {_kind(value)}"))
         return ("?",)
     return captions
 
@@ -66,7 +68,7 @@ def metadata(folder: Path, names: Sequence[str], found: Found, columns: Columns)
         return None
     path, listed = folder / there[0], {}
     found.dropped |= dict.fromkeys(there[1:], f"not used, as there is a {path.name}")
-    root, known = os.path.realpath(folder), set(names)
+    root, known, problems = os.path.realpath(folder), Names(names), len(found.problems)
     for where, row in _rows(path, found):
         try:
             name = columns.caption_of(list(row))
@@ -74,17 +76,36 @@ def metadata(folder: Path, names: Sequence[str], found: Found, columns: Columns)
             found.problems.append(Problem(where, e.message))
             continue
         file, captions = row.get("file_name"), caption_list(row[name]) if name else None
-        if not isinstance(file, str) or captions is None:
+        if "file_name" not in row or name is None:
             found.problems.append(Problem(where, f"expected file_name and text, found {', '.join(map(str, row)) or 'nothing'}"))
+        elif not isinstance(file, str):
+            found.problems.append(Problem(where, f"its file_name is not a text, but {_kind(file)}"))
+        elif captions is None:
+            found.problems.append(Problem(where, f"its {name} is neither a text nor a list of texts, but {_kind(row[name])}"))
         elif (clean := _inside(root, file)) is None:
             found.problems.append(Problem(where, f"{file} leaves the folder", "name files below the folder of the metadata file"))
-        elif clean not in known:
+        elif (there_as := known.find(clean)) is None:
             found.problems.append(Problem(where, f"no such file: {file}", "correct the name, or remove the row"))
-        elif clean in listed:
+        elif there_as in listed:
             found.problems.append(Problem(where, f"{file} stands twice", "give its captions as one list, or leave one out"))
         else:
-            listed[clean] = captions
+            listed[there_as] = captions
+    if not listed and len(found.problems) == problems:
+        found.problems.append(Problem(path.name, "holds no rows", "name the pictures in it, or remove it"))
     return listed
+
+
+def _kind(value: object) -> str:
+    """What a cell holds, in words."""
+    kinds = {
+        type(None): "empty",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        dict: "an object",
+        list: "a list with other things",
+    }
+    return kinds.get(type(value), type(value).__name__)
 
 
 def _inside(root: str, file: str) -> str | None:
@@ -99,6 +120,7 @@ def _rows(path: Path, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
         import pyarrow.parquet as pq
 
         try:
+            files.check_regular(path)
             rows = pq.read_table(path).to_pylist()
         except (OSError, ValueError) as e:
             raise DataError(f"{path}: not a Parquet file ({e})") from e
@@ -111,7 +133,15 @@ def _rows(path: Path, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
 def _csv(name: str, contents: str, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(contents, newline=""), strict=True)
     try:
-        yield from ((f"{name}, line {reader.line_num}", row) for row in reader)
+        if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
+            found.problems.append(Problem(f"{name}, line 1", "a column stands twice", "leave one out"))
+        for row in reader:
+            where = f"{name}, line {reader.line_num}"
+            if any(row.pop(None, ())):  # what stands behind the last column
+                quotes = 'put captions that hold commas into quotes: "a fox, running"'
+                found.problems.append(Problem(where, f"more fields than the {len(row)} columns", quotes))
+            else:
+                yield where, row
     except csv.Error as e:
         found.problems.append(Problem(f"{name}, line {reader.line_num}", f"not CSV ({e})", "close every quote"))
 
@@ -122,7 +152,7 @@ def _json_lines(name: str, contents: str, found: Found) -> Iterator[tuple[str, d
             continue
         where = f"{name}, line {number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_once)
         except ValueError as e:
             found.problems.append(Problem(where, f"not JSON ({e})"))
             continue
@@ -130,3 +160,10 @@ def _json_lines(name: str, contents: str, found: Found) -> Iterator[tuple[str, d
             yield where, row
         else:
             found.problems.append(Problem(where, "expected an object with file_name and text"))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a key stands twice")
+    return row

@@ -76,6 +76,7 @@ def look(path: Path, prediction: str | None) -> Checkpoint:
         AccessError: not safetensors, no whole checkpoint of a known family, or a Stable Diffusion 2 that does not say what it predicts.
     """
     try:
+        files.check_regular(path)
         with safe_open(path, "pt") as f:
             names, metadata = set(f.keys()), f.metadata() or {}
             name, probe = _name(path, names, lambda k: f.get_slice(k).get_shape()[1])

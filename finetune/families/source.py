@@ -13,7 +13,7 @@ from typing import Any
 from finetune.bases import TINY
 from finetune.errors import AccessError, ConfigError
 from finetune.families.spec import BASES, FAMILIES, PARTS, ZERO_SNR, FamilySpec, KnownBase
-from finetune.files import sha256
+from finetune.files import read_text, sha256
 
 RESCALE = 0.7  # of guidance, which would overexpose otherwise: the same paper, section 3.4
 # Files of the embedded base that were mended without a change to what a run sees, by the hash that earlier runs and caches know:
@@ -46,7 +46,7 @@ class Source:
         names = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
         path = self.folder / component / names.get(component, "config.json")
         try:
-            value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            value: dict[str, Any] = json.loads(read_text(path))
         except (OSError, ValueError) as e:
             raise AccessError(f"--base {self.id}: cannot read {component}/{path.name}", INCOMPLETE) from e
         return value | ZERO_SNR if component == "scheduler" and self.zero_snr else value
@@ -76,7 +76,7 @@ class Source:
 
     def index(self) -> dict[str, Any]:
         """The pipeline's own `model_index.json`."""
-        value: dict[str, Any] = json.loads((self.folder / "model_index.json").read_text(encoding="utf-8"))
+        value: dict[str, Any] = json.loads(read_text(self.folder / "model_index.json"))
         return value
 
     def sampler(self, name: str | None) -> Any:
@@ -175,7 +175,7 @@ def _single_file(base: str, path: Path, weights: bool, prediction: str | None, a
 def _read(name: str, folder: Path, revision: str | None, variant: str | None, known: KnownBase | None) -> Source:
     index = folder / "model_index.json"
     try:
-        pipeline = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+        pipeline = json.loads(read_text(index))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise AccessError(f"--base {name}: {folder} holds no readable model_index.json", "a base is a diffusers pipeline folder") from e
     for spec in FAMILIES:
@@ -191,7 +191,7 @@ def _read(name: str, folder: Path, revision: str | None, variant: str | None, kn
 def _told(folder: Path) -> dict[str, Any]:
     """What a fine-tune of ours says of its use; nothing of any other folder."""
     try:
-        value: dict[str, Any] = json.loads((folder / "finetune.json").read_text(encoding="utf-8"))
+        value: dict[str, Any] = json.loads(read_text(folder / "finetune.json"))
     except (OSError, ValueError):
         return {}
     return value

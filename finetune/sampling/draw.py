@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from finetune import files
 from finetune.data import keys
 from finetune.data.crop import to_image
+from finetune.data.decode import SOFTWARE
 from finetune.data.encoded import Text
 from finetune.families.load import Family
 
@@ -54,6 +55,7 @@ def draw(
 def save_png(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> None:
     """A PNG whose `parameters` text chunk is JSON."""
     info, buffer = PngInfo(), io.BytesIO()
+    info.add_text("Software", SOFTWARE)
     info.add_itxt("parameters", json.dumps(dict(parameters), sort_keys=True))
     image.save(buffer, "PNG", pnginfo=info)
     files.write_bytes(path, buffer.getvalue())

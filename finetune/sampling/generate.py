@@ -18,7 +18,7 @@ from finetune.families import load, source
 from finetune.families.load import Family
 from finetune.families.source import Source
 from finetune.families.spec import BASES
-from finetune.sampling import apply, draw
+from finetune.sampling import apply, draw, prompt
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,10 @@ def generate(request: Request, say: Callable[[str], None]) -> list[dict[str, Any
     half = device is not None and not apply.needs_fp32(adapters)
     family = load.family(where, device or "cpu", torch.float16 if half else torch.float32)
     sampler = check(family, request, said)
+    triggers = [t for a in adapters if a.contract and (t := a.contract.trigger)] + [e.token for e in embeddings]
     made = compose(family, weighted, embeddings, [*request.prompts, request.negative], sampler)
+    for note in prompt.notes(family, request.prompts, triggers):  # once the new tokens are known
+        say(note)
     negative = made.texts[request.negative] if request.negative else made.unconditional
     contracts = [c for a in said if (c := a.contract)]
     first = contracts[0] if contracts else None
@@ -186,7 +189,7 @@ def generate(request: Request, say: Callable[[str], None]) -> list[dict[str, Any
             written.append({"path": str(path)} | parameters)
         images += drawn
     if request.grid:
-        rows = [(prompt[:40], images[p * request.count : (p + 1) * request.count]) for p, prompt in enumerate(request.prompts)]
+        rows = [(text[:40], images[p * request.count : (p + 1) * request.count]) for p, text in enumerate(request.prompts)]
         draw.save_png(draw.sheet(rows), request.out / "grid.png", {})
         say(f"wrote {request.out / 'grid.png'}")
     say(f"wrote {len(written)} pictures to {request.out}")

@@ -72,7 +72,7 @@ class ClassPictures:
 
     @property
     def _origin(self) -> Origin:
-        return Origin(str(self.folder), Wording(trigger=self.job.subject.class_word), self.job.data.background)
+        return Origin(str(self.folder), Wording(trigger=self.job.subject.class_word), self.job.data.background, drawn=True)
 
     @property
     def count(self) -> int:

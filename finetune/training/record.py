@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from finetune import __version__
+from finetune import __version__, files
 from finetune.adapters.card import place
 from finetune.config.job import FREE_SETTINGS, Job
+from finetune.data import sample
+from finetune.data.sample import Pictures
 from finetune.errors import ConfigError
 
 # Settings that `identity` holds in another form: as content, and as the global batch.
@@ -22,6 +24,7 @@ COVERED = {
 PACKAGES = ("torch", "diffusers", "peft", "accelerate", "transformers", "safetensors")
 
 
+MOST_PICTURES = 20_000  # that are told apart by name
 PICTURES = "pictures and captions"
 
 
@@ -33,17 +36,33 @@ def identity(job: Job, base: dict[str, str], processes: int) -> dict[str, Any]:
     return kept | {"base weights and configs": base, "global batch": batch}
 
 
-def refuse_changes(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+def refuse_changes(before: dict[str, Any], now: dict[str, Any], out: Path, pictures: Pictures | None = None) -> None:
     """Raises:
-    ConfigError: with the name of every setting that differs.
+    ConfigError: with the name of every setting that differs, and of every one of the `pictures`.
     """
     changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
     if changed:
         shown = [k if len(str(now.get(k))) > 40 else f"{k} (was {before.get(k)}, now {now.get(k)})" for k in changed]
+        if pictures and PICTURES in changed and (how := _changed_pictures(out, pictures)):
+            shown[changed.index(PICTURES)] = f"{PICTURES} ({how})"
         raise ConfigError(
             f"{out} holds a run with other settings: {', '.join(shown)}",
             "--fresh starts over, another --out or --name keeps both; --steps, logging and samples may change",
         )
+
+
+def write_pictures(out: Path, pictures: Pictures) -> None:
+    """What a run learns from, by names, so that a refusal to go on can say which changed; of very many it would be a large file."""
+    if len(pictures.all) <= MOST_PICTURES:
+        files.write_json(out / "pictures.json", pictures.record())
+
+
+def _changed_pictures(out: Path, pictures: Pictures) -> str:
+    try:
+        before = json.loads(files.read_text(out / "pictures.json"))
+        return sample.changed(before, pictures.record())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # of an older run, or damaged
+        return ""
 
 
 def written_as(job: Job) -> dict[str, str]:
@@ -82,7 +101,7 @@ def clear(out: Path) -> None:
         *(out / "averages").glob("step-*.safetensors"),
         out / "checkpoints" / "best.safetensors",
     ]
-    written += [out / name for name in ("metrics.jsonl", "summary.json", "run.yaml")]
+    written += [out / name for name in ("metrics.jsonl", "summary.json", "pictures.json", "run.yaml")]
     written += [out / "README.md"] if place(out, "").name == "README.md" else []
     for path in written:
         path.unlink(missing_ok=True)

@@ -135,7 +135,7 @@ class Runner:
                 record.clear(self.out)
             return
         facts = checkpoint.facts(self.checkpoint)
-        record.refuse_changes(facts["identity"], self.identity, self.out)
+        record.refuse_changes(facts["identity"], self.identity, self.out, self.pictures)
         if facts["steps"] != job.optim.steps and job.optim.schedule != "constant":
             self.tracker.say(
                 f"note: the {job.optim.schedule} schedule of {facts['steps']} steps is now one of {job.optim.steps}; "
@@ -208,6 +208,7 @@ class Runner:
         job = self.job
         if self.main:
             files.write_text(self.out / "run.yaml", config.dump(job))
+            record.write_pictures(self.out, self.pictures)
         if self.look(first):
             raise signals.Interrupted
         with self.tracker.training(first, job.optim.steps) as log:
