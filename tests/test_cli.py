@@ -1,8 +1,12 @@
 """The command line: exit codes, messages that name the culprit, plans, and no traceback anywhere."""
 
+import errno
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +78,23 @@ REFUSALS: list[tuple[str, int, str]] = [
     ("generate --prompt x --base {base} --scheduler none", 2, "--scheduler none: not for stable-diffusion; legal are ddim"),
     ("generate --prompt x --base {base} --scheduler lcm", 2, "needs weights distilled for it"),
     ("generate --prompt x --base {base} --steps 0", 2, "--steps"),
+    ("generate --prompt x --base tiny --resolution 100", 2, "--resolution 100: tiny draws pictures of multiples of 8 pixels"),
+    ("generate --prompt x --base {base} --resolution 99999999", 2, "--resolution"),
+    ("lora --data {imgs} --base tiny --resolution 68 --sample-prompt x", 2, "--resolution 68: tiny draws pictures of multiples of 8"),
+    ("lora --data {imgs} --base tiny --resolution 68 --sample-prompt x --dry-run", 2, "hint: --resolution 64 or 72; training alone"),
+    ("dreambooth --data {imgs} --base {base} --resolution 18 --token sks --class dog", 2, "--resolution 18: random draws"),
+    ("dreambooth --data {imgs} --base {base} --token sks --class dog --set subject.class_steps=1001", 2, "subject.class_steps 1001: ddim"),
+    ("generate --prompt x --base {base} --steps 1000", 2, "--steps 1000: ddim cannot take so many, or so few"),
+    ("generate --prompt x --base {base} --steps 999 --scheduler dpm++", 2, "--steps 999: dpm++ cannot take"),
+    ("generate --prompt x --base {base} --steps 3 --scheduler pndm", 2, "--steps 3: pndm cannot take"),
+    ("generate --prompt x --base {base} --steps 1001 --scheduler euler", 2, "--steps 1001: euler cannot take"),
+    ("generate --prompt x --base {base} --guidance nan", 2, "--guidance"),
+    ("generate --prompt x --base {base} --guidance inf", 2, "--guidance"),
+    ("generate --prompt x --adapter {tmp}/x.ckpt:nan", 2, "the weight nan must lie between -100 and 100"),
+    ("generate --prompt x --adapter {tmp}/x.ckpt:1e30", 2, "the weight 1e30 must lie between"),
+    ("generate --base {base} --prompt x\udcff", 2, "--prompt x\\xff: is not UTF-8"),
+    ("lora --data {imgs} --out x\udcff", 2, "--out x\\xff: is not UTF-8"),
+    ("recipe show x\udcff", 2, "error: x\\xff: is not UTF-8"),
     ("generate --prompt x --adapter {tmp}/none.safetensors", 3, "none.safetensors: no such adapter file"),
     ("generate --prompt x --adapter {tmp}/x.ckpt", 3, "x.ckpt: not a readable safetensors file"),
     ("generate --prompt x --adapter {tmp}/x.ckpt:much", 2, "the weight 'much' is not a number"),
@@ -81,6 +102,70 @@ REFUSALS: list[tuple[str, int, str]] = [
     ("generate --prompt x --base {base} --out {tmp}/x.ckpt/out", 5, "cannot write"),
     ("nosuch", 2, "nosuch"),
 ]
+
+
+@pytest.mark.parametrize("words", [*[w for w, code, _ in REFUSALS if code != 2][::3], "nosuch", "lora --data {imgs} --rank 0", "models"])
+def test_json_is_one_object_on_every_exit(words: str, ft: Run, imgs: Path, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.ckpt").write_bytes(b"x")
+    code, out, err = ft(*words.format(imgs=imgs, base=base, tmp=tmp_path).split(), "--json")
+    said = json.loads(out)
+    assert said["schema_version"] == 1 and said["exit_code"] == code and ("error" in said) == (code > 0)
+    if code:
+        error = said["error"]
+        assert error.keys() == {"code", "message", "hint", "exit_code"} and error["exit_code"] == code
+        assert f"error: {error['message']}\n" in err and (error["hint"] is None or f"hint: {error['hint']}\n" in err)
+        assert error["code"] == {2: "usage", 3: "data", 4: "access", 5: "resources"}[code]
+
+
+def test_a_mistake_of_ours_is_an_object_too_and_a_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune.families import source
+
+    monkeypatch.setattr(source, "cached", lambda hub: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.run(["models", "--json"])
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "failed"
+
+
+@pytest.mark.parametrize("command", ["lora --json --help", "models --path tiny"])
+def test_what_asks_for_no_json_gets_none(command: str, ft: Run) -> None:
+    code, out, _ = ft(*command.split())
+    assert code == 0 and not out.startswith("{")
+
+
+def test_a_stdout_of_another_encoding_shows_what_it_can(tmp_path: Path) -> None:
+    (tmp_path / "été.yaml").write_text("# ft lora, λ\noptim: {steps: 1}\n", encoding="utf-8")
+    words = [sys.executable, "-m", "finetune", "recipe", "show", "été.yaml"]
+    done = subprocess.run(words, cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"# ft lora, \\u03bb\noptim: {steps: 1}\n"), done.stderr
+
+
+@pytest.mark.parametrize(("number", "hint"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "permissions"), (errno.EROFS, "read-only"),
+    (errno.ENOTDIR, "in the way"), (errno.EISDIR, "in the way"), (errno.ENOENT, "check the path")])  # fmt: skip
+def test_the_remedy_fits_the_reason(number: int, hint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from safetensors import SafetensorError
+
+    from finetune import files
+    from finetune.errors import ResourceError
+
+    for error in (OSError(number, "no"), SafetensorError(f"I/O error: no (os error {number})")):
+        with pytest.raises(ResourceError, match="cannot write") as refused, files.disk_errors(tmp_path / "x"):
+            raise error
+        assert hint in refused.value.hint and ("space" in refused.value.hint) == (number == errno.ENOSPC)
+        with pytest.raises(ResourceError) as refused, files.disk_errors(files.cache_root() / "runs" / "x"):
+            raise error
+        assert "FT_CACHE" in refused.value.hint
+
+
+def test_a_black_picture_is_refused_and_of_a_run_said(base: Path, imgs: Path, ft: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune.families.stable_diffusion import StableDiffusion
+
+    decode = StableDiffusion.decode
+    monkeypatch.setattr(StableDiffusion, "decode", lambda *words: decode(*words) * float("nan"))
+    code, _, err = ft("generate", "--base", base, "--prompt", "a", "--steps", 2)
+    assert code == 1 and "the picture of seed 0 is black" in err and "--guidance" in err
+    words = ("--sample-prompt", "a", "--sample-every", 1, "--steps", 1, "--out", "out")
+    code, _, err = ft("lora", "--base", base, "--data", imgs, *words)
+    assert code == 0 and err.count("note: sample 'a' at step") == 2, "a run is not lost for a picture"
 
 
 @pytest.mark.parametrize(("words", "code", "message"), REFUSALS, ids=[w for w, _, _ in REFUSALS])
@@ -154,7 +239,7 @@ def test_train_then_generate(ft: Run, imgs: Path, base: Path, tmp_path: Path) ->
     metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert len(metrics[-1]["held_out_by_timestep"]) == 5 and "held_out_change_low" in metrics[-1]
     code, out, _ = ft("generate", "--adapter", "out/x.safetensors:0.5", "--prompt", "a", "--count", 2, "--steps", 2, "--grid", "--json")
-    drawn = [json.loads(line) for line in out.splitlines()]
+    drawn = json.loads(out)["pictures"]
     assert code == 0 and len(drawn) == 2 and Path("pictures/grid.png").exists()
     with Image.open(drawn[1]["path"]) as image:
         assert json.loads(image.info["parameters"])["adapters"] == {"x.safetensors": 0.5}

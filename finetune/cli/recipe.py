@@ -20,7 +20,7 @@ def ls(json_: Annotated[bool, typer.Option("--json", help="print JSON")] = False
 
     found = {name: recipes.about(path) for name, path in recipes.shipped().items()}
     if json_:
-        cli.emit(found)
+        cli.emit({"recipes": found})
         return
     for name, about in found.items():
         print(f"{name:<18} {about[about.find('(') + 1 : -1]}")

@@ -25,6 +25,7 @@ class FamilySpec:
     taught_text: tuple[str, ...]  # text encoders that fine-tuning may train
     embedding_keys: dict[str, str]  # what an embedding file calls each text encoder's rows
     text_targets: dict[str, tuple[str, ...]] = field(default_factory=lambda: CLIP_TARGETS)
+    draws: int = 8  # its pipeline draws sides of multiples of so many pixels, whatever the autoencoder could
     single_file: bool = True  # whether a whole model can be written as one file in the original layout
     inert: tuple[str, ...] = ()  # endings of trainable tensors that may have no gradient
     # ModelSpec's `implementation`, whose code the tensors are named as in, by kind of file and by sd-scripts' rule.

@@ -19,7 +19,17 @@ from finetune.methods.adapter import Start
 from finetune.objectives.objective import objective
 from finetune.training import optimizers, result
 from finetune.training.optimizers import OPTIMIZERS
-from finetune.training.requirements import add_tokens, base, buckets, check_subject, cut, pictures, report_long_captions, side
+from finetune.training.requirements import (
+    add_tokens,
+    base,
+    buckets,
+    check_drawing,
+    check_subject,
+    cut,
+    pictures,
+    report_long_captions,
+    side,
+)
 from finetune.training.start import start
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
@@ -108,6 +118,7 @@ def fit(job: Job) -> tuple[int, dict[str, int]]:
 def check(job: Job, family: Family, captions: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
     """What `Runner.prepare` refuses, refused here too; returns the adapted layers, and what trains, by groups."""
     optimizers.check(job.optim, torch.accelerator.current_accelerator() or torch.device("cpu"))
+    check_drawing(job, family)
     check_subject(job, family, job.optim.batch * job.optim.accumulate * (job.run.processes or 1))
     add_tokens(job, family, captions)
     learned = start(job, family)
