@@ -205,6 +205,52 @@ def test_a_dumped_job_reads_back_equal(settings: Any, tmp_path: Path) -> None:
     assert config.parse(config.read_yaml(tmp_path / "run.yaml")) == job
 
 
+@pytest.mark.parametrize(
+    ("command", "needs"), [("lora", ""), ("dreambooth", "--token sks --class dog"), ("textual-inversion", "--token <x>")]
+)
+def test_help_tells_a_commands_own_defaults(command: str, needs: str, imgs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import typer
+
+    from finetune.cli import flags, train
+    from finetune.config.method import usual_rate
+
+    table = {"lora": flags.LORA, "dreambooth": flags.DREAMBOOTH, "textual-inversion": flags.TEXTUAL_INVERSION}[command]
+    words = dict(zip(needs.split()[::2], needs.split()[1::2], strict=True))
+    given = flags.settings(
+        table, {w.strip("-").replace("class", "class_"): [v] if v == "<x>" else v for w, v in words.items()} | {"data": str(imgs)}
+    )
+    job = train.make_job(command, given, None, [], flags.names(table))
+    app: Any = typer.main.get_command(cli.app)
+    shown = {p.opts[0]: p.help for p in app.commands[command].params}
+    for flag, setting in table.items():
+        section, key = setting.split(".")
+        value = getattr(getattr(job, section), key)
+        if flag == "--lr":
+            assert f"[{usual_rate(job.method.kind, 'adamw', 'sd15'):g}; on tiny {value:g}]" in shown[flag]
+        elif flag in ("--base", "--adapter"):
+            assert (value if value != "full" else "all weights") in shown[flag]
+        elif "[" in shown[flag]:
+            assert shown[flag].endswith(f"[{value}]"), flag
+        else:
+            assert value in (None, (), "", str(imgs)) or isinstance(value, bool) or flag in words, flag
+
+
+def test_config_shows_the_users_own(ft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FT_CONFIG", str(tmp_path / "mine.yaml"))
+    assert f"# your configuration: {tmp_path}/mine.yaml, which is not there" in ft("config")[1]
+    (tmp_path / "mine.yaml").write_text("optim: {steps: 77}")
+    said = json.loads(ft("config", "--json")[1])
+    assert said["user_config_exists"] and said["settings"]["optim.steps"] == {
+        "default": 500, "required": False, "help": "optimizer steps", "yours": 77
+    }  # fmt: skip
+    assert "yours" not in said["settings"]["optim.batch"] and "77 (yours; else 500)" in ft("config")[1]
+    (tmp_path / "mine.yaml").write_text("objective: {preserve: dog}")  # needs a trigger, which a flag may give
+    assert "dog (yours; else None)" in ft("config")[1]
+    (tmp_path / "mine.yaml").write_text("optim: {stepz: 77}")
+    code, _, err = ft("config")
+    assert code == 2 and "mine.yaml: optim.stepz: no such setting" in err
+
+
 def test_every_setting_has_help() -> None:
     for section in Job.model_fields:
         for name, field in section_model(section).model_fields.items():

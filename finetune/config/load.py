@@ -23,6 +23,23 @@ def user_config() -> Path:
     return Path(os.environ.get("FT_CONFIG") or Path(platformdirs.user_config_dir("finetune", appauthor=False)) / "config.yaml")
 
 
+def own_settings() -> Settings:
+    """What the user's configuration says, checked as far as it goes alone; nothing where there is none.
+
+    Raises:
+        ConfigError: it is not readable, or holds what is no setting, or a wrong value.
+    """
+    path = user_config()
+    own = read_yaml(path) if path.exists() else {}
+    try:
+        Job.model_validate(merge({"data": {"path": "."}}, own))
+    except ValidationError as e:  # what contradicts what may change with the flags
+        wrong = [_describe(error, {}) for error in e.errors() if len(error["loc"]) > 1 or error["type"] != "value_error"]
+        if wrong:
+            raise ConfigError(f"{path}: " + "\n       ".join(wrong), "`ft config --schema` has every setting") from e
+    return own
+
+
 def read_yaml(path: Path) -> Settings:
     """A YAML 1.2 mapping (in 1.1, `1e-4` is text and `no` is false).
 
