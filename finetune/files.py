@@ -24,6 +24,11 @@ def cache_root() -> Path:
     return Path(os.environ.get("FT_CACHE") or Path(platformdirs.user_cache_dir("finetune", appauthor=False)))
 
 
+def home(path: str | Path) -> Path:
+    """With `~` in front as the home folder; what names no user's stays, and is then a file that is not there."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """An OSError, or what safetensors makes of one, as a ResourceError that names `path`."""

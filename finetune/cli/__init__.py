@@ -135,7 +135,7 @@ def emit(value: Mapping[str, Any]) -> None:
 
 
 def _asks_json(words: list[str]) -> bool:
-    return "--json" in words[: words.index("--") if "--" in words else None]
+    return "--json" in words
 
 
 def _print_answer(code: int, error: FinetuneError | None) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from finetune import files
 from finetune.errors import plain
 
 app = typer.Typer(help="Inspect, convert, average and verify adapter files.", no_args_is_help=True)
@@ -23,7 +24,7 @@ def inspect(
     from finetune import cli
     from finetune.adapters.inspect import inspect as look
 
-    report = look(file.expanduser(), norms)
+    report = look(files.home(file), norms)
     if json_:
         cli.emit(report.facts())
     else:
@@ -61,7 +62,7 @@ def convert(
         raise ConfigError("--base: is for --to full and --to svd", "leave it out")
     from finetune.sampling.rewrite import rewrite
 
-    print(rewrite(file.expanduser(), to, out.expanduser() if out else None, family, rank, base, lambda m: print(m, file=sys.stderr)))
+    print(rewrite(files.home(file), to, files.home(out) if out else None, family, rank, base, lambda m: print(m, file=sys.stderr)))
 
 
 @app.command("average")
@@ -73,7 +74,7 @@ def average(
     """Write the average of a run's weights over a length that is chosen now (Karras et al. 2024)."""
     from finetune.training.average import write
 
-    for path in write(run.expanduser(), length, name).values():
+    for path in write(files.home(run), length, name).values():
         print(path)
 
 
@@ -90,7 +91,7 @@ def verify(
     from finetune import cli
     from finetune.sampling.verify import verify as prove
 
-    verdict = prove(file.expanduser(), base)
+    verdict = prove(files.home(file), base)
     if json_:
         cli.emit(verdict.facts())
     else:

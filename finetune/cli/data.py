@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from finetune import files
 from finetune.cli import flags
 from finetune.cli.train import any_job
 from finetune.config import Job
@@ -58,7 +59,7 @@ def check(
     else:
         print(plain("\n".join(dataset.text(report))))
     if sheet and drawn:
-        draw.save_png(drawn, sheet.expanduser(), {})
+        draw.save_png(drawn, files.home(sheet), {})
         _say(f"wrote {sheet}")
     errors, warnings = report.count("error"), report.count("warning")
     if errors or (strict and warnings):
@@ -80,7 +81,7 @@ def preview(
     from finetune.training import dataset
 
     page, total = dataset.sheet(_job(given, recipe, set_), count)
-    draw.save_png(page, out.expanduser(), {})
+    draw.save_png(page, files.home(out), {})
     _say(f"{min(count, total)} of {total} pictures")
     print(out)
 
@@ -122,7 +123,7 @@ def caption(
     """Write a caption beside every picture that has none. The same command again goes on where it stopped."""
     from finetune.training import dataset
 
-    written, kept = dataset.caption(data.expanduser(), model, prompt, tokens, batch, prefix, overwrite, _phase)
+    written, kept = dataset.caption(files.home(data), model, prompt, tokens, batch, prefix, overwrite, _phase)
     print(f"{written} captions written, {kept} kept")
 
 

@@ -49,7 +49,7 @@ def parse_adapter(text: str) -> tuple[Path, float]:
     """
     path, colon, weight = text.rpartition(":")
     if not colon or Path(text).exists() or "/" in weight or "\\" in weight:
-        return Path(text).expanduser(), 1.0
+        return files.home(text), 1.0
     hint = "for example --adapter x.safetensors:0.8"
     try:
         strength = float(weight)
@@ -57,7 +57,7 @@ def parse_adapter(text: str) -> tuple[Path, float]:
         raise ConfigError(f"--adapter {text}: the weight {weight!r} is not a number", hint) from e
     if not abs(strength) <= MOST:  # nor is nan
         raise ConfigError(f"--adapter {text}: the weight {weight} must lie between -{MOST} and {MOST}", hint)
-    return Path(path).expanduser(), strength
+    return files.home(path), strength
 
 
 def choose_base(asked: str | None, adapters: Sequence[Adapter | Embedding]) -> Source:
@@ -75,7 +75,7 @@ def choose_base(asked: str | None, adapters: Sequence[Adapter | Embedding]) -> S
     how = next((n for n in named if not asked or n["base"] == asked), {})
     base = asked or str(how.get("base", "tiny"))
     prediction = how.get("prediction_type") or next((a.contract.prediction_type for a in adapters if a.contract), None)
-    single = Path(base).expanduser().is_file() and prediction in ("epsilon", "v_prediction")
+    single = files.home(base).is_file() and prediction in ("epsilon", "v_prediction")
     where = source.resolve(
         base, how.get("variant"), prediction=prediction if single else None, allow_pickle=bool(how.get("allow_pickle", False))
     )
@@ -156,7 +156,7 @@ def generate(request: Request, say: Callable[[str], None]) -> list[dict[str, Any
     files.check_writable(request.out)
     chosen = [parse_adapter(a) for a in request.adapters]
     adapters = [read(path) for path, _ in chosen]
-    embeddings = [embedding.read(path.expanduser()) for path in request.embeddings]
+    embeddings = [embedding.read(files.home(path)) for path in request.embeddings]
     embeddings += [e for adapter in adapters for e in embedding.bundled(adapter)]
     weighted = [(a, weight) for a, (_, weight) in zip(adapters, chosen, strict=True)]
     said: list[Adapter | Embedding] = [*adapters, *embeddings]
