@@ -159,6 +159,27 @@ def test_the_remedy_fits_the_reason(number: int, hint: str, monkeypatch: pytest.
         assert "FT_CACHE" in refused.value.hint
 
 
+@pytest.mark.parametrize(
+    "value", ['run.out="a\\0b"', 'run.sample_prompt=[x, "\\ud800"]', 'data.path="a\\0"', 'method.rank_pattern={"\\0": 2}']
+)
+def test_what_is_no_text_is_refused_by_the_settings_name(value: str, ft: Run, imgs: Path) -> None:
+    shown = {"data.path": "--data", "run.out": "--out", "run.sample_prompt": "--sample-prompt"}
+    name = value.split("=")[0]
+    code, _, err = ft("lora", "--dry-run", *([] if "path" in value else ["--data", imgs]), "--set", value)
+    assert code == 2 and f"{shown.get(name, name)}: holds a null or half a character" in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text there")
+def test_a_working_folder_whose_name_is_no_text(ft: Run, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "q\udcff"
+    tiny.folder(here / "imgs", 2)
+    monkeypatch.chdir(here)
+    assert ft("data", "check", "--data", "imgs")[0] == 0
+    assert ft("lora", "--data", "imgs", "--base", base, "--steps", 1, "--out", "out")[0] == 0
+    code, out, _ = ft("generate", "--adapter", "out/lora.safetensors", "--prompt", "a", "--steps", 1, "--json")
+    assert code == 0 and Path(json.loads(out)["pictures"][0]["path"]).exists()
+
+
 def test_a_black_picture_is_refused_and_of_a_run_said(base: Path, imgs: Path, ft: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune.families.stable_diffusion import StableDiffusion
 
