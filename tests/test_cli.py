@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -118,6 +119,51 @@ def test_json_is_one_object_on_every_exit(words: str, ft: Run, imgs: Path, base:
         assert error.keys() == {"code", "message", "hint", "exit_code"} and error["exit_code"] == code
         assert f"error: {error['message']}\n" in err and (error["hint"] is None or f"hint: {error['hint']}\n" in err)
         assert error["code"] == {2: "usage", 3: "data", 4: "access", 5: "resources"}[code]
+
+
+def keys(value: Any, name: str = "") -> set[str]:
+    """The keys of an answer, but for those that are names out of the data."""
+    if isinstance(value, list):
+        return set().union(*(keys(v, name) for v in value))
+    if not isinstance(value, dict) or name in (
+        "buckets",
+        "versions",
+        "kinds",
+        "parts",
+        "dtypes",
+        "ranks",
+        "adapters",
+        "most_frequent_tags",
+    ):
+        return set()
+    below = set().union(*(keys(v, k) for k, v in value.items()))
+    return below if name in ("recipes", "settings") else below | value.keys()
+
+
+def test_answers_have_snake_case_keys_that_the_document_names(ft: Run, imgs: Path, base: Path) -> None:
+    train = ["lora", "--data", imgs, "--base", base, "--steps", 1, "--out", "out"]
+    for words in (
+        [*train, "--trigger", "tok", "--new-token", "tok", "--dry-run"],
+        [*train, "--trigger", "<a> <b>", "--new-token", "<a>", "--new-token", "<b>"],
+        ["generate", "--base", base, "--adapter", "out/lora.safetensors", "--prompt", "a", "--steps", 1],
+        ["adapter", "inspect", "out/lora.safetensors"],
+        ["adapter", "verify", "out/lora.safetensors", "--base", base],
+        ["adapter", "convert", "out/lora.safetensors", "--to", "diffusers", "--out", "other.safetensors"],
+        ["data", "check", "--data", imgs],
+        ["data", "preview", "--data", imgs, "--base", base],
+        ["recipe", "check", "tiny-style"],
+        ["recipe", "ls"],
+        ["models"],
+        ["config"],
+    ):
+        code, out, err = ft(*words, "--json")
+        answer = json.loads(out)
+        assert code == answer["exit_code"] == 0, err
+        assert all(re.fullmatch("[a-z][a-z0-9_]*", key) for key in keys(answer)), keys(answer)
+        if words[0] not in ("adapter", "data"):
+            told = (Path(__file__).parents[1] / "docs" / "json.md").read_text(encoding="utf-8")
+            own = answer.keys() - {"written_as", "versions"}
+            assert all(f"`{key}`" in told for key in own), own
 
 
 def test_a_mistake_of_ours_is_an_object_too_and_a_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

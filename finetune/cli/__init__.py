@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -138,13 +139,25 @@ def _asks_json(words: list[str]) -> bool:
     return "--json" in words
 
 
+def error_facts(error: FinetuneError) -> dict[str, Any]:
+    """What went wrong, for scripts."""
+    return {"code": error.code, "message": plain(error.message), "hint": plain(error.hint) or None, "exit_code": error.exit_code}
+
+
 def _print_answer(code: int, error: FinetuneError | None) -> None:
     facts = {"schema_version": SCHEMA_VERSION, "exit_code": code, **_answer}
     if error:
-        facts["error"] = {
-            "code": error.code, "message": plain(error.message), "hint": plain(error.hint) or None, "exit_code": error.exit_code,
-        }  # fmt: skip
-    print(json.dumps(facts, sort_keys=True))
+        facts["error"] = error_facts(error)
+    print(json.dumps(_finite(facts), sort_keys=True, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ def trainable(job: Job, family: Family, learned: dict[str, Start] | None) -> lis
     if m.new_tokens:
         widths = [nets[p].get_input_embeddings().weight.shape[1] for p in spec.text]  # type: ignore[operator]
         count = len(m.new_tokens) * m.vectors * sum(widths)
-        out.append({"part": "new tokens", "parameters": count, "lr": method.token_rate(job), "weight_decay": 0.0})
+        out.append({"part": "new_tokens", "parameters": count, "lr": method.token_rate(job), "weight_decay": 0.0})
     optimizers.check_rates(job.optim, [g["lr"] for g in out])
     return out
 
@@ -183,7 +183,7 @@ def plan(job: Job) -> Plan:
 
 
 def _text(f: dict[str, Any]) -> list[str]:
-    parts = ", ".join(f"{n:,} of {'' if p == 'new tokens' else 'the '}{p.replace('_', ' ')}" for p, n in f["trainable_by_part"].items())
+    parts = ", ".join(f"{n:,} of {'' if p == 'new_tokens' else 'the '}{p.replace('_', ' ')}" for p, n in f["trainable_by_part"].items())
     layers = f" in {f['adapted_layers']} layers" if f["adapted_layers"] else ""
     rates = "; ".join(
         f"{g['part'].replace('_', ' ')} {g['lr']:g}" + (f", decay {g['weight_decay']:g}" if g["weight_decay"] else "") for g in f["groups"]
