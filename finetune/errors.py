@@ -23,7 +23,7 @@ def line(text: str, most: int = 200) -> str:
 class FinetuneError(Exception):
     """The run failed. `hint` is the next step, in one sentence."""
 
-    exit_code = 1
+    exit_code, code = 1, "failed"  # `code` is what scripts read: docs/json.md
     shared = True  # whether every process of a run sees it alike, so that the first may speak for all
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -34,30 +34,38 @@ class FinetuneError(Exception):
 class ConfigError(FinetuneError):
     """A flag, a recipe or a setting is wrong."""
 
-    exit_code = 2
+    exit_code, code = 2, "usage"
 
 
 class DataError(FinetuneError):
     """A picture, a caption or an adapter file is wrong."""
 
-    exit_code = 3
+    exit_code, code = 3, "data"
 
 
 class AccessError(FinetuneError):
     """A base is not found, gated, or out of reach offline."""
 
-    exit_code = 4
+    exit_code, code = 4, "access"
 
 
 class ResourceError(FinetuneError):
     """Out of memory or disk."""
 
-    exit_code = 5
+    exit_code, code = 5, "resources"
 
 
 class Stopped(FinetuneError):
     """SIGINT or SIGTERM arrived; the checkpoint is saved."""
 
+    code = "stopped"
+
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message, "the same command goes on from the saved checkpoint")
         self.exit_code = 128 + signal_number
+
+
+class Aborted(FinetuneError):
+    """SIGINT arrived where there is nothing to save."""
+
+    exit_code, code = 130, "stopped"

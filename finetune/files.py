@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,11 @@ def cache_root() -> Path:
     return Path(os.environ.get("FT_CACHE") or Path(platformdirs.user_cache_dir("finetune", appauthor=False)))
 
 
+def home(path: str | Path) -> Path:
+    """With `~` in front as the home folder; what names no user's stays, and is then a file that is not there."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """An OSError, or what safetensors makes of one, as a ResourceError that names `path`."""
@@ -33,8 +39,28 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as e:
-        reason = getattr(e, "strerror", None) or e
-        raise ResourceError(f"cannot write {path}: {reason}", "free some space or choose another --out") from e
+        raise refused(e, path, "cannot write ") from e
+
+
+# What to do where the system refuses a path, by its reason.
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or choose another --out"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "check whose it is and its permissions, or choose another place"),
+    errno.EROFS: "it is mounted read-only; choose another place",
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), "something else is in the way: remove it, or choose another place"),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP), "choose another name"),
+}
+
+
+def refused(error: Exception, path: Path, what: str = "") -> ResourceError:
+    """What the system says of a path, with the remedy that fits the reason."""
+    number = getattr(error, "errno", None)
+    if number is None and (told := re.search(r"os error (\d+)", str(error))):  # safetensors
+        number = int(told[1])
+    remedy = _REMEDIES.get(number or 0, "check the path, or choose another")
+    if path.is_relative_to(cache_root()):
+        remedy = "set FT_CACHE to a folder that can be written" + (", or free some space" if number == errno.ENOSPC else "")
+    return ResourceError(f"{what}{path}: {getattr(error, 'strerror', None) or error}", remedy)
 
 
 def write(path: Path, fill: Callable[[Path], object]) -> None:

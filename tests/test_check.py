@@ -65,7 +65,7 @@ def test_sizes_are_told_once_nothing_is_broken(bad: Path, capsys: pytest.Capture
     rare = {what for name, what in named(report, "warnings") if "smaller --batch" in what}
     assert code == 0 and named(report, "warnings") - {("long.png", what) for what in rare} == set(planted(bad_pictures.DOUBTFUL).items())
     assert len(rare) == 1 and any(name == "sideways.jpg" and "75% of it is kept" in what for name, what in named(report, "notes"))
-    assert report["to train on"] == 17 == sum(report["buckets"].values()) and report["buckets"]["128x32"] == 1
+    assert report["to_train_on"] == 17 == sum(report["buckets"].values()) and report["buckets"]["128x32"] == 1
     assert check(capsys, "--data", str(bad), "--strict")[0] == 3
 
 
@@ -98,8 +98,8 @@ def test_the_autoencoders_error_is_measured(tmp_path: Path, capsys: pytest.Captu
     code, report = check(capsys, "--data", str(root), "--vae", "tiny", "--sheet", str(sheet))
     worst = report["autoencoder"]["worst"]
     assert code == 0 and sheet.exists() and worst[0]["file"] == "noise.png", "the worst first"
-    assert worst[0]["PSNR"] < 12 < report["autoencoder"]["mean PSNR"]
-    assert ("noise.png", f"the autoencoder of tiny holds it badly: {worst[0]['PSNR']:.1f} dB") in named(report, "warnings")
+    assert worst[0]["psnr"] < 12 < report["autoencoder"]["mean_psnr"]
+    assert ("noise.png", f"the autoencoder of tiny holds it badly: {worst[0]['psnr']:.1f} dB") in named(report, "warnings")
 
 
 def test_a_check_reads_as_text_too(bad: Path, capsys: pytest.CaptureFixture[str]) -> None:

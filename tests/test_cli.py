@@ -1,8 +1,13 @@
 """The command line: exit codes, messages that name the culprit, plans, and no traceback anywhere."""
 
+import errno
 import json
+import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +68,9 @@ REFUSALS: list[tuple[str, int, str]] = [
     ("lora --data {tmp}/broken --base {base}", 3, "00.png: not a picture of a format that is read"),
     ("lora --data {tmp}/latin --base {base}", 3, "00.txt: not UTF-8"),
     ("lora --data {imgs} --base nosuch", 4, "--base nosuch: no such folder, and not a Hub id"),
+    ("lora --data {imgs} --base sd3", 4, "--base sd3: Stable Diffusion 3 is not supported yet"),
+    ("lora --data {imgs} --base sd3.5-large", 4, "Stable Diffusion 3 is not supported yet"),
+    ("lora --data {imgs} --base {tmp}/later", 4, "--base later: Stable Diffusion 3 is not supported yet; known pipelines are"),
     ("lora --data {imgs} --base {tmp}/empty", 4, "holds no readable model_index.json"),
     ("lora --data {imgs} --base {tmp}/unknown", 4, "its pipeline is NoSuchPipeline; known are: StableDiffusionPipeline"),
     ("lora --data {imgs} --base {tmp}/none.safetensors", 4, "none.safetensors: no such file"),
@@ -74,6 +82,23 @@ REFUSALS: list[tuple[str, int, str]] = [
     ("generate --prompt x --base {base} --scheduler none", 2, "--scheduler none: not for stable-diffusion; legal are ddim"),
     ("generate --prompt x --base {base} --scheduler lcm", 2, "needs weights distilled for it"),
     ("generate --prompt x --base {base} --steps 0", 2, "--steps"),
+    ("generate --prompt x --base tiny --resolution 100", 2, "--resolution 100: tiny draws pictures of multiples of 8 pixels"),
+    ("generate --prompt x --base {base} --resolution 99999999", 2, "--resolution"),
+    ("lora --data {imgs} --base tiny --resolution 68 --sample-prompt x", 2, "--resolution 68: tiny draws pictures of multiples of 8"),
+    ("lora --data {imgs} --base tiny --resolution 68 --sample-prompt x --dry-run", 2, "hint: --resolution 64 or 72; training alone"),
+    ("dreambooth --data {imgs} --base {base} --resolution 18 --token sks --class dog", 2, "--resolution 18: random draws"),
+    ("dreambooth --data {imgs} --base {base} --token sks --class dog --set subject.class_steps=1001", 2, "subject.class_steps 1001: ddim"),
+    ("generate --prompt x --base {base} --steps 1000", 2, "--steps 1000: ddim cannot take so many, or so few"),
+    ("generate --prompt x --base {base} --steps 999 --scheduler dpm++", 2, "--steps 999: dpm++ cannot take"),
+    ("generate --prompt x --base {base} --steps 3 --scheduler pndm", 2, "--steps 3: pndm cannot take"),
+    ("generate --prompt x --base {base} --steps 1001 --scheduler euler", 2, "--steps 1001: euler cannot take"),
+    ("generate --prompt x --base {base} --guidance nan", 2, "--guidance"),
+    ("generate --prompt x --base {base} --guidance inf", 2, "--guidance"),
+    ("generate --prompt x --adapter {tmp}/x.ckpt:nan", 2, "the weight nan must lie between -100 and 100"),
+    ("generate --prompt x --adapter {tmp}/x.ckpt:1e30", 2, "the weight 1e30 must lie between"),
+    ("generate --base {base} --prompt x\udcff", 2, "--prompt x\\xff: is not UTF-8"),
+    ("lora --data {imgs} --out x\udcff", 2, "--out x\\xff: is not UTF-8"),
+    ("recipe show x\udcff", 2, "error: x\\xff: is not UTF-8"),
     ("generate --prompt x --adapter {tmp}/none.safetensors", 3, "none.safetensors: no such adapter file"),
     ("generate --prompt x --adapter {tmp}/x.ckpt", 3, "x.ckpt: not a readable safetensors file"),
     ("generate --prompt x --adapter {tmp}/x.ckpt:much", 2, "the weight 'much' is not a number"),
@@ -81,6 +106,136 @@ REFUSALS: list[tuple[str, int, str]] = [
     ("generate --prompt x --base {base} --out {tmp}/x.ckpt/out", 5, "cannot write"),
     ("nosuch", 2, "nosuch"),
 ]
+
+
+@pytest.mark.parametrize("words", [*[w for w, code, _ in REFUSALS if code != 2][::3], "nosuch", "lora --data {imgs} --rank 0", "models"])
+def test_json_is_one_object_on_every_exit(words: str, ft: Run, imgs: Path, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.ckpt").write_bytes(b"x")
+    code, out, err = ft(*words.format(imgs=imgs, base=base, tmp=tmp_path).split(), "--json")
+    said = json.loads(out)
+    assert said["schema_version"] == 1 and said["exit_code"] == code and ("error" in said) == (code > 0)
+    if code:
+        error = said["error"]
+        assert error.keys() == {"code", "message", "hint", "exit_code"} and error["exit_code"] == code
+        assert f"error: {error['message']}\n" in err and (error["hint"] is None or f"hint: {error['hint']}\n" in err)
+        assert error["code"] == {2: "usage", 3: "data", 4: "access", 5: "resources"}[code]
+
+
+def keys(value: Any, name: str = "") -> set[str]:
+    """The keys of an answer, but for those that are names out of the data."""
+    if isinstance(value, list):
+        return set().union(*(keys(v, name) for v in value))
+    if not isinstance(value, dict) or name in (
+        "buckets",
+        "versions",
+        "kinds",
+        "parts",
+        "dtypes",
+        "ranks",
+        "adapters",
+        "most_frequent_tags",
+    ):
+        return set()
+    below = set().union(*(keys(v, k) for k, v in value.items()))
+    return below if name in ("recipes", "settings") else below | value.keys()
+
+
+def test_answers_have_snake_case_keys_that_the_document_names(ft: Run, imgs: Path, base: Path) -> None:
+    train = ["lora", "--data", imgs, "--base", base, "--steps", 1, "--out", "out"]
+    for words in (
+        [*train, "--trigger", "tok", "--new-token", "tok", "--dry-run"],
+        [*train, "--trigger", "<a> <b>", "--new-token", "<a>", "--new-token", "<b>"],
+        ["generate", "--base", base, "--adapter", "out/lora.safetensors", "--prompt", "a", "--steps", 1],
+        ["adapter", "inspect", "out/lora.safetensors"],
+        ["adapter", "verify", "out/lora.safetensors", "--base", base],
+        ["adapter", "convert", "out/lora.safetensors", "--to", "diffusers", "--out", "other.safetensors"],
+        ["data", "check", "--data", imgs],
+        ["data", "preview", "--data", imgs, "--base", base],
+        ["recipe", "check", "tiny-style"],
+        ["recipe", "ls"],
+        ["models"],
+        ["config"],
+    ):
+        code, out, err = ft(*words, "--json")
+        answer = json.loads(out)
+        assert code == answer["exit_code"] == 0, err
+        assert all(re.fullmatch("[a-z][a-z0-9_]*", key) for key in keys(answer)), keys(answer)
+        if words[0] not in ("adapter", "data"):
+            told = (Path(__file__).parents[1] / "docs" / "json.md").read_text(encoding="utf-8")
+            own = answer.keys() - {"written_as", "versions"}
+            assert all(f"`{key}`" in told for key in own), own
+
+
+def test_a_mistake_of_ours_is_an_object_too_and_a_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune.families import source
+
+    monkeypatch.setattr(source, "cached", lambda hub: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.run(["models", "--json"])
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "failed"
+
+
+@pytest.mark.parametrize("command", ["lora --json --help", "models --path tiny"])
+def test_what_asks_for_no_json_gets_none(command: str, ft: Run) -> None:
+    code, out, _ = ft(*command.split())
+    assert code == 0 and not out.startswith("{")
+
+
+def test_a_stdout_of_another_encoding_shows_what_it_can(tmp_path: Path) -> None:
+    (tmp_path / "été.yaml").write_text("# ft lora, λ\noptim: {steps: 1}\n", encoding="utf-8")
+    words = [sys.executable, "-m", "finetune", "recipe", "show", "été.yaml"]
+    done = subprocess.run(words, cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"# ft lora, \\u03bb\noptim: {steps: 1}\n"), done.stderr
+
+
+@pytest.mark.parametrize(("number", "hint"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "permissions"), (errno.EROFS, "read-only"),
+    (errno.ENOTDIR, "in the way"), (errno.EISDIR, "in the way"), (errno.ENOENT, "check the path")])  # fmt: skip
+def test_the_remedy_fits_the_reason(number: int, hint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from safetensors import SafetensorError
+
+    from finetune import files
+    from finetune.errors import ResourceError
+
+    for error in (OSError(number, "no"), SafetensorError(f"I/O error: no (os error {number})")):
+        with pytest.raises(ResourceError, match="cannot write") as refused, files.disk_errors(tmp_path / "x"):
+            raise error
+        assert hint in refused.value.hint and ("space" in refused.value.hint) == (number == errno.ENOSPC)
+        with pytest.raises(ResourceError) as refused, files.disk_errors(files.cache_root() / "runs" / "x"):
+            raise error
+        assert "FT_CACHE" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "value", ['run.out="a\\0b"', 'run.sample_prompt=[x, "\\ud800"]', 'data.path="a\\0"', 'method.rank_pattern={"\\0": 2}']
+)
+def test_what_is_no_text_is_refused_by_the_settings_name(value: str, ft: Run, imgs: Path) -> None:
+    shown = {"data.path": "--data", "run.out": "--out", "run.sample_prompt": "--sample-prompt"}
+    name = value.split("=")[0]
+    code, _, err = ft("lora", "--dry-run", *([] if "path" in value else ["--data", imgs]), "--set", value)
+    assert code == 2 and f"{shown.get(name, name)}: holds a null or half a character" in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text there")
+def test_a_working_folder_whose_name_is_no_text(ft: Run, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "q\udcff"
+    tiny.folder(here / "imgs", 2)
+    monkeypatch.chdir(here)
+    assert ft("data", "check", "--data", "imgs")[0] == 0
+    assert ft("lora", "--data", "imgs", "--base", base, "--steps", 1, "--out", "out")[0] == 0
+    code, out, _ = ft("generate", "--adapter", "out/lora.safetensors", "--prompt", "a", "--steps", 1, "--json")
+    assert code == 0 and Path(json.loads(out)["pictures"][0]["path"]).exists()
+
+
+def test_a_black_picture_is_refused_and_of_a_run_said(base: Path, imgs: Path, ft: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune.families.stable_diffusion import StableDiffusion
+
+    decode = StableDiffusion.decode
+    monkeypatch.setattr(StableDiffusion, "decode", lambda *words: decode(*words) * float("nan"))
+    code, _, err = ft("generate", "--base", base, "--prompt", "a", "--steps", 2)
+    assert code == 1 and "the picture of seed 0 is black" in err and "--guidance" in err
+    words = ("--sample-prompt", "a", "--sample-every", 1, "--steps", 1, "--out", "out")
+    code, _, err = ft("lora", "--base", base, "--data", imgs, *words)
+    assert code == 0 and err.count("note: sample 'a' at step") == 2, "a run is not lost for a picture"
 
 
 @pytest.mark.parametrize(("words", "code", "message"), REFUSALS, ids=[w for w, _, _ in REFUSALS])
@@ -94,8 +249,9 @@ def test_refusals(words: str, code: int, message: str, ft: Run, imgs: Path, base
     (tmp_path / "broken" / "00.png").write_bytes(b"\x89PNG")
     tiny.folder(tmp_path / "latin", 2)
     (tmp_path / "latin" / "00.txt").write_bytes("café".encode("latin-1"))
-    (tmp_path / "unknown").mkdir()
-    (tmp_path / "unknown" / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
+    for name, pipeline in (("unknown", "NoSuchPipeline"), ("later", "StableDiffusion3Pipeline")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
     found, out, err = ft(*words.format(imgs=imgs, base=base, tmp=tmp_path).split())
     assert (found, out) == (code, "")
     assert err.split("\n")[-2].startswith(("error: ", "hint: ", "       ")) and message in err
@@ -118,6 +274,52 @@ def test_a_dumped_job_reads_back_equal(settings: Any, tmp_path: Path) -> None:
     job = config.parse(settings(run={"sample_prompt": ["no", "1e-4", "été: #x"]}))
     (tmp_path / "run.yaml").write_text(config.dump(job), encoding="utf-8")
     assert config.parse(config.read_yaml(tmp_path / "run.yaml")) == job
+
+
+@pytest.mark.parametrize(
+    ("command", "needs"), [("lora", ""), ("dreambooth", "--token sks --class dog"), ("textual-inversion", "--token <x>")]
+)
+def test_help_tells_a_commands_own_defaults(command: str, needs: str, imgs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import typer
+
+    from finetune.cli import flags, train
+    from finetune.config.method import usual_rate
+
+    table = {"lora": flags.LORA, "dreambooth": flags.DREAMBOOTH, "textual-inversion": flags.TEXTUAL_INVERSION}[command]
+    words = dict(zip(needs.split()[::2], needs.split()[1::2], strict=True))
+    given = flags.settings(
+        table, {w.strip("-").replace("class", "class_"): [v] if v == "<x>" else v for w, v in words.items()} | {"data": str(imgs)}
+    )
+    job = train.make_job(command, given, None, [], flags.names(table))
+    app: Any = typer.main.get_command(cli.app)
+    shown = {p.opts[0]: p.help for p in app.commands[command].params}
+    for flag, setting in table.items():
+        section, key = setting.split(".")
+        value = getattr(getattr(job, section), key)
+        if flag == "--lr":
+            assert f"[{usual_rate(job.method.kind, 'adamw', 'sd15'):g}; on tiny {value:g}]" in shown[flag]
+        elif flag in ("--base", "--adapter"):
+            assert (value if value != "full" else "all weights") in shown[flag]
+        elif "[" in shown[flag]:
+            assert shown[flag].endswith(f"[{value}]"), flag
+        else:
+            assert value in (None, (), "", str(imgs)) or isinstance(value, bool) or flag in words, flag
+
+
+def test_config_shows_the_users_own(ft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FT_CONFIG", str(tmp_path / "mine.yaml"))
+    assert f"# your configuration: {tmp_path}/mine.yaml, which is not there" in ft("config")[1]
+    (tmp_path / "mine.yaml").write_text("optim: {steps: 77}")
+    said = json.loads(ft("config", "--json")[1])
+    assert said["user_config_exists"] and said["settings"]["optim.steps"] == {
+        "default": 500, "required": False, "help": "optimizer steps", "yours": 77
+    }  # fmt: skip
+    assert "yours" not in said["settings"]["optim.batch"] and "77 (yours; else 500)" in ft("config")[1]
+    (tmp_path / "mine.yaml").write_text("objective: {preserve: dog}")  # needs a trigger, which a flag may give
+    assert "dog (yours; else None)" in ft("config")[1]
+    (tmp_path / "mine.yaml").write_text("optim: {stepz: 77}")
+    code, _, err = ft("config")
+    assert code == 2 and "mine.yaml: optim.stepz: no such setting" in err
 
 
 def test_every_setting_has_help() -> None:
@@ -154,7 +356,7 @@ def test_train_then_generate(ft: Run, imgs: Path, base: Path, tmp_path: Path) ->
     metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert len(metrics[-1]["held_out_by_timestep"]) == 5 and "held_out_change_low" in metrics[-1]
     code, out, _ = ft("generate", "--adapter", "out/x.safetensors:0.5", "--prompt", "a", "--count", 2, "--steps", 2, "--grid", "--json")
-    drawn = [json.loads(line) for line in out.splitlines()]
+    drawn = json.loads(out)["pictures"]
     assert code == 0 and len(drawn) == 2 and Path("pictures/grid.png").exists()
     with Image.open(drawn[1]["path"]) as image:
         assert json.loads(image.info["parameters"])["adapters"] == {"x.safetensors": 0.5}

@@ -86,7 +86,7 @@ def test_a_cache_built_ahead_is_what_a_run_uses(
     monkeypatch.setattr(encoded, "_encode", lambda family, jobs, *a: [] if not jobs else pytest.fail("encoded again"))
     monkeypatch.setattr(encoded, "texts", lambda *a: pytest.fail("encoded again"))
     train(job)
-    assert json.loads(run(capsys, "cache", "--prune", "--json")[1]) == {"rows": 0, "bytes": 0, "runs": 2}, (
+    assert json.loads(run(capsys, "cache", "--prune", "--json")[1]).items() >= {"rows": 0, "bytes": 0, "runs": 2}.items(), (
         "the run, and what was built ahead today"
     )
     (tmp_path / "out" / "run.yaml").unlink()

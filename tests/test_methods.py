@@ -539,5 +539,5 @@ def test_files_that_are_no_embeddings_of_this_base_are_refused(make: Make, bases
 def test_several_tokens_leave_a_file_each(make: Make) -> None:
     settings = make("sd", "textual inversion", method={"new_tokens": ["<x>", "<y>"], "init_word": "red", "vectors": 1})
     summary = train(config.parse(settings))
-    tokens = [embedding.read(Path(summary[k])).token for k in ("embedding", "embedding-2")]
+    tokens = [embedding.read(Path(summary[k])).token for k in ("embedding", "embedding_2")]
     assert tokens == ["<x>", "<y>"] and method.DENOISER not in summary

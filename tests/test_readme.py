@@ -131,7 +131,7 @@ def test_recipes_train(path: Path, imgs: Path, bases: Callable[[str], Path], tmp
 def test_the_recipe_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.run(["recipe", "ls", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out).keys() == {p.stem for p in RECIPES}
+    assert json.loads(capsys.readouterr().out)["recipes"].keys() == {p.stem for p in RECIPES}
     assert cli.run(["recipe", "cp", "sdxl-style"]) == 0 and (tmp_path / "sdxl-style.yaml").exists()
     assert cli.run(["recipe", "cp", "sdxl-style"]) == 2 and "is there already" in capsys.readouterr().err
     assert cli.run(["recipe", "show", "sdxl-style"]) == 0 and "base: sdxl" in capsys.readouterr().out

@@ -30,7 +30,7 @@ def ft(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
 BLANK = {
     ("data", "caption", ""): "--caption: is blank; leave it out",
     ("data", "trigger", " \u200b"): "--trigger: is blank; leave it out",
-    ("data", "trigger", "a\0b"): "--trigger: holds NUL",
+    ("data", "trigger", "a\0b"): "--trigger: holds a null",
     ("data", "caption", "a {nmae} in {folder}"): "--caption: {nmae} is no placeholder; {name} and {folder} are",
     ("data", "prefix", "{name},"): "data.prefix: {name} is taken as it stands here; placeholders are for data.caption",
 }

@@ -1,15 +1,21 @@
 """What a person types. Importing this imports no torch."""
 
+import io
 import json
+import math
 import os
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import typer
 
-from finetune import __version__
+from finetune import __version__, files
 from finetune.cli import adapter, data, demo, generate, models, recipe, settings, train
-from finetune.errors import ConfigError, FinetuneError, plain
+from finetune.errors import Aborted, ConfigError, FinetuneError, ResourceError, plain
+
+SCHEMA_VERSION = 1  # of the object that --json prints: docs/json.md
 
 app = typer.Typer(
     name="ft",
@@ -45,45 +51,117 @@ def root(version: bool = typer.Option(False, "--version", callback=_version, is_
 
 def report(error: FinetuneError) -> int:
     """`error: ...` and `hint: ...` on stderr, control characters removed; returns the exit code."""
-    if int(os.environ.get("RANK", 0)) == 0 or error.exit_code == 1 or not error.shared:
+    if _first() or error.exit_code == 1 or not error.shared:
         print(f"error: {plain(error.message)}", file=sys.stderr)
         if error.hint:
             print(f"hint: {plain(error.hint)}", file=sys.stderr)
     return error.exit_code
 
 
+def _first() -> bool:
+    """Whether this is the first of a run's processes, which speaks for all."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def run(arguments: list[str] | None = None) -> int:
-    """Runs one command line and returns its exit code."""
+    """Runs one command line and returns its exit code; with --json, stdout gets one object, whatever happens."""
+    words = sys.argv[1:] if arguments is None else arguments
+    _answer.clear()
     try:
-        return int(app(args=arguments, standalone_mode=False) or 0)
+        error = None
+        code = int(_app(words) or 0)
     except FinetuneError as e:
-        return report(e)
+        error, code = e, report(e)
+    except Exception as e:
+        if _asks_json(words):  # a mistake of ours: the traceback is on stderr all the same
+            _print_answer(1, FinetuneError(f"{type(e).__name__}: {e}", "please report this, with the traceback"))
+        raise
+    if _asks_json(words) and _first() and (_answer or error):
+        _print_answer(code, error)
+    return code
+
+
+def _app(words: list[str]) -> Any:
+    """The exit code of a command line; what typer, the system and torch raise becomes ours.
+
+    Raises:
+        FinetuneError: what the user can mend.
+    """
+    try:
+        decoded(words)
+        return app(args=words, standalone_mode=False)
     except typer.Exit as e:
         return e.exit_code
     except typer.TyperException as e:
-        return report(ConfigError(e.format_message(), "`ft COMMAND --help` lists the flags"))
+        raise ConfigError(e.format_message(), "`ft COMMAND --help` lists the flags") from e
     except (KeyboardInterrupt, typer.Abort):
-        print("error: interrupted", file=sys.stderr)
-        return 130
-    except MemoryError:
-        return report(_out_of_memory("out of memory"))
+        raise Aborted("interrupted") from None
+    except MemoryError as e:
+        raise _out_of_memory("out of memory") from e
+    except OSError as e:
+        if not isinstance(e.filename, str | bytes):  # no path is at fault
+            raise
+        raise files.refused(e, Path(os.fsdecode(e.filename))) from e
     except RuntimeError as e:
         # torch.OutOfMemoryError on accelerators; on a CPU a bare RuntimeError
         if type(e).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator" not in str(e):
             raise
-        return report(_out_of_memory(str(e).split(". ")[0]))
+        raise _out_of_memory(str(e).split(". ")[0]) from e
 
 
 def _out_of_memory(message: str) -> FinetuneError:
-    from finetune.errors import ResourceError
-
     return ResourceError(message, "--batch 1 with --accumulate, --gradient-checkpointing, or a smaller --resolution")
 
 
-def emit(value: Any) -> None:
-    """One JSON object on stdout: data for scripts."""
-    print(json.dumps(value, sort_keys=True))
+def decoded(words: list[str]) -> None:
+    """Raises:
+    ConfigError: a word's bytes are no text: no tokenizer, database or record of a run can hold it.
+    """
+    for before, word in zip(["", *words], words, strict=False):
+        try:
+            word.encode()
+        except UnicodeEncodeError as e:
+            shown = word.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            name = f"{before} " if before.startswith("--") and "=" not in before else ""
+            raise ConfigError(f"{name}{shown}: is not UTF-8", "write it in UTF-8; of a file or folder, rename it") from e
+
+
+# What a command answers, for --json: `run` prints it, once, with what went wrong.
+_answer: dict[str, Any] = {}
+
+
+def emit(value: Mapping[str, Any]) -> None:
+    """Data for scripts: part of the one JSON object on stdout."""
+    _answer.update(value)
+
+
+def _asks_json(words: list[str]) -> bool:
+    return "--json" in words
+
+
+def error_facts(error: FinetuneError) -> dict[str, Any]:
+    """What went wrong, for scripts."""
+    return {"code": error.code, "message": plain(error.message), "hint": plain(error.hint) or None, "exit_code": error.exit_code}
+
+
+def _print_answer(code: int, error: FinetuneError | None) -> None:
+    facts = {"schema_version": SCHEMA_VERSION, "exit_code": code, **_answer}
+    if error:
+        facts["error"] = error_facts(error)
+    print(json.dumps(_finite(facts), sort_keys=True, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or file of another encoding gets \u2026 for what it cannot show
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run())

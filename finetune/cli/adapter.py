@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from finetune import files
 from finetune.errors import plain
 
 app = typer.Typer(help="Inspect, convert, average and verify adapter files.", no_args_is_help=True)
@@ -23,7 +24,7 @@ def inspect(
     from finetune import cli
     from finetune.adapters.inspect import inspect as look
 
-    report = look(file.expanduser(), norms)
+    report = look(files.home(file), norms)
     if json_:
         cli.emit(report.facts())
     else:
@@ -42,11 +43,13 @@ def convert(
     base: Annotated[
         str | None, typer.Option("--base", help="whose weights full and svd need for DoRA and OFT (the file's)", show_default=False)
     ] = None,
+    json_: Json = False,
 ) -> None:
     """Write the same adapter in another layout, as whole differences of the weights, or as a LoRA of another rank; what the layout
     cannot hold is refused."""
     import sys
 
+    from finetune import cli
     from finetune.errors import ConfigError
     from finetune.families.spec import FAMILIES
 
@@ -61,7 +64,8 @@ def convert(
         raise ConfigError("--base: is for --to full and --to svd", "leave it out")
     from finetune.sampling.rewrite import rewrite
 
-    print(rewrite(file.expanduser(), to, out.expanduser() if out else None, family, rank, base, lambda m: print(m, file=sys.stderr)))
+    written = rewrite(files.home(file), to, files.home(out) if out else None, family, rank, base, lambda m: print(m, file=sys.stderr))
+    cli.emit({"written": str(written)}) if json_ else print(written)
 
 
 @app.command("average")
@@ -69,12 +73,14 @@ def average(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run with optim.ema_posthoc", show_default=False)],
     length: Annotated[float, typer.Option("--length", help="of the average, as a share of the run: 0.01 to 0.25", show_default=False)],
     name: Annotated[str | None, typer.Option("--name", help="of the file (the run's and the length)", show_default=False)] = None,
+    json_: Json = False,
 ) -> None:
     """Write the average of a run's weights over a length that is chosen now (Karras et al. 2024)."""
+    from finetune import cli
     from finetune.training.average import write
 
-    for path in write(run.expanduser(), length, name).values():
-        print(path)
+    written = [str(path) for path in write(files.home(run), length, name).values()]
+    cli.emit({"written": written}) if json_ else print("\n".join(written))
 
 
 @app.command("verify")
@@ -90,7 +96,7 @@ def verify(
     from finetune import cli
     from finetune.sampling.verify import verify as prove
 
-    verdict = prove(file.expanduser(), base)
+    verdict = prove(files.home(file), base)
     if json_:
         cli.emit(verdict.facts())
     else:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from finetune import files
 from finetune.cli import flags
 from finetune.cli.train import any_job
 from finetune.config import Job
@@ -58,7 +59,7 @@ def check(
     else:
         print(plain("\n".join(dataset.text(report))))
     if sheet and drawn:
-        draw.save_png(drawn, sheet.expanduser(), {})
+        draw.save_png(drawn, files.home(sheet), {})
         _say(f"wrote {sheet}")
     errors, warnings = report.count("error"), report.count("warning")
     if errors or (strict and warnings):
@@ -73,16 +74,18 @@ def preview(
     set_: Set = None,
     out: Annotated[Path, typer.Option("--out", help="the sheet")] = Path("preview.png"),
     count: Annotated[int, typer.Option("--count", min=1, max=1000, help="pictures, evenly taken")] = 24,
+    json_: Json = False,
     **given: Any,
 ) -> None:
     """Draw a sheet of the crops that training sees, with captions and buckets."""
+    from finetune import cli
     from finetune.sampling import draw
     from finetune.training import dataset
 
     page, total = dataset.sheet(_job(given, recipe, set_), count)
-    draw.save_png(page, out.expanduser(), {})
+    draw.save_png(page, files.home(out), {})
     _say(f"{min(count, total)} of {total} pictures")
-    print(out)
+    cli.emit({"sheet": str(out), "pictures": total, "shown": min(count, total)}) if json_ else print(out)
 
 
 @app.command("cache")
@@ -118,12 +121,14 @@ def caption(
     batch: Annotated[int, typer.Option("--batch", min=1, help="pictures at once")] = 1,
     tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="longest caption, in the model's tokens")] = 60,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace captions that are there; they are kept otherwise")] = False,
+    json_: Json = False,
 ) -> None:
     """Write a caption beside every picture that has none. The same command again goes on where it stopped."""
+    from finetune import cli
     from finetune.training import dataset
 
-    written, kept = dataset.caption(data.expanduser(), model, prompt, tokens, batch, prefix, overwrite, _phase)
-    print(f"{written} captions written, {kept} kept")
+    written, kept = dataset.caption(files.home(data), model, prompt, tokens, batch, prefix, overwrite, _phase)
+    cli.emit({"written": written, "kept": kept}) if json_ else print(f"{written} captions written, {kept} kept")
 
 
 def _job(given: dict[str, Any], recipe: Path | None, sets: list[str] | None) -> Job:

@@ -9,6 +9,7 @@ import typer
 
 from finetune.config import ADAPTERS
 from finetune.config.load import Settings, merge, section_model
+from finetune.config.method import EMBEDDED, usual_rate
 
 # Flag -> setting. Everything else is reached with a recipe or --set.
 _MODEL = {"--data": "data.path", "--base": "model.base"}
@@ -61,15 +62,29 @@ def _name(flag: str) -> str:
     return f"{name}_" if keyword.iskeyword(name) else name
 
 
-def _option(flag: str, setting: str) -> inspect.Parameter:
+def _default(section: str, key: str, own: Settings) -> str:
+    """What a setting is where nobody says, in brackets; `own` are the command's defaults, which win over the setting's."""
+    kind = own.get("method", {}).get("kind", "lora")
+    if (section, key) == ("optim", "lr"):
+        return f" [{usual_rate(kind, 'adamw', ''):g}; on {EMBEDDED} {usual_rate(kind, 'adamw', EMBEDDED):g}]"
+    if (section, key) == ("model", "base"):
+        return f" [$FT_BASE, your configuration's, or {EMBEDDED}; sd15 with an accelerator]"
+    if (section, key, kind) == ("method", "kind", "full"):
+        return " [all weights train]"
+    info = section_model(section).model_fields[key]
+    default = own.get(section, {}).get(key, None if info.is_required() else info.default)
+    return "" if default in (None, (), "") or isinstance(default, bool) else f" [{default}]"
+
+
+def _option(flag: str, setting: str, own: Settings) -> inspect.Parameter:
     section, key = setting.split(".")
     info = section_model(section).model_fields[key]
     name = _name(flag)
-    default = "" if info.is_required() or info.default in (None, ()) or isinstance(info.default, bool) else f" [{info.default}]"
-    text = (info.description or "") + default
+    text = (info.description or "") + _default(section, key, own)
     if flag == "--adapter":
         about = "; ".join(f"{name}: {row.about}" for name, row in ADAPTERS.items())
-        kind: Any = Annotated[str | None, typer.Option(flag, help=f"type of the adapter. {about}", metavar="|".join(ADAPTERS))]
+        text = f"type of the adapter{_default(section, key, own)}. {about}"
+        kind: Any = Annotated[str | None, typer.Option(flag, help=text, show_default=False, metavar="|".join(ADAPTERS))]
     elif info.annotation is bool:
         kind = Annotated[bool | None, typer.Option(flag, help=text, show_default=False)]
     elif str(info.annotation).startswith("tuple[") and "..." in str(info.annotation):
@@ -91,12 +106,12 @@ def _metavar(annotation: Any) -> str:
     return "TEXT"
 
 
-def with_flags(table: Mapping[str, str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Adds every flag of a table to a command that takes `**given`."""
+def with_flags(table: Mapping[str, str], own: Settings | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds every flag of a table to a command that takes `**given`, and whose own defaults are told in the help."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        command.__signature__ = inspect.Signature([_option(f, s) for f, s in table.items()] + own)  # type: ignore[attr-defined]
+        rest = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        command.__signature__ = inspect.Signature([_option(f, s, own or {}) for f, s in table.items()] + rest)  # type: ignore[attr-defined]
         return command
 
     return add

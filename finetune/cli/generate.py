@@ -25,20 +25,22 @@ def command(
         str | None, typer.Option("--scheduler", help="ddim, dpm++, euler, euler-a, pndm, ddpm, lcm", show_default=False)
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="sampling steps (the adapter's or the family's)", show_default=False)
+        int | None, typer.Option("--steps", min=1, max=10_000, help="sampling steps (the adapter's or the family's)", show_default=False)
     ] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", min=0, help="guidance scale (the same)", show_default=False)] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", min=0, max=100, help="guidance scale (the same)", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="seed of the first picture; the next has the next")] = 0,
-    count: Annotated[int, typer.Option("--count", min=1, help="pictures per prompt")] = 1,
+    count: Annotated[int, typer.Option("--count", min=1, max=100_000, help="pictures per prompt")] = 1,
     resolution: Annotated[
-        int | None, typer.Option("--resolution", min=16, help="side in pixels (the adapter's or the base's)", show_default=False)
+        int | None, typer.Option("--resolution", min=16, max=8192, help="side in pixels (the adapter's or the base's)", show_default=False)
     ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="also write one sheet of all pictures")] = False,
     batch: Annotated[
         int | None, typer.Option("--batch", min=1, help="pictures drawn at once (as many as fill 1024x1024 pixels)", show_default=False)
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="output folder")] = Path("pictures"),
-    json_: Annotated[bool, typer.Option("--json", help="print one JSON object a picture")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="print one JSON object at the end")] = False,
 ) -> None:
     """Draw pictures with a base and any number of adapters and new tokens."""
     from finetune import cli
@@ -50,6 +52,6 @@ def command(
     request = Request(
         prompt, adapter or [], embedding or [], base, negative, scheduler, steps, guidance, seed, count, resolution, grid, batch, out
     )
-    for picture in generate(request, lambda text: print(plain(text), file=sys.stderr)):
-        if json_:
-            cli.emit(picture)
+    drawn = generate(request, lambda text: print(plain(text), file=sys.stderr))
+    if json_:
+        cli.emit({"pictures": drawn})

@@ -24,7 +24,7 @@ def command(
         return
     rows = [{"name": n, "hub": b.hub, "about": b.about, "local": b.hub is None or source.cached(b.hub)} for n, b in BASES.items()]
     if json_:
-        cli.emit(rows)
+        cli.emit({"bases": rows})
         return
     for row in rows:
         print(f"{row['name']:<10} {'here' if row['local'] else 'hub ':<5} {row['hub'] or 'ships with the package':<46} {row['about']}")

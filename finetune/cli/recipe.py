@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,7 +21,7 @@ def ls(json_: Annotated[bool, typer.Option("--json", help="print JSON")] = False
 
     found = {name: recipes.about(path) for name, path in recipes.shipped().items()}
     if json_:
-        cli.emit(found)
+        cli.emit({"recipes": found})
         return
     for name, about in found.items():
         print(f"{name:<18} {about[about.find('(') + 1 : -1]}")
@@ -57,17 +57,23 @@ def cp(
 @app.command("check")
 def check(
     recipe: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="names or files", show_default=False)],
+    json_: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Whether every setting exists and fits the base; all mistakes at once."""
     from finetune import cli
 
-    worst = 0
+    worst, answers = 0, dict[str, Any]()
     for one in recipe:
         try:
-            print(f"{one}: {_check(recipes.find(one))}")
+            answers[str(one)] = {"ok": True, "about": _check(recipes.find(one))}
+            if not json_:
+                print(f"{one}: ok: {answers[str(one)]['about']}")
         except FinetuneError as e:
             print(f"{one}:", file=sys.stderr)
+            answers[str(one)] = {"ok": False, "error": cli.error_facts(e)}
             worst = max(worst, cli.report(e))
+    if json_:
+        cli.emit({"recipes": answers})
     if worst:
         raise typer.Exit(worst)
 
@@ -86,4 +92,4 @@ def _check(path: Path) -> str:
 
     side, trains = plan.fit(job)
     what = ", ".join(f"{n:,} parameters of the {p}".replace("the new", "new").replace("_", " ") for p, n in trains.items())
-    return f"ok: ft {job.command}, {job.model.base} at {side} pixels, {what}, {job.optim.steps} steps"
+    return f"ft {job.command}, {job.model.base} at {side} pixels, {what}, {job.optim.steps} steps"

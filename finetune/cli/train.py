@@ -52,7 +52,7 @@ def _command(name: str, table: Mapping[str, str], text: str) -> Callable[..., No
             cli.emit(summary)
 
     command.__doc__ = text
-    return flags.with_flags(table)(command)
+    return flags.with_flags(table, DEFAULTS[name])(command)
 
 
 def _plan(job: Job, json_: bool) -> None:

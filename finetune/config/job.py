@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from finetune import files
 from finetune.config.data import Data
 from finetune.config.method import EMBEDDED, Method, trained, usual_rate
 from finetune.config.objective import Objective
@@ -81,7 +82,7 @@ class Run(Section):
 
 def _nested(a: Path, b: Path) -> bool:
     """Whether one of two folders lies in the other."""
-    a, b = a.expanduser().resolve(), b.expanduser().resolve()
+    a, b = files.home(a).resolve(), files.home(b).resolve()
     return a.is_relative_to(b) or b.is_relative_to(a)
 
 

@@ -3,7 +3,8 @@
 import difflib
 import io
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +23,23 @@ Settings = dict[str, Any]  # nested: {"optim": {"lr": 1e-4}}
 
 def user_config() -> Path:
     return Path(os.environ.get("FT_CONFIG") or Path(platformdirs.user_config_dir("finetune", appauthor=False)) / "config.yaml")
+
+
+def own_settings() -> Settings:
+    """What the user's configuration says, checked as far as it goes alone; nothing where there is none.
+
+    Raises:
+        ConfigError: it is not readable, or holds what is no setting, or a wrong value.
+    """
+    path = user_config()
+    own = read_yaml(path) if path.exists() else {}
+    try:
+        Job.model_validate(merge({"data": {"path": "."}}, own))
+    except ValidationError as e:  # what contradicts what may change with the flags
+        wrong = [_describe(error, {}) for error in e.errors() if len(error["loc"]) > 1 or error["type"] != "value_error"]
+        if wrong:
+            raise ConfigError(f"{path}: " + "\n       ".join(wrong), "`ft config --schema` has every setting") from e
+    return own
 
 
 def read_yaml(path: Path) -> Settings:
@@ -89,11 +107,29 @@ def resolve(
 
 
 def parse(settings: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Job:
+    if wrong := [(names or {}).get(name, name) for name in dict.fromkeys(_no_text(settings))]:
+        hint = "no file's name and no caption can hold it: write another"
+        raise ConfigError("\n       ".join(f"{name}: holds a null or half a character" for name in wrong), hint)
     try:
         return Job.model_validate(settings)
     except ValidationError as e:
         lines = [_describe(error, names or {}) for error in e.errors()]
         raise ConfigError("\n       ".join(lines), "`ft COMMAND --help` lists the flags, `ft config` every setting") from e
+
+
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # YAML and JSON can write them, no system and no tokenizer reads them
+
+
+def _no_text(value: Any, *name: str) -> Iterator[str]:
+    """The settings, section.key, that hold what is no text."""
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _no_text(one, *name, str(key))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _no_text(one, *name)
+    if _NO_TEXT.search("".join(name[2:]) + (value if isinstance(value, str) else "")):
+        yield ".".join(name[:2])
 
 
 def _describe(error: Any, names: Mapping[str, str]) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from finetune.text import BRACES, blank, flaw
+from finetune.text import BRACES, blank
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
@@ -15,8 +15,6 @@ PLACEHOLDERS = ("name", "folder")
 def _said(value: str) -> str:
     if blank(value):
         raise ValueError("is blank; leave it out, or give words")
-    if wrong := flaw(value):
-        raise ValueError(f"holds {wrong}")
     return value
 
 

@@ -176,7 +176,7 @@ def _captions(samples: Sequence[Sample], trigger: str | None, report: Report) ->
     if trigger:
         report.facts["trigger"] = {"word": trigger, "captions": sum(trigger in s.caption for s in samples)}
     said_tags = Counter(tag for s in samples for tag in tags(s.caption))
-    report.facts["most frequent tags"] = {tag: n for tag, n in said_tags.most_common(10) if n > 1}
+    report.facts["most_frequent_tags"] = {tag: n for tag, n in said_tags.most_common(10) if n > 1}
 
 
 def _sizes(samples: Sequence[Sample], report: Report) -> None:

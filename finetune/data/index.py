@@ -23,7 +23,8 @@ class Index:
     """
 
     def __init__(self, place: str, version: int | str) -> None:
-        self.place, self.base = f"{version} {place}", _open()
+        # The bytes of a folder's path need be no text, which is all that the database takes.
+        self.place, self.base = f"{version} {place}".encode("utf-8", "backslashreplace").decode(), _open()
 
     def get(self, names: Sequence[str]) -> list[Any]:
         """The values of at most a few hundred names; None for what is not known."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ def remember(out: Path, used: Mapping[Path, Iterable[bytes]]) -> None:
     """Notes what a run in the folder `out` uses: by space, its keys."""
     place = str(out.resolve())
     names = {space.relative_to(files.cache_root()).as_posix(): sorted({k.hex() for k in keys}) for space, keys in used.items()}
-    files.write_json(_folder() / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.json", {"out": place, "used": names})
+    files.write_json(_folder() / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.json", {"out": place, "used": names})
 
 
 def _folder() -> Path:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from finetune import files
 from finetune.data import archives, decode, folder, hub, keys
 from finetune.data.captions import Wording
 from finetune.data.file import File
@@ -50,7 +51,7 @@ def items(origin: Origin, found: Found) -> Iterator[Item]:
     Raises:
         DataError, AccessError: there is nothing that can be read.
     """
-    path = Path(origin.place).expanduser()
+    path = files.home(origin.place)
     if path.is_file():
         yield from _shard(path, path.name, found, origin)
     elif not path.is_dir() and not _is_id(origin.place):

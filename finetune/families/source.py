@@ -12,8 +12,8 @@ from typing import Any
 
 from finetune.bases import TINY
 from finetune.errors import AccessError, ConfigError
-from finetune.families.spec import BASES, FAMILIES, PARTS, ZERO_SNR, FamilySpec, KnownBase
-from finetune.files import read_text, sha256
+from finetune.families.spec import BASES, FAMILIES, PARTS, ZERO_SNR, FamilySpec, KnownBase, not_yet
+from finetune.files import home, read_text, sha256
 
 RESCALE = 0.7  # of guidance, which would overexpose otherwise: the same paper, section 3.4
 # Files of the embedded base that were mended without a change to what a run sees, by the hash that earlier runs and caches know:
@@ -131,7 +131,7 @@ def resolve(
         AccessError: not found, gated, offline, not a diffusers pipeline, or a pipeline of an unknown family.
         ConfigError: a prediction for a base that says its own.
     """
-    if prediction and not Path(base).expanduser().is_file():
+    if prediction and not home(base).is_file():
         raise ConfigError(f"model.prediction_type {prediction}: this base says its own", "leave it out; it is for single files")
     known = BASES.get(base)
     if known and known.hub is None:
@@ -140,13 +140,15 @@ def resolve(
         from finetune.families import single_file
 
         return _read(base, single_file.skeleton(single_file.shipped(base)), None, None, known)
-    path = Path(base).expanduser()
+    path = home(base)
     if path.is_dir():
         return _read(path.resolve().name, path, None, variant, None)
     if path.is_file() or path.suffix in (".safetensors", ".ckpt", ".bin"):
         return _single_file(base, path, weights, prediction, allow_pickle)
     hub_id, _, revision = (known.hub if known and known.hub else base).partition("@")
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
+        if family := not_yet(hub_id):
+            raise AccessError(f"--base {base}: {family} is not supported yet", "`ft models` lists the bases that are")
         known_names = ", ".join(BASES)
         raise AccessError(
             f"--base {base}: no such folder, and not a Hub id (owner/name) or one of: {known_names}", "`ft models` lists the bases"
@@ -183,6 +185,8 @@ def _read(name: str, folder: Path, revision: str | None, variant: str | None, kn
             guidance = known.guidance if known else _told(folder).get("guidance")
             return Source(name, folder, spec, revision, variant, guidance, known.licence if known else None)
     pipelines = ", ".join(p for spec in FAMILIES for p in spec.pipelines)
+    if family := not_yet(name, pipeline):
+        raise AccessError(f"--base {name}: {family} is not supported yet; known pipelines are: {pipelines}", "`ft models` lists bases")
     raise AccessError(
         f"--base {name}: its pipeline is {pipeline}; known are: {pipelines}", "there is no fallback to a family that does not fit"
     )

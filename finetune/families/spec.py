@@ -25,6 +25,7 @@ class FamilySpec:
     taught_text: tuple[str, ...]  # text encoders that fine-tuning may train
     embedding_keys: dict[str, str]  # what an embedding file calls each text encoder's rows
     text_targets: dict[str, tuple[str, ...]] = field(default_factory=lambda: CLIP_TARGETS)
+    draws: int = 8  # its pipeline draws sides of multiples of so many pixels, whatever the autoencoder could
     single_file: bool = True  # whether a whole model can be written as one file in the original layout
     inert: tuple[str, ...] = ()  # endings of trainable tensors that may have no gradient
     # ModelSpec's `implementation`, whose code the tensors are named as in, by kind of file and by sd-scripts' rule.
@@ -134,3 +135,28 @@ BASES = {
         "black-forest-labs/FLUX.1-schnell", "FLUX.1 schnell, distilled for 4 steps: to draw with, not to train", "apache-2.0"
     ),
 }
+
+# Families of the field that are asked for by name and not supported yet: how names of their models begin, and their pipelines.
+NOT_YET = {
+    "sd3": ("Stable Diffusion 3", "StableDiffusion3Pipeline"),
+    "stable-diffusion-3": ("Stable Diffusion 3", "StableDiffusion3Pipeline"),
+    "flux2": ("FLUX.2", "Flux2Pipeline"),
+    "flux.2": ("FLUX.2", "Flux2Pipeline"),
+    "pixart": ("PixArt", "PixArtSigmaPipeline"),
+    "sana": ("Sana", "SanaPipeline"),
+    "kolors": ("Kolors", "KolorsPipeline"),
+    "hunyuan": ("HunyuanDiT", "HunyuanDiTPipeline"),
+    "auraflow": ("AuraFlow", "AuraFlowPipeline"),
+    "lumina": ("Lumina", "Lumina2Pipeline"),
+    "qwen-image": ("Qwen-Image", "QwenImagePipeline"),
+    "chroma": ("Chroma", "ChromaPipeline"),
+    "hidream": ("HiDream", "HiDreamImagePipeline"),
+    "z-image": ("Z-Image", "ZImagePipeline"),
+    "cascade": ("Stable Cascade", "StableCascadeCombinedPipeline"),
+}
+
+
+def not_yet(name: str, pipeline: str | None = None) -> str | None:
+    """The family that a name or a pipeline is of, where it is one that is not supported yet."""
+    own = name.rpartition("/")[2].lower()
+    return next((title for start, (title, cls) in NOT_YET.items() if cls == pipeline or (pipeline is None and own.startswith(start))), None)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,57 @@ from finetune.data import keys
 from finetune.data.crop import to_image
 from finetune.data.decode import SOFTWARE
 from finetune.data.encoded import Text
+from finetune.errors import ConfigError, FinetuneError, line
 from finetune.families.load import Family
 
 
 def at_once(side: int) -> int:
     """Pictures in a batch where nobody says: as many as fill 1024x1024 pixels, at most 16."""
     return min(16, max(1, 1024 * 1024 // side**2))
+
+
+class NotFinite(FinetuneError):
+    """What the base answered is no picture: it would be black."""
+
+
+def check_side(family: Family, side: int) -> None:
+    """Raises:
+    ConfigError: the base can be trained at this side perhaps, but its pipeline draws no such picture.
+    """
+    multiple = math.lcm(family.factor, family.spec.draws)
+    if side % multiple:
+        below = max(multiple, side // multiple * multiple)
+        raise ConfigError(
+            f"--resolution {side}: {family.source.id} draws pictures of multiples of {multiple} pixels",
+            f"--resolution {below} or {below + multiple}; training alone, without pictures, takes multiples of {family.factor}",
+        )
+
+
+def check_steps(family: Family, sampler: str | None, steps: int, setting: str = "--steps") -> None:
+    """Takes the steps without the network: every sampler has other limits, some of which show at the last step alone.
+
+    Raises:
+        ConfigError: the sampler cannot take so many, or so few.
+    """
+    wrong = f"{setting} {steps}: {sampler or family.spec.sampler} cannot take so many, or so few"
+    hint = f"{family.inference()[0]} are usual for {family.source.id}"
+    try:
+        with keys.global_rng("steps"):  # some samplers add noise
+            finite = _walk(family.source.sampler(sampler), steps).isfinite().all()
+    except (ValueError, IndexError, RuntimeError, ZeroDivisionError) as e:
+        raise ConfigError(f"{wrong}: {line(str(e), 120)}", hint) from e
+    if not finite:
+        raise ConfigError(wrong, hint)
+
+
+def _walk(scheduler: Any, steps: int) -> torch.Tensor:
+    """What a sampler makes of noise where every answer is 0."""
+    x = torch.ones(1, 1, 2, 2)
+    scheduler.set_timesteps(steps, **({"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}))
+    scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
+    for t in scheduler.timesteps:
+        x = scheduler.step(torch.zeros_like(x), t, scale(x, t)).prev_sample
+    return x
 
 
 @torch.no_grad()
@@ -34,9 +80,13 @@ def draw(
     side: int,
     batch: int = 1,
 ) -> list[Image.Image]:
-    """One picture for each encoded (prompt, negative) and seed; noise is drawn on the CPU, so every device starts from the same."""
+    """One picture for each encoded (prompt, negative) and seed; noise is drawn on the CPU, so every device starts from the same.
+
+    Raises:
+        NotFinite: the denoiser's or the autoencoder's numbers overflowed.
+    """
     pipeline.set_progress_bar_config(disable=True)
-    out = []
+    out: list[Image.Image] = []
     for start in range(0, len(seeds), batch):
         rows = [family.prompt(text, negative, guidance) for text, negative in prompts[start : start + batch]]
         latents = pipeline(
@@ -48,7 +98,10 @@ def draw(
             output_type="latent",
         ).images
         for one in latents.split(1):  # an autoencoder takes more memory than a denoiser
-            out.append(to_image(family.decode(one, side)[0]))
+            pixels = family.decode(one, side)[0]
+            if not (one.isfinite().all() and pixels.isfinite().all()):
+                raise NotFinite(f"the picture of seed {seeds[len(out)]} is black: its numbers overflowed", "a lower --guidance or weight")
+            out.append(to_image(pixels))
     return out
 
 

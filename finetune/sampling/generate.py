@@ -20,6 +20,8 @@ from finetune.families.source import Source
 from finetune.families.spec import BASES
 from finetune.sampling import apply, draw, prompt
 
+MOST = 100  # of guidance, and of an adapter's weight: beyond it, and far before, all is noise
+
 
 @dataclass(frozen=True)
 class Request:
@@ -43,15 +45,19 @@ def parse_adapter(text: str) -> tuple[Path, float]:
     """`file.safetensors:0.8` -> path and weight; a colon in the path itself (Windows) is left alone.
 
     Raises:
-        ConfigError: the weight is not a number.
+        ConfigError: the weight is not a number, or so large that nothing but noise is drawn.
     """
     path, colon, weight = text.rpartition(":")
     if not colon or Path(text).exists() or "/" in weight or "\\" in weight:
-        return Path(text).expanduser(), 1.0
+        return files.home(text), 1.0
+    hint = "for example --adapter x.safetensors:0.8"
     try:
-        return Path(path).expanduser(), float(weight)
+        strength = float(weight)
     except ValueError as e:
-        raise ConfigError(f"--adapter {text}: the weight {weight!r} is not a number", "for example --adapter x.safetensors:0.8") from e
+        raise ConfigError(f"--adapter {text}: the weight {weight!r} is not a number", hint) from e
+    if not abs(strength) <= MOST:  # nor is nan
+        raise ConfigError(f"--adapter {text}: the weight {weight} must lie between -{MOST} and {MOST}", hint)
+    return files.home(path), strength
 
 
 def choose_base(asked: str | None, adapters: Sequence[Adapter | Embedding]) -> Source:
@@ -69,7 +75,7 @@ def choose_base(asked: str | None, adapters: Sequence[Adapter | Embedding]) -> S
     how = next((n for n in named if not asked or n["base"] == asked), {})
     base = asked or str(how.get("base", "tiny"))
     prediction = how.get("prediction_type") or next((a.contract.prediction_type for a in adapters if a.contract), None)
-    single = Path(base).expanduser().is_file() and prediction in ("epsilon", "v_prediction")
+    single = files.home(base).is_file() and prediction in ("epsilon", "v_prediction")
     where = source.resolve(
         base, how.get("variant"), prediction=prediction if single else None, allow_pickle=bool(how.get("allow_pickle", False))
     )
@@ -150,7 +156,7 @@ def generate(request: Request, say: Callable[[str], None]) -> list[dict[str, Any
     files.check_writable(request.out)
     chosen = [parse_adapter(a) for a in request.adapters]
     adapters = [read(path) for path, _ in chosen]
-    embeddings = [embedding.read(path.expanduser()) for path in request.embeddings]
+    embeddings = [embedding.read(files.home(path)) for path in request.embeddings]
     embeddings += [e for adapter in adapters for e in embedding.bundled(adapter)]
     weighted = [(a, weight) for a, (_, weight) in zip(adapters, chosen, strict=True)]
     said: list[Adapter | Embedding] = [*adapters, *embeddings]
@@ -159,19 +165,21 @@ def generate(request: Request, say: Callable[[str], None]) -> list[dict[str, Any
     half = device is not None and not apply.needs_fp32(adapters)
     family = load.family(where, device or "cpu", torch.float16 if half else torch.float32)
     sampler = check(family, request, said)
-    triggers = [t for a in adapters if a.contract and (t := a.contract.trigger)] + [e.token for e in embeddings]
-    made = compose(family, weighted, embeddings, [*request.prompts, request.negative], sampler)
-    for note in prompt.notes(family, request.prompts, triggers):  # once the new tokens are known
-        say(note)
-    negative = made.texts[request.negative] if request.negative else made.unconditional
     contracts = [c for a in said if (c := a.contract)]
     first = contracts[0] if contracts else None
     own_steps, own_guidance = family.inference()
     steps = request.steps or (first.steps if first else own_steps)
     guidance = request.guidance if request.guidance is not None else first.guidance if first else own_guidance
     side = request.resolution or (first.resolution if first else family.resolution)
-    if side % family.factor:
-        raise ConfigError(f"--resolution {side}: must be a multiple of {family.factor} for this base")
+    draw.check_side(family, side)
+    draw.check_steps(family, sampler, steps)
+    if not 0 <= guidance <= MOST:
+        raise ConfigError(f"--guidance {guidance:g}: must lie between 0 and {MOST}", f"{own_guidance:g} is usual for {where.id}")
+    made = compose(family, weighted, embeddings, [*request.prompts, request.negative], sampler)
+    triggers = [*(c.trigger for c in contracts if c.trigger), *(e.token for e in embeddings)]
+    for note in prompt.notes(family, request.prompts, triggers):  # once the new tokens are known
+        say(note)
+    negative = made.texts[request.negative] if request.negative else made.unconditional
     wanted = [(p, request.seed + i) for p in range(len(request.prompts)) for i in range(request.count)]
     written, images, batch = [], [], request.batch or draw.at_once(side)
     for start in range(0, len(wanted), batch):

@@ -55,7 +55,7 @@ class ClassPictures:
     @property
     def folder(self) -> Path:
         own = self.job.subject.class_data
-        return own.expanduser() if own else files.cache_root() / "class-pictures" / self.key
+        return files.home(own) if own else files.cache_root() / "class-pictures" / self.key
 
     def path(self, number: int) -> Path:
         return self.folder / f"class-{self.key}-{number:06d}.png"

@@ -73,11 +73,11 @@ def report(job: Job, vae: str | None, phase: Phase) -> tuple[Report, Image.Image
 
 def _add_numbers(job: Job, sides: Pictures, epoch: Group, made: Report) -> None:
     made.facts |= {
-        "to train on": len(sides.train),
-        "held out": len(sides.held),
+        "to_train_on": len(sides.train),
+        "held_out": len(sides.held),
         "buckets": {str(size): count for size, count in sorted(Counter(s.size for s in sides.train).items())},
-        "steps per epoch": epoch.steps,
-        "fills per epoch": epoch.fills(0),
+        "steps_per_epoch": epoch.steps,
+        "fills_per_epoch": epoch.fills(0),
         "epochs": round(job.optim.steps / epoch.steps, 2),
     }
 
@@ -108,8 +108,8 @@ def _round_trip(job: Job, base: str, sides: Pictures, made: Report, phase: Phase
             errors[sample.name], _ = _decoded(family, sample, job.data.background)
             tick()
     ranked = sorted(samples, key=lambda s: errors[s.name])
-    worst = [{"file": s.name, "PSNR": round(errors[s.name], 2)} for s in ranked[:WORST]]
-    made.facts["autoencoder"] = {"base": where.id, "mean PSNR": round(sum(errors.values()) / len(errors), 2), "worst": worst}
+    worst = [{"file": s.name, "psnr": round(errors[s.name], 2)} for s in ranked[:WORST]]
+    made.facts["autoencoder"] = {"base": where.id, "mean_psnr": round(sum(errors.values()) / len(errors), 2), "worst": worst}
     for sample in ranked:
         if errors[sample.name] < ROUND_TRIP:
             made.add("warning", f"the autoencoder of {where.id} holds it badly: {errors[sample.name]:.1f} dB", [sample.name])
@@ -129,11 +129,11 @@ def _decoded(family: Family, sample: Sample, background: str) -> tuple[float, li
 def text(made: Report) -> list[str]:
     """A report as a person reads it."""
     f, lines = made.facts, []
-    lines.append(f"{f['pictures']} pictures" + (f": {f['to train on']} to train on, {f['held out']} held out" if "held out" in f else ""))
+    lines.append(f"{f['pictures']} pictures" + (f": {f['to_train_on']} to train on, {f['held_out']} held out" if "held_out" in f else ""))
     if "buckets" in f:
         lines.append("buckets: " + ", ".join(f"{size}: {count}" for size, count in f["buckets"].items()))
         lines.append(
-            f"an epoch: {f['steps per epoch']} steps, {f['fills per epoch']} draws to fill batches; the run is {f['epochs']} epochs"
+            f"an epoch: {f['steps_per_epoch']} steps, {f['fills_per_epoch']} draws to fill batches; the run is {f['epochs']} epochs"
         )
         t = f["tokens"]
         lines.append(
@@ -141,10 +141,10 @@ def text(made: Report) -> list[str]:
         )
     if "trigger" in f:
         lines.append(f"trigger {f['trigger']['word']!r}: in {f['trigger']['captions']} captions")
-    if f.get("most frequent tags"):
-        lines.append("most frequent: " + ", ".join(f"{tag[:40]} {n}" for tag, n in f["most frequent tags"].items()))
+    if f.get("most_frequent_tags"):
+        lines.append("most frequent: " + ", ".join(f"{tag[:40]} {n}" for tag, n in f["most_frequent_tags"].items()))
     if "autoencoder" in f:
-        lines.append(f"autoencoder of {f['autoencoder']['base']}: {f['autoencoder']['mean PSNR']} dB on average")
+        lines.append(f"autoencoder of {f['autoencoder']['base']}: {f['autoencoder']['mean_psnr']} dB on average")
     for level in check.LEVELS:
         found = [x for x in made.findings if x.level == level]
         if found:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from finetune import files
@@ -155,7 +156,11 @@ class Observer:
             self.poll()
             number = keys.number(run.seed, "sample", prompt)
             seed, name = number % 2**31, f"{number % 16**6:06x}"
-            image = draw.draw(family, pipeline, [(text, unconditional)], [seed], steps, guidance, self.side)[0]
+            try:
+                image = draw.draw(family, pipeline, [(text, unconditional)], [seed], steps, guidance, self.side)[0]
+            except draw.NotFinite as e:  # the weights' own guard stops a run; a picture alone does not
+                self.tracker.say(f"note: sample {prompt[:60]!r} at step {step} is left black: {e.message}")
+                image = Image.new("RGB", (self.side, self.side))
             facts = {"prompt": prompt, "seed": seed, "steps": steps, "guidance": guidance, "trained_steps": step}
             made.append((prompt, f"samples/step-{step:06d}-{name}.png"))
             draw.save_png(image, self.out / made[-1][1], facts)

@@ -23,6 +23,7 @@ from finetune.training.requirements import (
     add_tokens,
     base,
     buckets,
+    check_drawing,
     check_subject,
     cut,
     pictures,
@@ -30,7 +31,7 @@ from finetune.training.requirements import (
     report_long_captions,
     shown,
     side,
-)  # fmt: skip
+)
 from finetune.training.start import start
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
@@ -67,7 +68,7 @@ def trainable(job: Job, family: Family, learned: dict[str, Start] | None) -> lis
     if m.new_tokens:
         widths = [nets[p].get_input_embeddings().weight.shape[1] for p in spec.text]  # type: ignore[operator]
         count = len(m.new_tokens) * m.vectors * sum(widths)
-        out.append({"part": "new tokens", "parameters": count, "lr": method.token_rate(job), "weight_decay": 0.0})
+        out.append({"part": "new_tokens", "parameters": count, "lr": method.token_rate(job), "weight_decay": 0.0})
     optimizers.check_rates(job.optim, [g["lr"] for g in out])
     return out
 
@@ -119,6 +120,7 @@ def fit(job: Job) -> tuple[int, dict[str, int]]:
 def check(job: Job, family: Family, captions: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
     """What `Runner.prepare` refuses, refused here too; returns the adapted layers, and what trains, by groups."""
     optimizers.check(job.optim, torch.accelerator.current_accelerator() or torch.device("cpu"))
+    check_drawing(job, family)
     check_subject(job, family, planned(job))
     add_tokens(job, family, captions)
     learned = start(job, family)
@@ -183,7 +185,7 @@ def plan(job: Job) -> Plan:
 
 
 def _text(f: dict[str, Any]) -> list[str]:
-    parts = ", ".join(f"{n:,} of {'' if p == 'new tokens' else 'the '}{p.replace('_', ' ')}" for p, n in f["trainable_by_part"].items())
+    parts = ", ".join(f"{n:,} of {'' if p == 'new_tokens' else 'the '}{p.replace('_', ' ')}" for p, n in f["trainable_by_part"].items())
     layers = f" in {f['adapted_layers']} layers" if f["adapted_layers"] else ""
     rates = "; ".join(
         f"{g['part'].replace('_', ' ')} {g['lr']:g}" + (f", decay {g['weight_decay']:g}" if g["weight_decay"] else "") for g in f["groups"]

@@ -17,6 +17,7 @@ from finetune.errors import ConfigError
 from finetune.families import source
 from finetune.families.load import Family
 from finetune.families.source import Source
+from finetune.sampling import draw
 
 RARE = 40_000  # place in CLIP's vocabulary, which is ordered by frequency, from which an entry is no common word; sks is 48,136
 
@@ -114,6 +115,18 @@ def add_tokens(job: Job, family: Family, captions: Sequence[str]) -> None:
                 f"the text encoder of {family.source.id} reads {room}",
                 "give fewer vectors, or shorter captions",
             )
+
+
+def check_drawing(job: Job, family: Family) -> None:
+    """Whether the pictures that the run draws can be drawn, said before it has cost anything.
+
+    Raises:
+        ConfigError: a side that the base's pipeline does not draw, or steps that its sampler does not take.
+    """
+    if job.run.sample_prompt or job.subject.prior:
+        draw.check_side(family, side(job, family))
+    if job.subject.prior and job.subject.class_steps:
+        draw.check_steps(family, None, job.subject.class_steps, "subject.class_steps")
 
 
 def check_subject(job: Job, family: Family, batch: int) -> None:

@@ -153,7 +153,7 @@ def write(
     out: Path, job: Job, family: Family, said: Contract, data: Mapping[str, str], nets: Mapping[str, nn.Module], name: str,
     say: Callable[[str], None] = silent,
 ) -> dict[str, Path]:  # fmt: skip
-    """The files of a run, by kind: `adapter`, `model`, `embedding` (`embedding-2` of a second new token and so on).
+    """The files of a run, by kind: `adapter`, `model`, `embedding` (`embedding_2` of a second new token and so on).
 
     `data` is what the headers say of it, `of_pictures`.
     """
@@ -236,7 +236,7 @@ def write_embeddings(
             path = out / f"{name}-{embedding.slug(token)}-{i}.safetensors"
         mine = {key: rows[part][token] for part, key in keys.items()}
         embedding.write(path, token, mine, job.run.save_dtype, facts)
-        written["embedding" if i == 0 else f"embedding-{i + 1}"] = path
+        written["embedding" if i == 0 else f"embedding_{i + 1}"] = path
     return written
 
 

@@ -28,7 +28,7 @@ from finetune.training.class_pictures import ClassPictures
 from finetune.training.encoding import Work, encode
 from finetune.training.loop import Step, Training, loop
 from finetune.training.observe import Observer, Weights, averaged
-from finetune.training.requirements import add_tokens, buckets, check_subject, cut, pictures, shown, side
+from finetune.training.requirements import add_tokens, buckets, check_drawing, check_subject, cut, pictures, shown, side
 from finetune.training.start import start
 from finetune.training.tracking import Tracker
 
@@ -76,6 +76,7 @@ class Runner:
         dtype = device.DTYPES[device.precision(job, self.accelerator.device)]
         self.family = load.family(where, self.accelerator.device, dtype)
         self.side = side(job, self.family)
+        check_drawing(job, self.family)
         check_subject(job, self.family, self.global_batch)
         add_tokens(job, self.family, self.pictures.captions)
         self.objective = objective(self.family.schedule().to(self.accelerator.device), job.objective)

@@ -31,7 +31,9 @@ class Tracker:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as e:
-                raise ConfigError("--tensorboard: the package tensorboard is not installed", "pip install finetune[tensorboard]") from e
+                raise ConfigError(
+                    "run.tensorboard: the package tensorboard is not installed", "pip install tensorboard, or leave run.tensorboard out"
+                ) from e
             self.board = SummaryWriter(str(folder / "tensorboard"))
 
     smooth: float | None
