@@ -1,5 +1,6 @@
 """What a person types. Importing this imports no torch."""
 
+import gc
 import io
 import json
 import math
@@ -11,7 +12,7 @@ from typing import Any
 
 import typer
 
-from finetune import __version__, files
+from finetune import __version__, files, libraries
 from finetune.cli import adapter, data, demo, generate, models, recipe, settings, train
 from finetune.errors import Aborted, ConfigError, FinetuneError, ResourceError, plain
 
@@ -164,4 +165,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or file of another encoding gets \u2026 for what it cannot show
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run())
+    libraries.set_aside("bitsandbytes")
+    gc.set_threshold(100_000, 20, 100)  # importing makes many objects that stay, and next to none that need collecting
+    try:
+        code = run()
+    finally:
+        gc.freeze()  # else every object is walked once more, to free what the system frees anyway
+    sys.exit(code)

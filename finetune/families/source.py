@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,18 @@ class Source:
 def _hash(path: Path) -> str:
     """sha256 of a file; the Hub's cache names its large files by it, which saves reading them twice."""
     blob = path.resolve()
-    digest = blob.name if blob.parent.name == "blobs" and len(blob.name) == 64 else sha256(path)
+    if blob.parent.name == "blobs" and len(blob.name) == 64:
+        digest = blob.name
+    else:
+        found = path.stat()
+        digest = _read_once(path, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     return MENDED.get(digest, digest)
+
+
+@cache
+def _read_once(path: Path, *stamp: int) -> str:
+    """A file of some GB is read once in a process, and again when its `stamp` says that it changed."""
+    return sha256(path)
 
 
 def default_base(user_choice: str | None, accelerator: bool) -> tuple[str, str]:

@@ -32,7 +32,7 @@ class ClassPictures:
     family: Family
     side: int  # pixels
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, Any]:
         """What makes a picture, but for its seed, which is its number."""
         s, family = self.job.subject, self.family
@@ -48,11 +48,11 @@ class ClassPictures:
             "dtype": str(family.dtype),
         }
 
-    @property
+    @cached_property
     def key(self) -> str:
         return cache.key(**self.facts).hex()[:12]
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         own = self.job.subject.class_data
         return files.home(own) if own else files.cache_root() / "class-pictures" / self.key
@@ -74,7 +74,7 @@ class ClassPictures:
     def _origin(self) -> Origin:
         return Origin(str(self.folder), Wording(trigger=self.job.subject.class_word), self.job.data.background, drawn=True)
 
-    @property
+    @cached_property
     def count(self) -> int:
         """How many the base draws: what a person's own leave missing.
 

@@ -3,13 +3,13 @@
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from finetune import libraries
 from finetune.config.optim import Optim
 from finetune.data import keys
 from finetune.errors import ConfigError
@@ -131,7 +131,7 @@ def check(o: Optim, device: torch.device) -> None:
     ConfigError: the optimizer's package is not installed, or it does not run on this device.
     """
     entry = OPTIMIZERS[o.optimizer]
-    if entry.package and find_spec(entry.package) is None:
+    if entry.package and not libraries.installed(entry.package):
         raise ConfigError(f"--optimizer {o.optimizer}: needs the package {entry.package.replace('_', '-')}", entry.install)
     if entry.cuda and device.type != "cuda":
         raise ConfigError(f"--optimizer {o.optimizer}: needs an NVIDIA device, and this run is on {device.type}", "--optimizer adamw8bit")

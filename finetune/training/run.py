@@ -1,6 +1,7 @@
 """A run from its job to its files, phase by phase: what is loaded for one phase is freed before the next."""
 
 import contextlib
+import gc
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -212,6 +213,7 @@ class Runner:
             record.write_pictures(self.out, self.pictures)
         if self.look(first):
             raise signals.Interrupted
+        gc.freeze()  # what is loaded stays: no collection in the loop need walk it
         with self.tracker.training(first, job.optim.steps) as log:
             done = loop(
                 training,

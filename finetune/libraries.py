@@ -1,0 +1,16 @@
+"""Libraries that other libraries import where they are installed, at the cost of seconds, and that few runs need."""
+
+import sys
+from importlib.util import find_spec
+
+
+def set_aside(package: str) -> None:
+    """As if it were not installed, until it is asked for; what was loaded before stays. For a process that is all ours."""
+    sys.modules.setdefault(package, None)  # type: ignore[arg-type]  # how Python notes that there is none
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported; from now on it can be, if it was set aside."""
+    if sys.modules.get(package, package) is None:
+        del sys.modules[package]
+    return find_spec(package) is not None
