@@ -13,7 +13,7 @@ PACKAGE = ROOT / "finetune"
 
 # Each room may import the rooms named here, itself, and the five foundations (errors, files, libraries, tensors, text).
 MAY_IMPORT = {
-    "cli": {"config", "training", "sampling", "adapters", "evaluation", "families", "cli"},
+    "cli": {"config", "data", "training", "sampling", "adapters", "evaluation", "families", "cli"},
     "config": {"methods"},  # the table of adapter types alone
     "bases": set(),
     "data": {"families"},

@@ -9,8 +9,9 @@ from finetune.adapters import keys
 from finetune.adapters.contract import Contract
 from finetune.adapters.header import Header, header_of, tensors_file
 from finetune.adapters.leaves import RANKED
-from finetune.adapters.read import alphas_of, problems, read
+from finetune.adapters.problems import problems
 from finetune.adapters.readers import Reading, Traits, readings, sentences
+from finetune.adapters.strength import alphas_of
 from finetune.errors import DataError, line
 
 BAR = 24  # characters of the longest bar
@@ -156,6 +157,8 @@ def block_norms(path: Path) -> dict[str, float]:
     Raises:
         DataError: the file cannot be read, or holds numbers that are not finite.
     """
+    from finetune.adapters.read import read  # torch, which the header needs not
+
     squares: dict[str, float] = {}
     for (part, module), w in read(path).modules.items():
         block = ".".join(module.removeprefix("text_model.").split(".")[:2])

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from finetune import files
+from finetune.cli import present
 from finetune.errors import plain
 
 app = typer.Typer(help="Inspect, convert, average and verify adapter files.", no_args_is_help=True)
@@ -62,6 +63,7 @@ def convert(
         raise ConfigError("--rank: is for --to svd", "leave it out")
     if base is not None and to not in ("full", "svd"):
         raise ConfigError("--base: is for --to full and --to svd", "leave it out")
+    present.adapter(files.home(file))
     from finetune.sampling.rewrite import rewrite
 
     written = rewrite(files.home(file), to, files.home(out) if out else None, family, rank, base, lambda m: print(m, file=sys.stderr))
@@ -94,6 +96,9 @@ def verify(
     """Load it into the real pipeline; say how many modules landed, how large the effect is, and whether diffusers reads the same. Exits
     with 3 where it does not."""
     from finetune import cli
+
+    present.of_drawing([], [], base)
+    present.adapter(files.home(file))
     from finetune.sampling.verify import verify as prove
 
     verdict = prove(files.home(file), base)

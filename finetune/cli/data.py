@@ -47,13 +47,14 @@ def check(
     **given: Any,
 ) -> None:
     """Say what is wrong with pictures and captions before any model is loaded; exit with 3 on errors."""
+    if sheet and not vae:
+        raise ConfigError("--sheet: needs --vae, whose worst pictures it shows")
+    job = _job(given | ({"base": vae} if vae and not given.get("base") else {}), recipe, set_)
     from finetune import cli
     from finetune.sampling import draw
     from finetune.training import dataset
 
-    if sheet and not vae:
-        raise ConfigError("--sheet: needs --vae, whose worst pictures it shows")
-    report, drawn = dataset.report(_job(given | ({"base": vae} if vae and not given.get("base") else {}), recipe, set_), vae, _phase)
+    report, drawn = dataset.report(job, vae, _phase)
     if json_:
         cli.emit(report.data())
     else:
@@ -78,11 +79,12 @@ def preview(
     **given: Any,
 ) -> None:
     """Draw a sheet of the crops that training sees, with captions and buckets."""
+    job = _job(given, recipe, set_)
     from finetune import cli
     from finetune.sampling import draw
     from finetune.training import dataset
 
-    page, total = dataset.sheet(_job(given, recipe, set_), count)
+    page, total = dataset.sheet(job, count)
     draw.save_png(page, files.home(out), {})
     _say(f"{min(count, total)} of {total} pictures")
     cli.emit({"sheet": str(out), "pictures": total, "shown": min(count, total)}) if json_ else print(out)
@@ -100,14 +102,18 @@ def cache(
 ) -> None:
     """Encode pictures and captions ahead of a run, which then begins at once."""
     from finetune import cli
-    from finetune.training import dataset
 
     if prune:
-        gone = dataset.prune()
+        from finetune.data.prune import prune as remove
+
+        gone = remove()
         facts = {"rows": gone.rows, "bytes": gone.size, "runs": gone.runs}
         line = f"removed {gone.rows} entries, {gone.size / 1e6:.1f} MB; what {gone.runs} runs refer to stays"
     else:
-        facts = dataset.encode_ahead(_job(given, recipe, set_), _phase, _say)
+        job = _job(given, recipe, set_)
+        from finetune.training import dataset
+
+        facts = dataset.encode_ahead(job, _phase, _say)
         line = f"encoded: {facts['pictures']} pictures, variants counted, and {facts['captions']} captions"
     cli.emit(facts) if json_ else print(line)
 

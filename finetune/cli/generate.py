@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from finetune.cli import present
 from finetune.errors import ConfigError, plain
 
 
@@ -47,6 +48,7 @@ def command(
 
     if not prompt:
         raise ConfigError("--prompt: missing", 'for example --prompt "a tiger"')
+    present.of_drawing(adapter or [], embedding or [], base)
     from finetune.sampling.generate import Request, generate
 
     request = Request(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from finetune.cli import flags
+from finetune.cli import flags, present
 from finetune.config import Job, read_yaml, recipes, resolve
 from finetune.config.load import Settings, merge, user_config
 from finetune.config.method import trained, usual_rate
@@ -107,7 +107,9 @@ def any_job(given: Settings, recipe: Path | None, sets: list[str], names: Mappin
 def _with_base(resolved: Callable[[Settings], Job], given: Settings, own: Settings, sets: list[str]) -> Job:
     """The job; where nothing names a base, says in one line which is used and why."""
     job = resolved(given)
-    if any("base" in layer.get("model", {}) for layer in (given, own)) or any(s.startswith("model.base=") for s in sets):
+    named = any("base" in layer.get("model", {}) for layer in (given, own)) or any(s.startswith("model.base=") for s in sets)
+    present.of_job(job, named)
+    if named:
         return job
     import sys
 

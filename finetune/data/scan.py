@@ -51,11 +51,10 @@ def items(origin: Origin, found: Found) -> Iterator[Item]:
     Raises:
         DataError, AccessError: there is nothing that can be read.
     """
+    check_place(origin.place)
     path = files.home(origin.place)
     if path.is_file():
         yield from _shard(path, path.name, found, origin)
-    elif not path.is_dir() and not _is_id(origin.place):
-        raise DataError(f"{origin.place}: no such folder or file", hub.HINT)
     elif not path.is_dir() or hub.saved(path):
         yield from hub.items(str(path) if path.is_dir() else origin.place, origin.split, found, origin.columns)
     else:
@@ -69,6 +68,15 @@ def items(origin: Origin, found: Found) -> Iterator[Item]:
         for name in [name for name in folder.walk(path, Found()) if folder.is_archive(name)] if empty else []:
             found.dropped.pop(name)
             yield from _shard(path / name, name, found, origin)
+
+
+def check_place(place: str) -> None:
+    """Raises:
+    DataError: pictures cannot be there: it is no folder, no file, and cannot be a dataset's id.
+    """
+    path = files.home(place)
+    if not (path.is_dir() or path.is_file() or _is_id(place)):
+        raise DataError(f"{place}: no such folder or file", hub.HINT)
 
 
 def _is_id(place: str) -> bool:

@@ -156,16 +156,30 @@ def resolve(
         return _read(path.resolve().name, path, None, variant, None)
     if path.is_file() or path.suffix in (".safetensors", ".ckpt", ".bin"):
         return _single_file(base, path, weights, prediction, allow_pickle)
+    check(base)
     hub_id, _, revision = (known.hub if known and known.hub else base).partition("@")
-    if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
-        if family := not_yet(hub_id):
-            raise AccessError(f"--base {base}: {family} is not supported yet", "`ft models` lists the bases that are")
-        known_names = ", ".join(BASES)
-        raise AccessError(
-            f"--base {base}: no such folder, and not a Hub id (owner/name) or one of: {known_names}", "`ft models` lists the bases"
-        )
     folder, commit = _download(hub_id, revision or None, variant, weights)
     return _read(hub_id, folder, commit, variant, known)
+
+
+def check(base: str) -> None:
+    """Raises:
+    AccessError: it cannot be a base: it is no known name, is not on this disk, and cannot be a Hub id.
+    """
+    path = home(base)
+    if base in BASES or path.is_dir() or path.is_file():
+        return
+    if path.suffix in (".safetensors", ".ckpt", ".bin"):
+        raise AccessError(f"--base {base}: no such file")
+    hub_id = base.partition("@")[0]
+    if hub_id.count("/") == 1 and not hub_id.startswith((".", "/", "~")):
+        return
+    if family := not_yet(hub_id):
+        raise AccessError(f"--base {base}: {family} is not supported yet", "`ft models` lists the bases that are")
+    known_names = ", ".join(BASES)
+    raise AccessError(
+        f"--base {base}: no such folder, and not a Hub id (owner/name) or one of: {known_names}", "`ft models` lists the bases"
+    )
 
 
 def _single_file(base: str, path: Path, weights: bool, prediction: str | None, allow_pickle: bool) -> Source:

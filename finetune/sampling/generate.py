@@ -9,6 +9,7 @@ import torch
 
 from finetune import files
 from finetune.adapters import embedding
+from finetune.adapters.chosen import parse_adapter
 from finetune.adapters.embedding import Embedding
 from finetune.adapters.read import Adapter, read
 from finetune.config import read_yaml
@@ -20,7 +21,7 @@ from finetune.families.source import Source
 from finetune.families.spec import BASES
 from finetune.sampling import apply, draw, prompt
 
-MOST = 100  # of guidance, and of an adapter's weight: beyond it, and far before, all is noise
+MOST = 100  # of guidance: beyond it, and far before, all is noise
 
 
 @dataclass(frozen=True)
@@ -39,25 +40,6 @@ class Request:
     grid: bool = False
     batch: int | None = None  # pictures at once
     out: Path = Path("pictures")
-
-
-def parse_adapter(text: str) -> tuple[Path, float]:
-    """`file.safetensors:0.8` -> path and weight; a colon in the path itself (Windows) is left alone.
-
-    Raises:
-        ConfigError: the weight is not a number, or so large that nothing but noise is drawn.
-    """
-    path, colon, weight = text.rpartition(":")
-    if not colon or Path(text).exists() or "/" in weight or "\\" in weight:
-        return files.home(text), 1.0
-    hint = "for example --adapter x.safetensors:0.8"
-    try:
-        strength = float(weight)
-    except ValueError as e:
-        raise ConfigError(f"--adapter {text}: the weight {weight!r} is not a number", hint) from e
-    if not abs(strength) <= MOST:  # nor is nan
-        raise ConfigError(f"--adapter {text}: the weight {weight} must lie between -{MOST} and {MOST}", hint)
-    return files.home(path), strength
 
 
 def choose_base(asked: str | None, adapters: Sequence[Adapter | Embedding]) -> Source:

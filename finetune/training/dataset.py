@@ -15,7 +15,6 @@ from finetune.data.check import Report
 from finetune.data.crop import PLAIN, to_image, to_tensor
 from finetune.data.encoded import picture_jobs, prepared
 from finetune.data.plan import Group, describe, joined, repeated
-from finetune.data.prune import prune as prune
 from finetune.data.sample import Found, Pictures, Problem, Sample, some
 from finetune.errors import ConfigError, DataError
 from finetune.families import autoencoder, load

@@ -1,0 +1,44 @@
+"""What cannot be right in an adapter file, from its header alone. Torch-free."""
+
+from finetune.adapters import keys, leaves
+from finetune.adapters.header import Header
+
+FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+INTEGERS = {"I64", "I32", "I16", "I8", "U8", "U16", "U32", "U64"}
+
+
+def problems(found: keys.Found, top: Header) -> list[str]:
+    """What cannot be right whatever the base, a line each: keys that are unknown or stand for a layer twice, tensors that do not match,
+    numbers of a kind that is none of weights."""
+    if not found.entries:
+        return [f"not an adapter in a known layout{of_family(found)}: its first key is {min(top.shapes, default='missing')}"]
+    out = [f"key {key} belongs to no known layer{of_family(found)}" for key in found.unknown]
+    out += [f"key {key} stands for a layer that another key stands for too" for key in found.twice]
+    for e in found.entries:
+        out += _misfits(e, top)
+    for key in (key for rows in found.embeddings.values() for key in rows.values()):
+        if len(top.shapes[key]) not in (1, 2) or 0 in top.shapes[key]:
+            out.append(f"key {key} has the shape {list(top.shapes[key])}")
+    return out
+
+
+def _misfits(e: keys.Entry, top: Header) -> list[str]:
+    where, shapes = f"{e.part}.{e.modules[0]}", e.shapes(top.shapes)
+    if e.kind is None:
+        return [f"{where} {leaves.odd(e.leaves)}"]
+    if leaf := leaves.misshapen(shapes):
+        return [f"key {e.leaves[leaf]} has the shape {list(shapes[leaf])}"]
+    if pair := leaves.unpaired(shapes):
+        right, left = (list(shapes[x]) for x in pair)
+        return [f"{where} has shapes {right} and {left}, no matching pair"]
+    strange = {leaf: top.dtypes[key] for leaf, key in e.leaves.items()}
+    allowed = {leaf: FLOATS | INTEGERS if leaf == "alpha" else FLOATS for leaf in strange}
+    return [
+        f"key {e.leaves[leaf]} holds numbers of the kind {dtype}, which are not understood here"
+        for leaf, dtype in strange.items()
+        if dtype not in allowed[leaf]
+    ]
+
+
+def of_family(found: keys.Found) -> str:
+    return f" of {found.family}" if found.family else ""
