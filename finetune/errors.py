@@ -1,10 +1,11 @@
 """Everything that can go wrong in a way a user can mend: one class per exit code.
 
 `0` done, `1` the run failed, `2` usage or config, `3` data, `4` access to a base, `5` resources,
-`130`/`143` stopped by SIGINT/SIGTERM after a checkpoint was saved.
+`130`/`143`/`129` stopped by SIGINT/SIGTERM/SIGHUP after a checkpoint was saved.
 """
 
 import re
+import signal
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # and what turns the line round
 
@@ -55,17 +56,21 @@ class ResourceError(FinetuneError):
     exit_code, code = 5, "resources"
 
 
+class Interruption(FinetuneError):
+    """A signal arrived where there is nothing to save: files are written whole or not at all."""
+
+    code = "stopped"
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
+
+
 class Stopped(FinetuneError):
-    """SIGINT or SIGTERM arrived; the checkpoint is saved."""
+    """SIGINT, SIGTERM or SIGHUP arrived; the checkpoint is saved."""
 
     code = "stopped"
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message, "the same command goes on from the saved checkpoint")
         self.exit_code = 128 + signal_number
-
-
-class Aborted(FinetuneError):
-    """SIGINT arrived where there is nothing to save."""
-
-    exit_code, code = 130, "stopped"

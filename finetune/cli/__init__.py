@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 import typer
 
 from finetune import __version__, files, libraries
-from finetune.cli import adapter, data, demo, generate, models, recipe, settings, train
-from finetune.errors import Aborted, ConfigError, FinetuneError, ResourceError, plain
+from finetune.cli import adapter, data, demo, generate, models, recipe, settings, streams, train
+from finetune.errors import ConfigError, FinetuneError, Interruption, ResourceError, plain
+from finetune.training import signals
 
 SCHEMA_VERSION = 1  # of the object that --json prints: docs/json.md
 
@@ -95,8 +97,10 @@ def _app(words: list[str]) -> Any:
         return e.exit_code
     except typer.TyperException as e:
         raise ConfigError(e.format_message(), "`ft COMMAND --help` lists the flags") from e
+    except signals.Interrupted as e:
+        raise Interruption(e.number) from None
     except (KeyboardInterrupt, typer.Abort):
-        raise Aborted("interrupted") from None
+        raise Interruption(signal.SIGINT) from None
     except MemoryError as e:
         raise _out_of_memory("out of memory") from e
     except OSError as e:
@@ -165,10 +169,14 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or file of another encoding gets \u2026 for what it cannot show
             stream.reconfigure(errors="backslashreplace")
+    streams.steady()
     libraries.set_aside("bitsandbytes")
     gc.set_threshold(100_000, 20, 100)  # importing makes many objects that stay, and next to none that need collecting
     try:
-        code = run()
+        with signals.watch():
+            code = run()
+        if error := streams.lost(sys.stdout):
+            code = code or report(ResourceError(f"stdout: {error.strerror}", "what it should hold is not all there"))
     finally:
         gc.freeze()  # else every object is walked once more, to free what the system frees anyway
     sys.exit(code)

@@ -23,7 +23,7 @@ from finetune.families import load, source
 from finetune.methods import adapter, method
 from finetune.objectives.objective import objective
 from finetune.sampling.generate import compose
-from finetune.training import checkpoint, device, optimizer, optimizers, plan, record, requirements, result, signals
+from finetune.training import checkpoint, device, lock, optimizer, optimizers, plan, record, requirements, result, signals
 from finetune.training.average import PowerAverages
 from finetune.training.class_pictures import ClassPictures
 from finetune.training.encoding import Work, encode
@@ -55,11 +55,12 @@ class Runner:
         return self.job.optim.batch * self.job.optim.accumulate * int(self.accelerator.num_processes)
 
     def run(self) -> dict[str, Any]:
-        with signals.watch() as self.stop:
+        with signals.watch() as self.stop, lock.held(self.out) if self.main else contextlib.nullcontext():
             try:
                 self.prepare()
                 if done := self.finished():
                     return done
+                self.stop.patient = True  # from here on there is something to save first
                 self.encode()
                 training, first = self.assemble()
                 self.train(training, first)

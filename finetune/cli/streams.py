@@ -1,0 +1,54 @@
+"""stdout and stderr that may go away: a reader that has read enough, a dropped connection or a full disk never ends a run."""
+
+import io
+import os
+import sys
+from typing import Any
+
+
+class Steady(io.FileIO):
+    """Counts as written what nobody takes; `lost` is what the system said of it."""
+
+    lost: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as e:
+            self.lost = e
+            return memoryview(data).nbytes
+
+
+def steady() -> None:
+    """From here on for the whole process. What was closed from the start is nowhere, and not the next file that is opened."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        setattr(sys, name, _steady(getattr(sys, name), number))
+
+
+def _steady(stream: Any, number: int) -> Any:
+    if stream is None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        if nowhere != number:
+            os.dup2(nowhere, number)
+            os.close(nowhere)
+        return open(number, "w", encoding="utf-8", closefd=False)  # for the whole process
+    raw = _raw(stream)
+    if type(raw) is not io.FileIO:  # a console of Windows, or a test's
+        return stream
+    made = Steady(raw.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        made if raw is stream.buffer else io.BufferedWriter(made),  # unbuffered, as Python makes it
+        stream.encoding, stream.errors, line_buffering=stream.line_buffering, write_through=stream.write_through,
+    )  # fmt: skip
+
+
+def _raw(stream: Any) -> Any:
+    buffer = getattr(stream, "buffer", None)
+    return getattr(buffer, "raw", buffer)
+
+
+def lost(stream: Any) -> OSError | None:
+    """Why what was written to the stream is not all there, but for a reader who went away, as `head` does."""
+    stream.flush()
+    error: OSError | None = getattr(_raw(stream), "lost", None)
+    return None if isinstance(error, BrokenPipeError) else error

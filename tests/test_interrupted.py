@@ -1,0 +1,147 @@
+"""Signals, two runs at once, and readers that go away."""
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.errors import ConfigError
+from finetune.training import lock, signals
+
+FT = [sys.executable, "-m", "finetune"]
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    before = {s: signal.getsignal(s) for s in signals.HEARD}
+    yield
+    for s, handler in before.items():
+        signal.signal(s, handler)
+
+
+@pytest.mark.parametrize("number", signals.HEARD)
+def test_the_first_signal_interrupts_and_the_second_is_the_systems(number: int) -> None:
+    with pytest.raises(signals.Interrupted) as raised, signals.watch():
+        os.kill(os.getpid(), number)
+    assert raised.value.number == number
+    assert {signal.getsignal(s) for s in signals.HEARD} == {signal.SIG_DFL}
+
+
+def test_a_patient_run_is_not_broken_off_but_looks() -> None:
+    with signals.watch() as stop:
+        stop.patient = True
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.number == signal.SIGHUP and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        with pytest.raises(signals.Interrupted):
+            stop.poll()
+
+
+def test_a_signal_that_arrives_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with signals.watch() as stop:
+        stop.patient = True
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.number == signal.SIGTERM
+
+
+def test_what_was_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with signals.watch() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert stop.number == 0 and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_workers_hear_what_their_launcher_passes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with signals.watch() as stop:
+        stop.patient = True
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.number == signal.SIGINT
+
+
+def test_a_signal_is_heard_while_libraries_are_imported(imgs: Path, tmp_path: Path) -> None:
+    program = f"""
+import os, signal, sys
+from finetune import cli
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "diffusers":
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Finder())
+sys.argv = ["ft", "lora", "--data", {str(imgs)!r}, "--base", "tiny", "--out", {str(tmp_path / "out")!r}]
+cli.main()"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (143, "error: interrupted by SIGTERM\n")
+
+
+def test_one_run_at_a_time_in_a_folder(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    from finetune import config
+    from finetune.training.run import train
+
+    out = tmp_path / "out"
+    with lock.held(out), pytest.raises(ConfigError, match=f"process {os.getpid()} on {socket.gethostname()} is writing") as e:
+        train(config.parse(settings()), fresh=True)
+    assert "another --out" in e.value.hint and not out.exists(), "an empty folder is not left behind"
+    with lock.held(out):
+        pass
+
+
+def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from finetune.training import lock
+with lock.held(Path(sys.argv[1])):
+    print(1, flush=True)
+    input()"""
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline() == b"1\n"
+        with pytest.raises(ConfigError, match=f"process {other.pid} on "), lock.held(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+    assert (tmp_path / lock.NAME).exists()
+    with lock.held(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_does_not_stop_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", none)
+    with lock.held(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["a reader that went away", "closed from the start"])
+def test_a_run_ends_though_nobody_reads(base: Path, imgs: Path, tmp_path: Path, closed: bool) -> None:
+    words = ["lora", "--data", imgs, "--base", base, "--steps", "2", "--batch", "1", "--resolution", "16", "--out", tmp_path / "out"]
+    command = [*FT, *map(str, words)]
+    if closed:
+        done = subprocess.run(["/bin/sh", "-c", '"$@" >&- 2>&-', "sh", *command])
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(command, stdout=writer, stderr=writer)
+        os.close(writer)
+    assert done.returncode == 0 and (tmp_path / "out" / "lora.safetensors").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_stdout_is_said_at_the_end(unbuffered: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*FT, "models"], stdout=full, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        )
+    assert done.returncode == 5 and done.stderr.startswith("error: stdout: No space left on device\n")
