@@ -4,14 +4,17 @@ import errno
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from finetune.data import index
 from finetune.errors import ConfigError
 from finetune.training import lock, signals
 
@@ -121,6 +124,30 @@ def test_a_file_system_without_locks_does_not_stop_a_run(tmp_path: Path, monkeyp
     monkeypatch.setattr(lock.fcntl, "flock", none)
     with lock.held(tmp_path):
         pass
+
+
+def test_an_index_that_another_process_holds_is_said_within_2_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FT_CACHE", str(tmp_path))
+    first = index.Index("place", 1)
+    first.put([("a", 1)])
+    monkeypatch.setattr(index, "WAIT", 0.1)
+    later = index.Index("place", 1)
+    monkeypatch.undo()
+    monkeypatch.setenv("FT_CACHE", str(tmp_path))
+    other = sqlite3.connect(tmp_path / "index.sqlite")
+    other.execute("BEGIN EXCLUSIVE")
+    said = f"note: {tmp_path / 'index.sqlite'} is held by another process"
+    began = time.monotonic()
+    for held in (later, index.Index("place", 1)):
+        assert held.get(["a"]) == [None] and time.monotonic() - began < 2
+        held.put([("b", 2)])
+        assert held.get(["b"]) == [2], "it goes on in memory"
+        held.close(forget=True)
+    assert capsys.readouterr().err.count(said) == 2
+    other.rollback()
+    assert first.get(["a", "b"]) == [1, None], "nothing is lost"
 
 
 @pytest.mark.parametrize("closed", [False, True], ids=["a reader that went away", "closed from the start"])

@@ -4,6 +4,7 @@ import json
 import shutil
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from finetune import cli, config
+from finetune import cli, config, files
 from finetune.adapters import embedding, model
 from finetune.adapters.read import read
 from finetune.config.load import merge
@@ -303,6 +304,29 @@ def test_class_pictures_are_kept_topped_up_and_all_used(make: Make, tmp_path: Pa
     assert {s.weight for step in range(3) for s in training.plan.slots(step)} == {1.0}
     shown = {s.sample for step in range(5) for s in training.plan.slots(step)}
     assert shown == set(range(len(again.pictures.train) + 5))
+
+
+def test_the_weights_are_read_once_for_their_fingerprint(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many class pictures there are: half an hour before every run, where the base is an SDXL on this disk."""
+    read = Counter[Path]()
+    monkeypatch.setattr(source, "sha256", lambda path: read.update([path]) or files.sha256(path))
+    monkeypatch.setattr(ClassPictures, "ensure", lambda *_: None)
+    monkeypatch.setattr(ClassPictures, "samples", lambda made: [made.path(n) for n in range(made.count)] and [])
+    source._read_once.cache_clear()
+    settings = make("sd", "dreambooth lora", subject={"class_data": str(tmp_path / "class"), "class_count": 50})
+    Runner(config.parse(settings)).prepare()
+    assert len(read) > 5 and set(read.values()) == {1}
+
+
+def test_weights_that_change_have_another_fingerprint(bases: Bases, tmp_path: Path) -> None:
+    shutil.copytree(bases("sd"), tmp_path / "base")
+    where = source.resolve(str(tmp_path / "base"))
+    before, weights = where.fingerprint("vae"), where.weights("vae")[0]
+    assert where.fingerprint("vae") == before
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    files.write_bytes(weights, bytes(data))
+    assert where.fingerprint("vae") != before
 
 
 def test_class_pictures_of_another_class_or_base_are_not_these(make: Make, tmp_path: Path, bases: Bases) -> None:

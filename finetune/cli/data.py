@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from finetune import files
-from finetune.cli import flags
+from finetune.cli import flags, present
 from finetune.cli.train import any_job
 from finetune.config import Job
 from finetune.errors import ConfigError, DataError, plain
@@ -131,6 +131,8 @@ def caption(
 ) -> None:
     """Write a caption beside every picture that has none. The same command again goes on where it stopped."""
     from finetune import cli
+
+    present.place(data)
     from finetune.training import dataset
 
     written, kept = dataset.caption(files.home(data), model, prompt, tokens, batch, prefix, overwrite, _phase)

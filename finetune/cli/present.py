@@ -8,6 +8,7 @@ from finetune import files
 from finetune.adapters.chosen import parse_adapter
 from finetune.adapters.header import header_of, tensors_file
 from finetune.config import Job
+from finetune.errors import DataError
 from finetune.families import source
 
 
@@ -54,3 +55,20 @@ def _number(text: str) -> bool:
     with suppress(ValueError):
         return float(text) >= 0
     return False
+
+
+def place(folder: Path) -> None:
+    """Raises:
+    DataError: no pictures can be there.
+    """
+    from finetune.data.scan import check_place
+
+    check_place(str(folder))
+
+
+def run(folder: Path) -> None:
+    """Raises:
+    DataError: it is no folder of a run.
+    """
+    if not (folder / "run.yaml").exists():
+        raise DataError(f"{folder}: is not the folder of a run", "give the --out of a run")

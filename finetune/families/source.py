@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ MENDED = {
     "e9483a5be04ef61fb86d7e16e049c76d47870bb736b8978fb2acd419f8f0c24b",
 }  # fmt: skip
 CONFIG_FILES = ["model_index.json", "*/*.json", "*/*.txt"]
+VARIANTS = "*/*.*.safetensors"  # such as fp16 and non_ema, beside the weights themselves: what diffusers opens only when asked
 
 
 INCOMPLETE = "the base is incomplete; download it again, or check the folder"
@@ -229,6 +231,7 @@ def _told(folder: Path) -> dict[str, Any]:
 def _download(hub_id: str, revision: str | None, variant: str | None, weights: bool) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
+        DryRunError,
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
@@ -238,9 +241,16 @@ def _download(hub_id: str, revision: str | None, variant: str | None, weights: b
     )
 
     suffix = f"*.{variant}[.-]*safetensors" if variant else "*.safetensors"
-    patterns = CONFIG_FILES + ([f"{part}/{suffix}" for part in PARTS] if weights else [])
+    wanted: dict[str, Any] = {
+        "revision": revision,
+        "allow_patterns": CONFIG_FILES + ([f"{part}/{suffix}" for part in PARTS] if weights else []),
+        "ignore_patterns": None if variant else [VARIANTS],
+    }
     try:
-        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+        if weights:
+            with suppress(DryRunError):  # offline: what is here already will do, or it is said below that nothing is
+                _say_size(hub_id, snapshot_download(hub_id, dry_run=True, **wanted))
+        folder = Path(snapshot_download(hub_id, **wanted))
     except GatedRepoError as e:
         raise AccessError(f"--base {hub_id}: gated", f"accept its terms at https://huggingface.co/{hub_id}, then `hf auth login`") from e
     except RevisionNotFoundError as e:
@@ -253,6 +263,14 @@ def _download(hub_id: str, revision: str | None, variant: str | None, weights: b
         hint = "connect once to download it, or use --base tiny, which ships with the package"
         raise AccessError(f"--base {hub_id}: not in the local cache, and the Hub cannot be reached", hint) from e
     return folder, folder.name
+
+
+def _say_size(hub_id: str, files: list[Any]) -> None:
+    """What is about to be downloaded, where it is more than configs: the Hub client's list of files."""
+    coming = [f for f in files if f.will_download]
+    if any(f.filename.endswith(".safetensors") for f in coming):
+        size = sum(f.file_size or 0 for f in coming)
+        print(f"downloading {hub_id}: {size / 1e9:.2f} GB in {len(coming)} files, kept in the Hub's cache", file=sys.stderr)
 
 
 def cached(hub_id: str) -> bool:
