@@ -1,6 +1,7 @@
 """Waiting for nothing: what is imported, looked through, read and downloaded without need."""
 
 import functools
+import json
 import os
 import resource
 import shutil
@@ -16,9 +17,10 @@ from huggingface_hub import DryRunFileInfo
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save_file
 
-from finetune import cli, files
+from finetune import cli, config, files
 from finetune.bases import TINY
 from finetune.families import source
+from finetune.training import finished
 
 DRY_RUN = ["lora", "--caption", "x", "--base", "tiny", "--dry-run"]
 
@@ -136,3 +138,27 @@ for words in {MISSING}:
     assert "torch" not in sys.modules, words"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and done.stderr.count("nosuch") >= len(MISSING), done.stderr
+
+
+def test_a_finished_run_is_known_without_torch_until_something_changes(imgs: Path, base: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(imgs, tmp_path / "data")
+    words = ["lora", "--data", str(data), "--base", str(base), "--steps", "1", "--out", str(tmp_path / "out"), "--json"]
+    assert cli.run(words) == 0
+    program = """
+import sys
+from finetune import cli
+code = cli.run(sys.argv[1:])
+sys.exit(code or (9 if "torch" in sys.modules else 0))"""
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert done.returncode == 0 and "already finished: 1 steps" in done.stderr, done.stderr
+    assert json.loads(done.stdout)["steps"] == 1
+    job = config.parse(config.read_yaml(tmp_path / "out" / "run.yaml"))
+    assert finished.summary(job)
+    changes = [data / "00.txt", tmp_path / "out" / "lora.safetensors", base / "unet" / "config.json"]
+    for path in changes:
+        before = path.stat()
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+        assert finished.summary(job) is None, path
+        assert cli.run(words) == 0, "looked at in full: it is finished all the same"
+        assert finished.summary(job), "and known again"
+    assert finished.summary(job.model_copy(update={"optim": job.optim.model_copy(update={"lr": 1e-5})})) is None

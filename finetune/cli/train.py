@@ -1,6 +1,9 @@
 """`ft lora`, `ft dreambooth` and `ft textual-inversion`: one way to a job, three sets of flags and defaults."""
 
+import os
+import sys
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,9 +48,15 @@ def _command(name: str, table: Mapping[str, str], text: str) -> Callable[..., No
             _plan(job, json_)
             return
         from finetune import cli
-        from finetune.training import launch
+        from finetune.training import finished
 
-        summary = launch.train(job, fresh)
+        summary = None if fresh or "WORLD_SIZE" in os.environ else finished.summary(job)
+        if summary:
+            print(finished.line(summary["steps"], job.run.folder), file=sys.stderr)
+        else:
+            from finetune.training import launch
+
+            summary = launch.train(job, fresh)
         if json_ and summary:
             cli.emit(summary)
 
@@ -111,8 +120,6 @@ def _with_base(resolved: Callable[[Settings], Job], given: Settings, own: Settin
     present.of_job(job, named)
     if named:
         return job
-    import sys
-
     from finetune.families.source import default_base
 
     mine = read_yaml(user_config()).get("model", {}).get("base") if user_config().exists() else None
@@ -124,8 +131,6 @@ def _with_base(resolved: Callable[[Settings], Job], given: Settings, own: Settin
 def _own_rate(given: Settings, recipe: Settings) -> Settings:
     """The rate of what the flags train, where a recipe's stands for another base, adapter or optimizer, or for all weights: as many times
     the usual one as the recipe's is of its own, and the usual one of an optimizer that finds rates itself. Says so."""
-    import sys
-
     try:
         rate = float(recipe["optim"]["lr"])
     except (KeyError, TypeError, ValueError):  # none, or what is refused later
@@ -141,6 +146,8 @@ def _own_rate(given: Settings, recipe: Settings) -> Settings:
 
 
 def _accelerator() -> bool:
+    if version("torch").endswith("+cpu"):  # as its wheel says, without the seconds of importing it
+        return False
     import torch
 
     return torch.accelerator.is_available()

@@ -13,6 +13,7 @@ from finetune.config.job import FREE_SETTINGS, Job
 from finetune.data import sample
 from finetune.data.sample import Pictures
 from finetune.errors import ConfigError
+from finetune.training.finished import NAME as FINISHED
 
 # Settings that `identity` holds in another form: as content, and as the global batch.
 COVERED = {
@@ -101,7 +102,7 @@ def clear(out: Path) -> None:
         *(out / "averages").glob("step-*.safetensors"),
         out / "checkpoints" / "best.safetensors",
     ]
-    written += [out / name for name in ("metrics.jsonl", "summary.json", "pictures.json", "run.yaml")]
+    written += [out / name for name in ("metrics.jsonl", "summary.json", "pictures.json", FINISHED, "run.yaml")]
     written += [out / "README.md"] if place(out, "").name == "README.md" else []
     for path in written:
         path.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from finetune.families import load, source
 from finetune.methods import adapter, method
 from finetune.objectives.objective import objective
 from finetune.sampling.generate import compose
-from finetune.training import checkpoint, device, lock, optimizer, optimizers, plan, record, requirements, result, signals
+from finetune.training import checkpoint, device, finished, lock, optimizer, optimizers, plan, record, requirements, result, signals
 from finetune.training.average import PowerAverages
 from finetune.training.class_pictures import ClassPictures
 from finetune.training.encoding import Work, encode
@@ -149,7 +149,9 @@ class Runner:
         steps = checkpoint.facts(self.checkpoint)["step"] if self.checkpoint else 0
         done = record.finished(self.out, self.job) if steps == self.job.optim.steps else None
         if done:
-            self.tracker.say(f"already finished: {steps} steps in {self.out}; nothing to do (--steps continues, --fresh starts over)")
+            if self.main and not finished.summary(self.job):
+                finished.write(self.job, self.family.source.folder, done)
+            self.tracker.say(finished.line(steps, self.out))
         return done
 
     def encode(self) -> None:
@@ -304,6 +306,7 @@ class Runner:
             "versions": record.versions(),
         }
         files.write_json(self.out / "summary.json", summary)
+        finished.write(job, self.family.source.folder, summary)
         for path in written.values():
             self.tracker.say(f"wrote {path}")
         self.tracker.close()

@@ -1,0 +1,61 @@
+"""Whether a run has anything left to do, told in no time: it ended, and nothing that it was made from has changed since. Torch-free.
+
+What this cannot tell (a dataset of the Hub, another version, a file whose time changed) is looked at in full by the run itself.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from finetune import __version__, files
+from finetune.config.job import Job
+
+NAME = "finished.json"
+
+
+def line(steps: int, out: Path) -> str:
+    return f"already finished: {steps} steps in {out}; nothing to do (--steps continues, --fresh starts over)"
+
+
+def write(job: Job, base: Path, summary: dict[str, Any]) -> None:
+    """Notes that the run is finished; `base` is the folder that it used. Nothing, where its files cannot be told to be the same."""
+    if (facts := _facts(job, base, summary)) is not None:
+        files.write_json(job.run.folder / NAME, facts)
+
+
+def summary(job: Job) -> dict[str, Any] | None:
+    """What the finished run of this very job said at its end."""
+    out = job.run.folder
+    try:
+        before = json.loads(files.read_text(out / NAME))
+        said: dict[str, Any] = json.loads(files.read_text(out / "summary.json"))
+        return said if _facts(job, Path(before["base"]), said) == before else None
+    except (OSError, ValueError, LookupError, TypeError):  # never finished, of an older version, or damaged
+        return None
+
+
+def _facts(job: Job, base: Path, summary: dict[str, Any]) -> dict[str, Any] | None:
+    places = [p.path for p in job.data.places]
+    places += [str(p) for p in (job.subject.class_data, job.method.start) if p is not None]
+    places += [job.data.holdout] if job.data.holdout and files.home(job.data.holdout).exists() else []
+    paths = [base, *(files.home(p) for p in places), *(Path(summary[f]) for f in summary["files"])]
+    if not all(p.exists() for p in paths):
+        return None
+    stamps = hashlib.sha256("\n".join(stamp for p in paths for stamp in _stamps(p)).encode("utf-8", "backslashreplace"))
+    return {
+        "version": __version__, "settings": job.model_dump(mode="json"), "base": str(base), "files": stamps.hexdigest(),
+    }  # fmt: skip
+
+
+def _stamps(path: Path) -> Iterator[str]:
+    """Name, size and times of a file, or of all files of a folder but hidden ones, in order."""
+    if path.is_file():
+        found = path.stat()
+        yield f"{path} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+        return
+    for entry in sorted(os.scandir(path), key=lambda e: e.name):
+        if not entry.name.startswith("."):
+            yield from _stamps(Path(entry.path))
