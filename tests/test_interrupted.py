@@ -82,7 +82,7 @@ sys.meta_path.insert(0, Finder())
 sys.argv = ["ft", "lora", "--data", {str(imgs)!r}, "--base", "tiny", "--out", {str(tmp_path / "out")!r}]
 cli.main()"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (143, "error: interrupted by SIGTERM\n")
+    assert done.returncode == 143 and done.stderr.endswith("process at once\nerror: interrupted by SIGTERM\n"), done.stderr
 
 
 def test_one_run_at_a_time_in_a_folder(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
@@ -172,3 +172,22 @@ def test_a_full_stdout_is_said_at_the_end(unbuffered: str) -> None:
             [*FT, "models"], stdout=full, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": unbuffered}
         )
     assert done.returncode == 5 and done.stderr.startswith("error: stdout: No space left on device\n")
+
+
+def test_a_job_behind_a_script_hears_sigint(tmp_path: Path) -> None:
+    """For which a shell ignores it; `kill -INT` means it all the same."""
+    program = """
+import os, signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from finetune.training import signals
+try:
+    with signals.watch():
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+except signals.Interrupted as heard:
+    raise SystemExit(heard.number)"""
+    made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert made.returncode == signal.SIGINT and "a second signal ends the process at once" in made.stderr

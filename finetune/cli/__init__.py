@@ -178,5 +178,6 @@ def main() -> None:
         if error := streams.lost(sys.stdout):
             code = code or report(ResourceError(f"stdout: {error.strerror}", "what it should hold is not all there"))
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python ends, there is nothing left to stop
         gc.freeze()  # else every object is walked once more, to free what the system frees anyway
     sys.exit(code)

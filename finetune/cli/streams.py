@@ -2,6 +2,7 @@
 
 import io
 import os
+import select
 import sys
 from typing import Any
 
@@ -13,7 +14,9 @@ class Steady(io.FileIO):
 
     def write(self, data: Any) -> int:
         try:
-            return super().write(data) or 0
+            while (count := super().write(data)) is None:  # a full pipe that does not block
+                select.select([], [self], [])
+            return count
         except OSError as e:
             self.lost = e
             return memoryview(data).nbytes

@@ -60,7 +60,7 @@ def _lock(handle: int, path: Path) -> None:
         return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
+    except (BlockingIOError, PermissionError) as e:  # the latter on some network file systems
         holder = line(os.pread(handle, 200, 0).decode(errors="replace")) or "another process"
         raise ConfigError(f"--out {path.parent}: {holder} is writing a run there", "wait for it, or choose another --out or --name") from e
     except OSError:  # a network file system that has none: that is no reason not to train

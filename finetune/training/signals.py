@@ -4,12 +4,14 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 HEARD = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
 
-TWICE = 0.1  # seconds within which a second signal is the first again: `timeout` sends one to the process, and one to its group
+# Seconds within which a second signal is the first again, of SIGHUP the latter: `timeout` sends one to the process and one to its group,
+# a dropped connection one from the shell and one from the terminal.
+TWICE = (0.1, 0.5)
 
 
 class Interrupted(BaseException):
@@ -34,9 +36,15 @@ class Stop:
             raise Interrupted(self.number)
 
 
+def _say(text: str) -> None:
+    """Past all buffers, which what was interrupted may hold."""
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode())
+
+
 @contextmanager
 def watch() -> Iterator[Stop]:
-    """What was ignored before, as SIGHUP under nohup, stays so."""
+    """A SIGHUP that is ignored, as under nohup, stays so; SIGINT is heard also where a shell ignores it for what runs behind its script."""
     stop = Stop()
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1  # launchers pass on what the terminal has sent already, and kill what stays
 
@@ -44,13 +52,15 @@ def watch() -> Iterator[Stop]:
         if stop.number:
             return
         stop.number = number
-        time.sleep(TWICE)
+        time.sleep(TWICE[number == getattr(signal, "SIGHUP", None)])
         for s in before if alone else ():
             signal.signal(s, signal.SIG_DFL)
         if not stop.patient:
+            _say("stopping; a second signal ends the process at once")
             raise Interrupted(number)
 
-    before = {s: old for s in HEARD if (old := signal.getsignal(s)) not in (signal.SIG_IGN, None)}
+    was = {s: signal.getsignal(s) for s in HEARD}
+    before = {s: old for s, old in was.items() if old is not None and not (old == signal.SIG_IGN and s != signal.SIGINT)}
     try:
         for s in before:
             signal.signal(s, note)
