@@ -246,7 +246,7 @@ def test_bad_settings_are_refused_before_a_model_is_loaded(
 
 
 def test_a_missing_package_is_named_with_its_install_line(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
+    monkeypatch.setattr(optimizers.libraries, "installed", lambda name: False)
     with pytest.raises(ConfigError) as e:
         train(config.parse(make(optim={"optimizer": "prodigy"})))
     assert "prodigyopt" in e.value.message and "pip install 'finetune[optimizers]'" in str(e.value.hint)

@@ -203,10 +203,9 @@ def test_several_processes_may_publish_one_folder(tmp_path: Path) -> None:
 
     def one(i: int) -> str:
         gate.wait()
-        with mock.patch("os.getpid", lambda: threading.get_ident()):
-            files.publish(tmp_path / f"round-{i // 8}", fill)
+        files.publish(tmp_path / f"round-{i // 8}", fill)
         return (tmp_path / f"round-{i // 8}" / "a").read_text()
 
-    with ThreadPoolExecutor(8) as pool:
+    with mock.patch("os.getpid", threading.get_ident), ThreadPoolExecutor(8) as pool:
         assert set(pool.map(one, range(40))) == {"whole"}
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"round-{i}" for i in range(5)]
