@@ -7,6 +7,7 @@ from collections.abc import Iterable
 HALF = re.compile(r"[\ud800-\udfff]")  # of a character, which cannot be written as UTF-8
 WEIGHT = re.compile(r"\([^()]+:\s*[+-]?(\d+\.?\d*|\.\d+)\s*\)")  # (x:1.3), as other tools weigh words
 BRACES = re.compile(r"\{([^{}]*)\}")
+AUTO = "auto"  # what a setting says that is left to the program
 
 
 def blank(text: str) -> bool:

@@ -10,6 +10,7 @@ from finetune.adapters.header import header_of, tensors_file
 from finetune.config import Job
 from finetune.errors import DataError
 from finetune.families import source
+from finetune.text import AUTO
 
 
 def of_job(job: Job, base: bool) -> None:
@@ -22,7 +23,7 @@ def of_job(job: Job, base: bool) -> None:
 
     for place in job.data.places:
         check_place(place.path)
-    if job.data.holdout is not None and not _number(job.data.holdout):
+    if job.data.holdout not in (None, AUTO) and not _number(job.data.holdout):
         check_place(job.data.holdout)
     if job.method.start is not None:
         header_of(tensors_file(files.home(job.method.start)))

@@ -15,12 +15,19 @@ from finetune.config.load import Settings, merge, user_config
 from finetune.config.method import trained, usual_rate
 from finetune.config.optim import ONE_RATE
 from finetune.errors import ConfigError, plain
+from finetune.text import AUTO
+from finetune.training import automatic
 
-# What a command means before any recipe or flag.
+# What a command means before any recipe or flag, and what it leaves to the program where no recipe is given.
 DEFAULTS: dict[str, Settings] = {
     "lora": {},
     "dreambooth": {"method": {"kind": "full"}, "run": {"name": "dreambooth"}},
     "textual-inversion": {"method": {"kind": "none"}, "data": {"caption_dropout": 0.0}, "run": {"name": "token"}},
+}
+AUTOMATIC: dict[str, Settings] = {
+    "lora": {"data": {"holdout": AUTO}, "run": {"sample_prompt": AUTO}},
+    "dreambooth": {"run": {"sample_prompt": AUTO}},
+    "textual-inversion": {"run": {"sample_prompt": AUTO}},
 }
 NEEDED = {
     "dreambooth": "--token and --class: missing, as in --token sks --class dog",
@@ -38,12 +45,19 @@ def _command(name: str, table: Mapping[str, str], text: str) -> Callable[..., No
         set_: Annotated[
             list[str] | None, typer.Option("--set", help="any setting: section.key=value", metavar="TEXT", show_default=False)
         ] = None,
+        no_holdout: Annotated[bool, typer.Option("--no-holdout", help="train on all pictures, and measure nothing")] = False,
+        no_samples: Annotated[bool, typer.Option("--no-samples", help="draw no pictures")] = False,
         fresh: Annotated[bool, typer.Option("--fresh", help="start over, removing what an earlier run in --out wrote")] = False,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan, load no weights")] = False,
         json_: Annotated[bool, typer.Option("--json", help="print one JSON object at the end")] = False,
         **given: Any,
     ) -> None:
-        job = make_job(name, flags.settings(table, given), recipes.find(recipe) if recipe else None, set_ or [], flags.names(table))
+        settings = flags.settings(table, given)
+        settings = _without(settings, "--no-holdout", "data.holdout", None) if no_holdout else settings
+        settings = _without(settings, "--no-samples", "run.sample_prompt", []) if no_samples else settings
+        job = make_job(name, settings, recipes.find(recipe) if recipe else None, set_ or [], flags.names(table))
+        if not fresh:
+            job = automatic.as_before(job)
         if dry_run:
             _plan(job, json_)
             return
@@ -52,7 +66,7 @@ def _command(name: str, table: Mapping[str, str], text: str) -> Callable[..., No
 
         summary = None if fresh or "WORLD_SIZE" in os.environ else finished.summary(job)
         if summary:
-            print(finished.line(summary["steps"], job.run.folder), file=sys.stderr)
+            print(plain("\n".join(finished.lines(job, summary))), file=sys.stderr)
         else:
             from finetune.training import launch
 
@@ -61,7 +75,19 @@ def _command(name: str, table: Mapping[str, str], text: str) -> Callable[..., No
             cli.emit(summary)
 
     command.__doc__ = text
-    return flags.with_flags(table, DEFAULTS[name])(command)
+    return flags.with_flags(table, merge(DEFAULTS[name], AUTOMATIC[name]))(command)
+
+
+def _without(given: Settings, flag: str, setting: str, nothing: Any) -> Settings:
+    """The flags, with a setting turned off.
+
+    Raises:
+        ConfigError: one of them gives it.
+    """
+    section, key = setting.split(".")
+    if key in given.get(section, {}):
+        raise ConfigError(f"--{key.replace('_', '-')} and {flag}: give one of them")
+    return merge(given, {section: {key: nothing}})
 
 
 def _plan(job: Job, json_: bool) -> None:
@@ -93,7 +119,7 @@ def make_job(name: str, given: Settings, recipe: Path | None, sets: list[str], n
     given = merge(given, _own_rate(given, own))
 
     def resolved(flags: Settings) -> Job:
-        job = resolve(flags, recipe, sets, names, DEFAULTS[name])
+        job = resolve(flags, recipe, sets, names, DEFAULTS[name] if recipe else merge(DEFAULTS[name], AUTOMATIC[name]))
         if job.command == name:
             return job
         if needed := NEEDED.get(name) if job.command == "lora" else None:

@@ -81,7 +81,9 @@ class Data(Section):
     template: Literal["object", "style", "none"] = Field(
         "object", description="sentences that new tokens are said in where a picture has no caption"
     )
-    holdout: str | None = Field(None, description="fraction of the pictures, or a folder, kept out of training to measure on")
+    holdout: str | None = Field(
+        None, description="fraction of the pictures, or a folder, kept out of training to measure on; auto: a tenth, from 20 pictures on"
+    )
 
     @property
     def places(self) -> tuple[Source, ...]:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from finetune import files
 from finetune.config.data import Data
@@ -13,6 +13,7 @@ from finetune.config.objective import Objective
 from finetune.config.optim import Optim
 from finetune.config.section import Positive, Said, Section, Word
 from finetune.methods.rows import OPTIONS, ROWS
+from finetune.text import AUTO
 
 
 class Model(Section):
@@ -59,9 +60,14 @@ class Run(Section):
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
     checkpoint_every: Positive = Field(100, description="steps between checkpoints")
     keep: Positive = Field(2, description="newest checkpoints that are kept")
+    keep_finished: bool = Field(
+        False, description="keep the checkpoints of all weights when the run is finished, so that more steps continue it"
+    )
     log_every: Positive = Field(10, description="steps between log lines")
     holdout_every: Positive = Field(100, description="steps between held-out losses")
-    sample_prompt: tuple[str, ...] = Field((), description="prompt to draw during training; may be given several times")
+    sample_prompt: tuple[str, ...] = Field(
+        (), description="prompt to draw before, during and after training; may be given several times; auto chooses a few"
+    )
     sample_every: Positive = Field(250, description="steps between samples")
     format: Literal["auto", "kohya", "diffusers", "peft", "full", "svd", "single"] = Field(
         "auto",
@@ -74,6 +80,16 @@ class Run(Section):
     )
     processes: Positive | None = Field(None, description="number of processes that must take part, asserted at the start")
     tensorboard: bool = Field(False, description="also log to <out>/tensorboard")
+
+    @field_validator("sample_prompt", mode="before")
+    @classmethod
+    def _sample_prompt(cls, value: Any) -> Any:
+        return (AUTO,) if value == AUTO else value
+
+    @property
+    def automatic(self) -> bool:
+        """Whether the prompts to draw are still to be chosen."""
+        return self.sample_prompt == (AUTO,)
 
     @property
     def folder(self) -> Path:
@@ -235,6 +251,7 @@ def spoken(word: str) -> re.Pattern[str]:
 
 # What may differ when a run goes on: none of it changes what the steps so far have learned.
 FREE_SETTINGS = {
-    "optim.steps", "run.out", "run.name", "run.checkpoint_every", "run.keep", "run.log_every", "run.holdout_every", "run.sample_prompt",
+    "optim.steps", "run.out", "run.name", "run.checkpoint_every", "run.keep", "run.keep_finished",
+    "run.log_every", "run.holdout_every", "run.sample_prompt",
     "run.sample_every", "run.format", "run.save_dtype", "run.publish_tags", "run.tensorboard", "run.processes",
 }  # fmt: skip

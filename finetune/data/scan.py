@@ -19,10 +19,12 @@ from finetune.data.index import Index
 from finetune.data.sample import Found, Item, Pictures, Problem, Sample, Size
 from finetune.data.tables import USUAL, Columns
 from finetune.errors import ConfigError, DataError
-from finetune.text import BRACES, WEIGHT, flaw
+from finetune.text import AUTO, BRACES, WEIGHT, flaw
 
 PART = 128  # items that are looked at together: few enough to be no burden, and enough for every thread
 MANY = 100  # pictures, from which on a fraction of them is held out picture by picture
+ENOUGH = 20  # pictures, from which on `auto` holds some out
+AUTO_FRACTION = "0.1"  # of them
 FEW = f"held out; of fewer than {MANY} pictures, which ones depends on the others: when some come or go, a picture may change sides"
 WEIGHTS = "captioned with weights such as (word:1.3), which other tools read, and which are taken for words here"
 WIDEST_MASK = 0.02  # share by which a mask's proportions may differ from its picture's
@@ -234,6 +236,8 @@ def split(found: Found, holdout: str | None, origin: Origin) -> tuple[list[Sampl
         ConfigError: nothing would be left on one side.
     """
     samples = found.samples
+    if holdout == AUTO:
+        holdout = AUTO_FRACTION if len({s.content for s in samples}) >= ENOUGH else None
     if holdout is None:
         return samples, []
     try:

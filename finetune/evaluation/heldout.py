@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ class Interval:
     low: float
     high: float
     count: int
+
+    def record(self) -> dict[str, Any]:
+        """As JSON can say it: where one pair has no interval, its ends are None."""
+        low, high = (x if math.isfinite(x) else None for x in (self.low, self.high))
+        return {"mean": self.mean, "low": low, "high": high, "pictures": self.count}
 
 
 def timesteps(objective: Objective, shape: torch.Size) -> Tensor:

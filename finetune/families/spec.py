@@ -25,6 +25,7 @@ class FamilySpec:
     taught_text: tuple[str, ...]  # text encoders that fine-tuning may train
     embedding_keys: dict[str, str]  # what an embedding file calls each text encoder's rows
     text_targets: dict[str, tuple[str, ...]] = field(default_factory=lambda: CLIP_TARGETS)
+    calls: int = 2  # of the denoiser a sampling step: guidance asks it twice, unless it was distilled in
     draws: int = 8  # its pipeline draws sides of multiples of so many pixels, whatever the autoencoder could
     single_file: bool = True  # whether a whole model can be written as one file in the original layout
     inert: tuple[str, ...] = ()  # endings of trainable tensors that may have no gradient
@@ -104,6 +105,7 @@ FLUX = FamilySpec(
     samplers={"euler": "FlowMatchEulerDiscreteScheduler"},
     sampler="euler",
     taught_text=("text_encoder",),  # CLIP: nobody trains T5
+    calls=1,
     single_file=False,
     embedding_keys={"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
     codes=dict.fromkeys(KINDS, "https://github.com/black-forest-labs/flux"),

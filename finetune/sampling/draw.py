@@ -25,6 +25,11 @@ def at_once(side: int) -> int:
     return min(16, max(1, 1024 * 1024 // side**2))
 
 
+def calls(family: Family) -> int:
+    """How often a picture asks the denoiser, by the base's own number of steps."""
+    return family.inference()[0] * family.spec.calls
+
+
 class NotFinite(FinetuneError):
     """What the base answered is no picture: it would be black."""
 

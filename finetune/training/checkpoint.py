@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from finetune import files
 
 State = dict[str, Tensor]
+BEST = "best.safetensors"
 
 
 def _folder(root: Path, step: int) -> Path:
@@ -44,6 +46,16 @@ def save(root: Path, step: int, tensors: State, more: dict[str, Any], keep: int)
     for half in [*root.glob(".tmp-step-*"), *root.glob(".old-step-*")]:
         shutil.rmtree(half, ignore_errors=True)
     return folder
+
+
+def thin(root: Path, keep: int) -> None:
+    """Removes all but the newest `keep`, of a run that has ended; with none left, its best state too."""
+    for old in steps(root)[keep:]:
+        shutil.rmtree(_folder(root, old), ignore_errors=True)
+    if not keep:
+        (root / BEST).unlink(missing_ok=True)
+        with suppress(OSError):  # what somebody else put there stays
+            root.rmdir()
 
 
 def is_valid(folder: Path) -> bool:

@@ -169,6 +169,7 @@ def encode_ahead(job: Job, phase: Phase, say: Callable[[str], None]) -> dict[str
     accelerator = device.accelerator_for(job)
     family = load.family(requirements.base(job), accelerator.device, device.DTYPES[device.precision(job, accelerator.device)])
     sides = pictures(job)
+    job = requirements.settled(job, sides, family)
     sides.describe(say)
     add_tokens(job, family, sides.captions)
     sizes, batch = buckets(job, family), shown(job, planned(job))

@@ -12,12 +12,18 @@ from typing import Any
 
 from finetune import __version__, files
 from finetune.config.job import Job
+from finetune.training import verdict
+from finetune.training.summary import NAME as SUMMARY
+from finetune.training.summary import public
 
 NAME = "finished.json"
 
 
-def line(steps: int, out: Path) -> str:
-    return f"already finished: {steps} steps in {out}; nothing to do (--steps continues, --fresh starts over)"
+def lines(job: Job, said: dict[str, Any]) -> list[str]:
+    """What is said of a run that has nothing left to do."""
+    whole = job.method.kind == "full" and not job.run.keep_finished
+    more = "--fresh starts over" if whole else "--steps continues, --fresh starts over"
+    return [f"already finished: {said['steps']} steps in {job.run.folder}; nothing to do ({more})", *verdict.lines(job, said)]
 
 
 def write(job: Job, base: Path, summary: dict[str, Any]) -> None:
@@ -31,8 +37,8 @@ def summary(job: Job) -> dict[str, Any] | None:
     out = job.run.folder
     try:
         before = json.loads(files.read_text(out / NAME))
-        said: dict[str, Any] = json.loads(files.read_text(out / "summary.json"))
-        return said if _facts(job, Path(before["base"]), said) == before else None
+        said: dict[str, Any] = json.loads(files.read_text(out / SUMMARY))
+        return public(said) if _facts(job, Path(before["base"]), said) == before else None
     except (OSError, ValueError, LookupError, TypeError):  # never finished, of an older version, or damaged
         return None
 

@@ -15,6 +15,7 @@ from finetune.data.encoded import Text
 from finetune.evaluation import heldout
 from finetune.families.load import Family
 from finetune.sampling import draw
+from finetune.training import checkpoint
 from finetune.training.loop import Training
 from finetune.training.optimizers import OPTIMIZERS
 from finetune.training.tracking import Tracker
@@ -78,6 +79,8 @@ class Observer:
     best: float = float("inf")
     looked: int = -1  # the last step that was looked at
     baseline: Tensor | None = field(default=None)  # the base's held-out losses, [N, timesteps]
+    change: dict[str, Any] | None = None  # of the last held-out loss against the base's
+    sheet: Path | None = None  # of the last pictures beside the base's
 
     def due(self, step: int) -> tuple[bool, bool]:
         """Whether to draw samples and to measure at a step; the last samples are the written file's."""
@@ -99,7 +102,7 @@ class Observer:
 
     @property
     def best_file(self) -> Path:
-        return self.out / "checkpoints" / "best.safetensors"
+        return self.out / "checkpoints" / checkpoint.BEST
 
     def measure(self, step: int) -> None:
         """The held-out loss; from step 1 on also its change against the base on the same pictures, timesteps and noises."""
@@ -120,6 +123,7 @@ class Observer:
             change = heldout.paired(self.baseline.mean(1), table.mean(1))
             values |= {"held_out_change": change.mean, "held_out_change_low": change.low, "held_out_change_high": change.high}
             sure = f"95 % between {change.low:+.4f} and {change.high:+.4f}" if change.count > 1 else "one picture alone has no interval"
+            self.change = change.record() | {"loss": mean, "base": float(self.baseline.mean())}
             text += f", {change.mean:+.4f} against the base ({sure})"
         self.tracker.metrics(step, **values)
         self.tracker.say(text)
@@ -137,10 +141,13 @@ class Observer:
             return
         family, prompts, module = training.family, training.job.run.sample_prompt, training.step
         module.eval()
-        with averaged(training), training.accelerator.autocast():
-            *texts, unconditional = module.texts([*prompts, None])
-            pipeline = family.pipeline(module.nets["denoiser"])
-            self.draw(family, pipeline, dict(zip(prompts, texts, strict=True)), unconditional, step)
+        try:
+            with averaged(training), training.accelerator.autocast():
+                *texts, unconditional = module.texts([*prompts, None])
+                pipeline = family.pipeline(module.nets["denoiser"])
+                self.draw(family, pipeline, dict(zip(prompts, texts, strict=True)), unconditional, step)
+        except torch.OutOfMemoryError:  # a picture is not worth a run
+            self.tracker.say(f"note: no samples at step {step}: there is no memory to draw beside training (--no-samples)")
         family.parts.free("vae")
         module.train()
 
@@ -168,5 +175,6 @@ class Observer:
             rows.append((prompt[:30], [draw.open_png(base), image] if base.exists() else [image]))
         if step > 0:
             columns = ["base", f"step {step}"] if all(len(images) == 2 for _, images in rows) else []
-            draw.save_png(draw.sheet(rows, columns), folder / f"step-{step:06d}.png", {})
+            self.sheet = folder / f"step-{step:06d}.png"
+            draw.save_png(draw.sheet(rows, columns), self.sheet, {})
         return made

@@ -12,12 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.config.job import Job
 from finetune.data.plan import IndexPlan, describe
+from finetune.data.sample import Found, Pictures
 from finetune.families import load
 from finetune.families.load import Family
 from finetune.methods import adapter, method
 from finetune.methods.adapter import Start
 from finetune.objectives.objective import objective
-from finetune.training import optimizers, result
+from finetune.sampling import draw
+from finetune.training import automatic, optimizers, result
 from finetune.training.optimizers import OPTIMIZERS
 from finetune.training.requirements import (
     add_tokens,
@@ -29,6 +31,7 @@ from finetune.training.requirements import (
     pictures,
     planned,
     report_long_captions,
+    settled,
     shown,
     side,
 )
@@ -113,6 +116,7 @@ def fit(job: Job) -> tuple[int, dict[str, int]]:
         FinetuneError: a setting does not fit the base.
     """
     family = weightless(job)
+    job = automatic.resolved(job, Pictures(Found(), [], []), 0)  # without pictures, nothing is chosen of them
     objective(family.schedule(), job.objective)
     return side(job, family), by_part(check(job, family, [])[1])
 
@@ -130,6 +134,7 @@ def check(job: Job, family: Family, captions: list[str]) -> tuple[list[str], lis
 def plan(job: Job) -> Plan:
     found = pictures(job)
     family = weightless(job)
+    job = settled(job, found, family)
     where, size = family.source, side(job, family)
     lines: list[str] = []
     found.describe(lines.append)
@@ -179,9 +184,20 @@ def plan(job: Job) -> Plan:
         "file_bytes": written(job, skeleton, matched, count) * BYTES[job.run.save_dtype],
         "estimated_memory_bytes": int(memory),
         "estimated_seconds": round(3 * flops * job.optim.batch * job.optim.accumulate * job.optim.steps / SPEED[device], 1),
+        "sample_prompts": list(job.run.sample_prompt),
+        "sample_share": round(automatic.share(job, len(job.run.sample_prompt), draw.calls(family)), 3),
         "out": str(job.run.folder),
     }
     return Plan(facts, "\n".join([*lines, *_text(facts)]))
+
+
+def _samples(f: dict[str, Any]) -> str:
+    prompts, percent = f["sample_prompts"], 100 * f["sample_share"]
+    if not prompts:
+        return "samples: none, so that there is nothing to look at"
+    much = f", more than {100 * automatic.SHARE:.0f} % (--no-samples)" if f["sample_share"] > automatic.SHARE else ""
+    named = "one prompt" if len(prompts) == 1 else f"{len(prompts)} prompts"
+    return f"samples: {named}, drawn before and after: {percent:.0f} % of the work of training{much}"
 
 
 def _text(f: dict[str, Any]) -> list[str]:
@@ -199,5 +215,6 @@ def _text(f: dict[str, Any]) -> list[str]:
         f"trains: {parts} parameters{layers}, beside {f['frozen_parameters']:,} frozen ones of the denoiser",
         f"rates of {f['optimizer']}: {rates}",
         f"written: {f['file_bytes'] / 1e6:.2f} MB in {f['out']}",
+        _samples(f),
         f"estimates, coarse: {f['estimated_memory_bytes'] / 1e9:.2f} GB of memory, {f['estimated_seconds']:.0f} s",
     ]

@@ -4,12 +4,14 @@ import importlib.metadata
 import json
 import platform
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from finetune import __version__, files
 from finetune.adapters.card import place
 from finetune.config.job import FREE_SETTINGS, Job
+from finetune.config.load import section_model
 from finetune.data import sample
 from finetune.data.sample import Pictures
 from finetune.errors import ConfigError
@@ -27,6 +29,7 @@ PACKAGES = ("torch", "diffusers", "peft", "accelerate", "transformers", "safeten
 
 MOST_PICTURES = 20_000  # that are told apart by name
 PICTURES = "pictures and captions"
+SHAPES = "data.bucket_merge"
 
 
 def identity(job: Job, base: dict[str, str], processes: int) -> dict[str, Any]:
@@ -41,6 +44,7 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], out: Path, pictu
     """Raises:
     ConfigError: with the name of every setting that differs, and of every one of the `pictures`.
     """
+    before = _defaults(now.keys() - before.keys(), pictures) | before
     changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
     if changed:
         shown = [k if len(str(now.get(k))) > 40 else f"{k} (was {before.get(k)}, now {now.get(k)})" for k in changed]
@@ -50,6 +54,16 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], out: Path, pictu
             f"{out} holds a run with other settings: {', '.join(shown)}",
             "--fresh starts over, another --out or --name keeps both; --steps, logging and samples may change",
         )
+
+
+def _defaults(names: Iterable[str], pictures: Pictures | None) -> dict[str, Any]:
+    """What a run did in the place of settings that are newer than it is: their defaults."""
+    settings = [name for name in names if "." in name]
+    out = {f"{s}.{k}": section_model(s).model_fields[k].default for s, k in (name.split(".") for name in settings)}
+    if SHAPES in out and pictures and len({s.size for s in pictures.train}) > 1:
+        del out[SHAPES]  # before there was a choice, pictures of several shapes came in another order
+    plain: dict[str, Any] = json.loads(json.dumps(out))
+    return plain
 
 
 def write_pictures(out: Path, pictures: Pictures) -> None:
@@ -64,31 +78,6 @@ def _changed_pictures(out: Path, pictures: Pictures) -> str:
         return sample.changed(before, pictures.record())
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # of an older run, or damaged
         return ""
-
-
-def written_as(job: Job) -> dict[str, str]:
-    """The free settings that the written files depend on; one that is newer than the record of a run only where it is not its default."""
-    tags = {"publish_tags": "yes"} if job.run.publish_tags else {}
-    return tags | {
-        "name": job.run.name,
-        "format": job.run.format,
-        "save_dtype": job.run.save_dtype,
-        "prompts": "\n".join(job.run.sample_prompt),
-    }
-
-
-def finished(out: Path, job: Job) -> dict[str, Any] | None:
-    """The summary of a run that has nothing left to do for this job; it is the last file that a run writes."""
-    try:
-        summary: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    same = (
-        summary["steps"] == job.optim.steps
-        and summary["written_as"] == written_as(job)
-        and all(Path(summary[f]).exists() for f in summary["files"])
-    )
-    return summary if same else None
 
 
 def clear(out: Path) -> None:

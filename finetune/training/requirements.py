@@ -14,10 +14,11 @@ from finetune.data.scan import Origin
 from finetune.data.tables import Columns
 from finetune.data.templates import TEMPLATES
 from finetune.errors import ConfigError
-from finetune.families import source
+from finetune.families import single_file, source
 from finetune.families.load import Family
 from finetune.families.source import Source
 from finetune.sampling import draw
+from finetune.training import automatic
 
 RARE = 40_000  # place in CLIP's vocabulary, which is ordered by frequency, from which an entry is no common word; sks is 48,136
 
@@ -32,6 +33,16 @@ def base(job: Job, name: str | None = None, weights: bool = True) -> Source:
 def pictures(job: Job) -> Pictures:
     """The job's own pictures; class pictures need its base, and so do buckets."""
     return scan.load(origins(job), job.data.holdout, held_as(job))
+
+
+def settled(job: Job, pictures: Pictures, family: Family) -> Job:
+    """The job with what `auto` became; it asks for no pictures that its base cannot draw, or the written file could not be drawn with."""
+    try:
+        check_drawing(job, family)
+        calls = 0 if job.run.format == "single" and single_file.unknown_width(family.source) else draw.calls(family)
+    except ConfigError:
+        calls = 0
+    return automatic.resolved(job, pictures, calls)
 
 
 def held_as(job: Job) -> Origin:

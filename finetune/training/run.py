@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from finetune import config, files
 from finetune.adapters import embedding
 from finetune.adapters.contract import Contract
-from finetune.adapters.header import tensors_file
+from finetune.adapters.header import header_of, tensors_file
 from finetune.adapters.read import read
 from finetune.adapters.write import DTYPES
 from finetune.config.job import Job
@@ -23,13 +23,27 @@ from finetune.families import load, source
 from finetune.methods import adapter, method
 from finetune.objectives.objective import objective
 from finetune.sampling.generate import compose
-from finetune.training import checkpoint, device, finished, lock, optimizer, optimizers, plan, record, requirements, result, signals
+from finetune.training import (
+    checkpoint,
+    device,
+    finished,
+    lock,
+    optimizer,
+    optimizers,
+    plan,
+    record,
+    requirements,
+    result,
+    signals,
+    summary,
+    verdict,
+)
 from finetune.training.average import PowerAverages
 from finetune.training.class_pictures import ClassPictures
 from finetune.training.encoding import Work, encode
 from finetune.training.loop import Step, Training, loop
 from finetune.training.observe import Observer, Weights, averaged
-from finetune.training.requirements import add_tokens, buckets, check_drawing, check_subject, cut, pictures, shown, side
+from finetune.training.requirements import add_tokens, buckets, check_drawing, check_subject, cut, pictures, settled, shown, side
 from finetune.training.start import start
 from finetune.training.tracking import Tracker
 
@@ -77,6 +91,10 @@ class Runner:
             where = requirements.base(job)
         dtype = device.DTYPES[device.precision(job, self.accelerator.device)]
         self.family = load.family(where, self.accelerator.device, dtype)
+        drawn = job.run.automatic
+        self.job = job = settled(job, self.pictures, self.family)
+        if drawn and job.run.sample_prompt:
+            self.tracker.say(f"draws before and after: {', '.join(p[:40] for p in job.run.sample_prompt)} (--no-samples draws nothing)")
         self.side = side(job, self.family)
         check_drawing(job, self.family)
         check_subject(job, self.family, self.global_batch)
@@ -98,19 +116,31 @@ class Runner:
         if job.method.start is not None:
             base |= {"start": files.sha256(tensors_file(job.method.start))}
         self.identity = record.identity(job, base, self.accelerator.num_processes)
-        self.checkpoint = next(checkpoint.valid(self.out / "checkpoints"), None)
-        if self.checkpoint:  # before class pictures are drawn for nothing
-            facts = checkpoint.facts(self.checkpoint)
-            record.refuse_changes({k: facts["identity"].get(k) for k in self.identity}, self.identity, self.out)
-            if facts["step"] > job.optim.steps:
-                hint = "give more steps, or --fresh to start over"
-                raise ConfigError(f"--steps {job.optim.steps}: {self.out} has {facts['step']} steps already", hint)
+        self.look_back()
         self.draw_class_pictures()
         sizes, batch = buckets(job, self.family), shown(job, self.global_batch)
         cut(self.pictures, sizes, batch)
         describe(self.pictures.train, batch, sizes, self.tracker.say)
         self.identity[record.PICTURES] = self.pictures.fingerprint()
         self.check_earlier()
+
+    def look_back(self) -> None:
+        """Finds how far an earlier run came, and refuses what differs from it, before class pictures are drawn for nothing."""
+        self.checkpoint = next(checkpoint.valid(self.out / "checkpoints"), None)
+        self.ended = summary.ended(self.out)
+        self.before = checkpoint.facts(self.checkpoint) if self.checkpoint else self.ended
+        if self.before is None:
+            return
+        identity, steps = self.before["identity"], self.job.optim.steps
+        record.refuse_changes({k: v for k, v in identity.items() if k in self.identity}, self.identity, self.out)
+        done = self.before["step"] if self.checkpoint else self.before["steps"]
+        if done > steps:
+            raise ConfigError(f"--steps {steps}: {self.out} has {done} steps already", "give more steps, or --fresh to start over")
+        if self.checkpoint is None and not summary.finished(self.before, self.job):
+            raise ConfigError(
+                f"{self.out}: holds a finished run of {done} steps without checkpoints, which can neither go on nor be written anew",
+                "--fresh starts over, another --out or --name keeps both; run.keep_finished keeps the checkpoints of all weights",
+            )
 
     def draw_class_pictures(self) -> None:
         """Makes up what is missing of the class pictures, and puts them beside the others."""
@@ -128,16 +158,15 @@ class Runner:
 
     def check_earlier(self) -> None:
         """Whether an earlier run may go on; what one left that never got to a valid checkpoint is removed."""
-        root, job = self.out / "checkpoints", self.job
+        root, job, facts = self.out / "checkpoints", self.job, self.before
         found = checkpoint.steps(root)
         self.accelerator.wait_for_everyone()  # all have looked, before the first process removes anything
-        if self.checkpoint is None:
+        if facts is None:
             if found:
                 self.tracker.say(f"no checkpoint in {root} is whole ({len(found)} damaged); starting over")
             if self.main:
                 record.clear(self.out)
             return
-        facts = checkpoint.facts(self.checkpoint)
         record.refuse_changes(facts["identity"], self.identity, self.out, self.pictures)
         if facts["steps"] != job.optim.steps and job.optim.schedule != "constant":
             self.tracker.say(
@@ -146,12 +175,13 @@ class Runner:
             )
 
     def finished(self) -> dict[str, Any] | None:
-        steps = checkpoint.facts(self.checkpoint)["step"] if self.checkpoint else 0
-        done = record.finished(self.out, self.job) if steps == self.job.optim.steps else None
-        if done:
-            if self.main and not finished.summary(self.job):
-                finished.write(self.job, self.family.source.folder, done)
-            self.tracker.say(finished.line(steps, self.out))
+        if not (self.ended and summary.finished(self.ended, self.job)):
+            return None
+        done = summary.public(self.ended)
+        if self.main and not finished.summary(self.job):
+            finished.write(self.job, self.family.source.folder, done)
+        for text in finished.lines(self.job, done):
+            self.tracker.say(text)
         return done
 
     def encode(self) -> None:
@@ -202,6 +232,7 @@ class Runner:
         observer = self.observer
         observer.best = float("inf") if facts["best"] is None else facts["best"]
         observer.baseline, observer.looked = tensors.get("held-out/baseline"), facts["looked"]
+        observer.change = facts.get("change")
         if scaler := self.accelerator.scaler:
             scaler.load_state_dict(facts["scaler"])
         training.skipped = facts.get("skipped", 0)
@@ -260,6 +291,7 @@ class Runner:
                 "identity": self.identity,
                 "steps": self.job.optim.steps,
                 "looked": self.observer.looked,
+                "change": self.observer.change,
                 "best": best if best < float("inf") else None,
                 "scaler": scaler.state_dict() if scaler else None,
                 "skipped": training.skipped,
@@ -282,6 +314,7 @@ class Runner:
         if best.exists():
             with Weights(training, load_file(best)):
                 made["best"] = str(next(iter(self.export(nets, f"{job.run.name}-best").values())))
+        best_step = int(header_of(best).metadata["step"]) if best.exists() else None
         nets.clear()
         samples = self.final_samples(written) if job.run.sample_prompt else []
         facts = {
@@ -293,24 +326,34 @@ class Runner:
         if self.accelerator.scaler:
             facts["updates that the fp16 scaler skipped"] = training.skipped
         result.write_card(self.out, job, self.contract, written, self.family.source.licence, facts, samples)
-        summary = made | {
+        change = self.observer.change
+        prompts = [*job.run.sample_prompt, *filter(None, [job.trigger]), self.pictures.train[0].caption]
+        said = made | {
             "files": sorted(made),
             "out": str(self.out),
             "steps": job.optim.steps,
             "pictures": len(self.pictures.train),
             "held_out": len(self.pictures.held),
+            "verdict": verdict.verdict(change),
+            "held_out_loss": change["loss"] if change else None,
+            "base_held_out_loss": change["base"] if change else None,
+            "held_out_change": {k: change[k] for k in ("mean", "low", "high", "pictures")} if change else None,
             "best_held_out_loss": self.observer.best if best.exists() else None,
+            "best_step": best_step,
+            "sheet": str(self.observer.sheet) if samples else None,
+            "prompt": prompts[0],
             "skipped_updates": training.skipped,
             "peak_memory_bytes": device.peak_memory(self.accelerator.device),
-            "written_as": record.written_as(job),
+            "written_as": summary.written_as(job),
             "versions": record.versions(),
         }
-        files.write_json(self.out / "summary.json", summary)
-        finished.write(job, self.family.source.folder, summary)
-        for path in written.values():
-            self.tracker.say(f"wrote {path}")
+        summary.write(self.out, said, self.identity)
+        finished.write(job, self.family.source.folder, said)
+        checkpoint.thin(self.out / "checkpoints", 0 if job.method.kind == "full" and not job.run.keep_finished else 1)
+        for text in [*(f"wrote {path}" for path in written.values()), *verdict.lines(job, said)]:
+            self.tracker.say(text)
         self.tracker.close()
-        return summary
+        return said
 
     @property
     def contract(self) -> Contract:

@@ -1,0 +1,62 @@
+"""What `auto` becomes, where a command line leaves it open which pictures are held out and which prompts are drawn. Torch-free."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from finetune.config import Job, read_yaml
+from finetune.data.sample import Pictures
+from finetune.data.scan import AUTO_FRACTION
+from finetune.errors import ConfigError
+from finetune.text import AUTO
+
+SHARE = 0.1  # of the work of training that drawing may take
+MOST = 4  # prompts: as many rows as are looked at
+PASSES = 3  # forward passes that a step's forward and backward take as long as
+RECOMPUTED = 4  # the same, with gradient checkpointing
+
+
+def as_before(job: Job) -> Job:
+    """The job with what an earlier run in its folder made of `auto`: the same command goes on, and what is finished stays so."""
+    try:
+        before = read_yaml(job.run.folder / "run.yaml")
+        held, prompts = before["data"]["holdout"], tuple(before["run"]["sample_prompt"])
+    except (ConfigError, LookupError, TypeError):  # none, or damaged
+        return job
+    return _with(job, held if job.data.holdout == AUTO else job.data.holdout, prompts if job.run.automatic else job.run.sample_prompt)
+
+
+def resolved(job: Job, pictures: Pictures, calls: int) -> Job:
+    """The job with what was held out and what is to be drawn; `calls` are the denoiser's for one picture, 0 where none can be drawn."""
+    held = job.data.holdout
+    if held == AUTO:
+        held = AUTO_FRACTION if pictures.held else None
+    return _with(job, held, prompts(job, pictures, calls) if job.run.automatic else job.run.sample_prompt)
+
+
+def _with(job: Job, holdout: Any, prompts: tuple[str, ...]) -> Job:
+    data = job.data.model_copy(update={"holdout": holdout})
+    return job.model_copy(update={"data": data, "run": job.run.model_copy(update={"sample_prompt": prompts})})
+
+
+def prompts(job: Job, pictures: Pictures, calls: int) -> tuple[str, ...]:
+    """The trigger and a few captions, those of held-out pictures first; as many as `SHARE` allows, and one at least."""
+    if not calls:
+        return ()
+    room = int(SHARE / share(job, 1, calls))
+    return tuple(dict.fromkeys(_said(job, pictures)))[: max(1, min(MOST, room))]
+
+
+def _said(job: Job, pictures: Pictures) -> Iterator[str]:
+    if job.trigger:
+        yield job.trigger
+    for side in (pictures.held, pictures.train):
+        for sample in sorted(side, key=lambda s: s.content):
+            yield sample.caption
+
+
+def share(job: Job, prompts: int, calls: int) -> float:
+    """How much of the work of training the pictures of so many prompts are, drawn before, after, and every `run.sample_every` steps."""
+    o = job.optim
+    looks = len(range(0, o.steps, job.run.sample_every)) + 1
+    passes = RECOMPUTED if job.run.gradient_checkpointing else PASSES
+    return prompts * looks * calls / (passes * o.batch * o.accumulate * o.steps)

@@ -1,0 +1,88 @@
+"""What a finished run says of itself in plain words: whether it learned, where to look, and which lines go on from here. Torch-free."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune.config import Job
+
+Verdict = Literal["learned", "no difference", "worse", "not measured"]
+ASIDE = 0.25  # of the pictures are held out by the line that a run names which cannot tell
+# With fewer held-out pictures even a clear success is seldom told apart: a LoRA of the embedded base that lowers the loss of twelve
+# pictures by 4 % is told apart by 17 % of all pairs of them, by 63 % of all fours and by 99 % of all fives.
+FEW = 5
+
+
+def verdict(change: Mapping[str, Any] | None) -> Verdict:
+    """What a change of the held-out loss, with its 95 % interval over pictures, says; `low` and `high` are None of one picture."""
+    if change is None:
+        return "not measured"
+    if change["high"] is not None and change["high"] < 0:
+        return "learned"
+    if change["low"] is not None and change["low"] > 0:
+        return "worse"
+    return "no difference"
+
+
+def lines(job: Job, summary: Mapping[str, Any]) -> Iterator[str]:
+    """The verdict on a run that ended with this summary, the sheet to look at, and lines to copy."""
+    yield from _measured(job, summary) if summary["held_out_change"] else _unmeasured(job, summary)
+    if summary["sheet"]:
+        yield f"look: {summary['sheet']} shows the base's pictures beside the result's"
+    yield f"draw: {shlex.join(_drawing(job, summary))}"
+    if job.method.kind == "full" and not job.run.keep_finished:
+        yield "its checkpoints, which are large, were removed: --steps cannot continue it (--set run.keep_finished=true keeps them)"
+    else:
+        yield f"continue: {shlex.join([*_again(job), '--steps', str(2 * summary['steps'])])}"
+
+
+SAID = {
+    "learned": "learned",
+    "no difference": "not told apart from the base",
+    "worse": "worse than the base",
+}
+
+
+def _measured(job: Job, summary: Mapping[str, Any]) -> Iterator[str]:
+    change, base = summary["held_out_change"], summary["base_held_out_loss"]
+    count = change["pictures"]
+    shown = "one picture" if count == 1 else f"{count} pictures"
+    percent = 100 * change["mean"] / base
+    sure = "one picture has no interval"
+    if change["low"] is not None:
+        sure = f"95 % between {100 * change['low'] / base:+.1f} and {100 * change['high'] / base:+.1f} %"
+    yield (
+        f"{SAID[summary['verdict']]}: on {shown} that training never saw, the loss is {summary['held_out_loss']:.4f} where the base's is "
+        f"{base:.4f}, {percent:+.1f} % ({sure})"
+    )
+    if count < FEW and summary["verdict"] == "no difference":
+        yield f"{shown} can seldom tell; more would: {_measuring(job)}"
+    best = summary["best_step"]
+    if best is not None and best != summary["steps"]:
+        yield f"best: step {best}, with a loss of {summary['best_held_out_loss']:.4f}: {summary['best']}"
+
+
+def _unmeasured(job: Job, summary: Mapping[str, Any]) -> Iterator[str]:
+    yield f"not measured whether it learned: none of {summary['pictures']} pictures was held out"
+    if summary["pictures"] > 1:
+        yield f"measure: {_measuring(job)}"
+
+
+def _measuring(job: Job) -> str:
+    out = job.run.folder.with_name(f"{job.run.folder.name}-measured")
+    return shlex.join([*_again(job), "--holdout", str(ASIDE), "--out", str(out)])
+
+
+def _again(job: Job) -> list[str]:
+    """The same run: its own record says all of it."""
+    return ["ft", job.command, "--recipe", str(job.run.folder / "run.yaml")]
+
+
+def _drawing(job: Job, summary: Mapping[str, Any]) -> list[str]:
+    """A line that draws with what was written, on the base that it was made for."""
+    words = ["--base", summary.get("model") or job.model.base]
+    for kind in summary["files"]:
+        if kind == "adapter" or kind.startswith("embedding"):
+            words += [f"--{kind.partition('_')[0]}", str(Path(summary[kind]))]
+    return ["ft", "generate", *words, "--prompt", summary["prompt"]]
