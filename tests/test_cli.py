@@ -301,7 +301,7 @@ def test_help_tells_a_commands_own_defaults(command: str, needs: str, imgs: Path
         elif flag in ("--base", "--adapter"):
             assert (value if value != "full" else "all weights") in shown[flag]
         elif "[" in shown[flag]:
-            assert shown[flag].endswith(f"[{value}]"), flag
+            assert shown[flag].endswith(f"[{' '.join(value) if isinstance(value, tuple) else value}]"), flag
         else:
             assert value in (None, (), "", str(imgs)) or isinstance(value, bool) or flag in words, flag
 

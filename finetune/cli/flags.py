@@ -73,7 +73,8 @@ def _default(section: str, key: str, own: Settings) -> str:
         return " [all weights train]"
     info = section_model(section).model_fields[key]
     default = own.get(section, {}).get(key, None if info.is_required() else info.default)
-    return "" if default in (None, (), "") or isinstance(default, bool) else f" [{default}]"
+    default = " ".join(default) if isinstance(default, tuple | list) else default
+    return "" if default in (None, "") or isinstance(default, bool) else f" [{default}]"
 
 
 def _option(flag: str, setting: str, own: Settings) -> inspect.Parameter:

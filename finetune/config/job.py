@@ -61,7 +61,8 @@ class Run(Section):
     checkpoint_every: Positive = Field(100, description="steps between checkpoints")
     keep: Positive = Field(2, description="newest checkpoints that are kept")
     keep_finished: bool = Field(
-        False, description="keep the checkpoints of all weights when the run is finished, so that more steps continue it"
+        False,
+        description="keep a finished run's checkpoints; else an adapter keeps its last one, and all weights none",
     )
     log_every: Positive = Field(10, description="steps between log lines")
     holdout_every: Positive = Field(100, description="steps between held-out losses")

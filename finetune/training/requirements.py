@@ -37,12 +37,18 @@ def pictures(job: Job) -> Pictures:
 
 def settled(job: Job, pictures: Pictures, family: Family) -> Job:
     """The job with what `auto` became; it asks for no pictures that its base cannot draw, or the written file could not be drawn with."""
-    try:
-        check_drawing(job, family)
-        calls = 0 if job.run.format == "single" and single_file.unknown_width(family.source) else draw.calls(family)
-    except ConfigError:
-        calls = 0
+    calls = draw.calls(family) if job.run.automatic and _drawable(job, family) else 0
     return automatic.resolved(job, pictures, calls)
+
+
+def _drawable(job: Job, family: Family) -> bool:
+    if job.run.format == "single" and not (family.spec.single_file and not single_file.unknown_width(family.source)):
+        return False
+    try:
+        draw.check_side(family, side(job, family))
+    except ConfigError:
+        return False
+    return True
 
 
 def held_as(job: Job) -> Origin:

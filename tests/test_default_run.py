@@ -1,0 +1,219 @@
+"""The run that nobody set up: what is held out and drawn, what it says at its end, and when it is finished."""
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from finetune import cli, config
+from finetune.data.sample import Found, Pictures, Sample
+from finetune.errors import ConfigError
+from finetune.sampling import draw
+from finetune.training import automatic, checkpoint, plan, verdict
+from finetune.training.run import train as run_train
+
+Train = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def twenty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.folder(tmp_path_factory.mktemp("twenty") / "imgs", 20)
+
+
+@pytest.fixture
+def ft(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`ft("lora", pictures)` in an own folder; returns what stderr says."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(command: str, data: Path, *more: str, code: int = 0) -> str:
+        words = [command, "--data", str(data), "--base", str(base), "--steps", "2", "--batch", "2", "--out", "run", *more]
+        assert cli.run(words) == code
+        return capsys.readouterr().err
+
+    return run
+
+
+def record(out: Path = Path("run")) -> dict[str, Any]:
+    return config.read_yaml(out / "run.yaml")
+
+
+def summary(out: Path = Path("run")) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_twenty_pictures_are_measured_and_shown(ft: Callable[..., str], twenty: Path) -> None:
+    said = ft("lora", twenty, "--trigger", "tok", "--lr", "1e-6")
+    assert "pictures: 18 to train on, 2 held out" in said and "draws before and after: tok" in said
+    assert record()["data"]["holdout"] == "0.1" and record()["run"]["sample_prompt"][0] == "tok"
+    assert summary()["held_out_change"]["pictures"] == 2 and summary()["verdict"] == "no difference"
+    assert "not told apart from the base: on 2 pictures that training never saw" in said
+    assert "2 pictures can seldom tell; more would: ft lora --recipe run/run.yaml --holdout 0.25 --out run-measured" in said
+    with draw.Image.open(summary()["sheet"]) as sheet:
+        assert sheet.width > 2 * 128, "the base's picture beside the result's"
+    again = ft("lora", twenty, "--trigger", "tok", "--lr", "1e-6")
+    assert "already finished" in again and "not told apart" in again and "draw: ft generate" in again
+
+
+def test_what_the_verdict_says_to_type_can_be_typed(ft: Callable[..., str], imgs: Path, base: Path, capsys: Any) -> None:
+    said = ft("lora", imgs)
+    assert record()["data"]["holdout"] is None and "none of 7 pictures was held out" in said
+    lines = dict(line.split(": ", 1) for line in said.splitlines() if line.startswith(("measure: ", "draw: ", "continue: ")))
+    assert f"--base {base}" in lines["draw"]
+    for name, then in (("draw", "wrote"), ("continue", "resuming from step 2"), ("measure", "5 to train on, 2 held out")):
+        words = shlex.split(lines[name])[1:] + (["--steps", "1", "--out", "drawn"] if name == "draw" else [])
+        assert cli.run(words) == 0, lines[name]
+        heard = capsys.readouterr()
+        assert then in heard.err + heard.out, name
+    assert summary()["steps"] == 4 and summary(Path("run-measured"))["held_out"] == 2
+
+
+def test_nothing_is_chosen_for_a_recipe_or_against_a_flag(ft: Callable[..., str], twenty: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("optim:\n  lr: 0.001\n", encoding="utf-8")
+    ft("lora", twenty, "--recipe", "mine.yaml", "--out", "silent")
+    assert (record(Path("silent"))["data"]["holdout"], record(Path("silent"))["run"]["sample_prompt"]) == (None, [])
+    ft("lora", twenty, "--no-holdout", "--no-samples", "--out", "off")
+    assert (record(Path("off"))["data"]["holdout"], record(Path("off"))["run"]["sample_prompt"]) == (None, [])
+    assert "--holdout and --no-holdout: give one of them" in ft("lora", twenty, "--holdout", "0.2", "--no-holdout", code=2)
+    (tmp_path / "mine.yaml").write_text("data:\n  holdout: auto\nrun:\n  sample_prompt: auto\n", encoding="utf-8")
+    ft("lora", twenty, "--recipe", "mine.yaml", "--out", "asked")
+    assert record(Path("asked"))["data"]["holdout"] == "0.1" and record(Path("asked"))["run"]["sample_prompt"]
+
+
+@pytest.mark.parametrize("words", ["textual-inversion --token <x>", "dreambooth --token qz --class disc --prior-weight 0 --adapter lora"])
+def test_subjects_are_shown_and_measured_only_when_asked(ft: Callable[..., str], twenty: Path, words: str) -> None:
+    command, *more = words.split()
+    ft(command, twenty, *more)
+    assert record()["data"]["holdout"] is None and Path(summary()["sheet"]).exists()
+    assert record()["run"]["sample_prompt"][0] == ("<x>" if command == "textual-inversion" else "qz disc")
+
+
+def test_yesterdays_run_goes_on(ft: Callable[..., str], twenty: Path, base: Path) -> None:
+    """It held nothing out and drew nothing, and knew fewer settings."""
+    ft("lora", twenty, "--no-holdout", "--no-samples")
+    state = Path("run/checkpoints/step-00000002/state.json")
+    facts = json.loads(state.read_text(encoding="utf-8"))
+    del facts["identity"]["data.bucket_merge"], facts["identity"]["data.enlarge"], facts["change"]
+    state.write_text(json.dumps(facts), encoding="utf-8")
+    manifest = json.loads((state.parent / "manifest.json").read_text(encoding="utf-8"))
+    manifest["state.json"] = {"size": state.stat().st_size, "sha256": checkpoint.files.sha256(state)}
+    (state.parent / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    Path("run/summary.json").unlink()
+    assert "resuming from step 2" in ft("lora", twenty, "--steps", "3")
+    assert summary()["held_out"] == 0
+    assert "data.enlarge (was True, now False)" in ft("lora", twenty, "--steps", "4", "--set", "data.enlarge=false", code=2)
+
+
+CHANGES = [
+    ({"mean": -0.01, "low": -0.02, "high": -0.001, "pictures": 9}, "learned"),
+    ({"mean": -0.01, "low": -0.02, "high": 0.001, "pictures": 9}, "no difference"),
+    ({"mean": 0.01, "low": 0.002, "high": 0.02, "pictures": 9}, "worse"),
+    ({"mean": -0.01, "low": None, "high": None, "pictures": 1}, "no difference"),
+    (None, "not measured"),
+]
+
+
+@pytest.mark.parametrize(("change", "word"), CHANGES)
+def test_the_verdict_is_that_of_the_interval(change: dict[str, Any] | None, word: str) -> None:
+    assert verdict.verdict(change) == word
+
+
+def test_a_better_step_than_the_last_is_named(settings: Any) -> None:
+    said = {
+        "held_out_change": CHANGES[2][0], "verdict": "worse", "base_held_out_loss": 0.1, "held_out_loss": 0.11, "best_step": 200,
+        "best_held_out_loss": 0.09, "best": "run/x-best.safetensors", "steps": 300, "sheet": None, "files": ["adapter", "best"],
+        "adapter": "run/x.safetensors", "prompt": "a fox's tail",
+    }  # fmt: skip
+    lines = list(verdict.lines(config.parse(settings()), said))
+    assert lines[0] == (
+        "worse than the base: on 9 pictures that training never saw, the loss is 0.1100 where the base's is 0.1000, +10.0 % "
+        "(95 % between +2.0 and +20.0 %)"
+    )
+    assert lines[1] == "best: step 200, with a loss of 0.0900: run/x-best.safetensors"
+    assert shlex.split(lines[2])[-4:] == ["--adapter", "run/x.safetensors", "--prompt", "a fox's tail"]
+
+
+def sides(count: int) -> Pictures:
+    return Pictures(Found(), [Sample(f"{i}", f"{i:04d}", (f"caption {i % 5}",), bytes) for i in range(count)], [])
+
+
+def test_as_many_pictures_as_a_tenth_of_the_work_holds(settings: Any) -> None:
+    def prompts(steps: int, batch: int, **data: Any) -> tuple[str, ...]:
+        job = config.parse(settings(optim={"steps": steps, "batch": batch}, run={"sample_prompt": "auto"}, data=data))
+        found = automatic.resolved(job, sides(10), calls=60)
+        assert len(found.run.sample_prompt) == 1 or automatic.share(found, len(found.run.sample_prompt), 60) <= automatic.SHARE
+        return found.run.sample_prompt
+
+    assert [len(prompts(steps, 4)) for steps in (10, 200, 500, 5000)] == [1, 2, 3, 4]
+    assert prompts(500, 4, trigger="tok") == ("tok", "caption 0", "caption 1")
+    job = config.parse(settings(run={"sample_prompt": "auto"}))
+    assert automatic.resolved(job, sides(10), calls=0).run.sample_prompt == (), "where none can be drawn"
+
+
+def test_the_plan_says_what_pictures_cost(settings: Any) -> None:
+    text = plan.plan(config.parse(settings(run={"sample_prompt": "auto"}))).text
+    assert "samples: one prompt, drawn before and after: 333 % of the work of training, more than 10 % (--no-samples)" in text
+    assert "samples: none" in plan.plan(config.parse(settings())).text
+
+
+def test_a_base_that_cannot_draw_a_size_trains_at_it(train: Train) -> None:
+    assert train(run={"sample_prompt": "auto"}, data={"resolution": 18}, optim={"steps": 1})["sheet"] is None
+    with pytest.raises(ConfigError, match="--resolution 18"):
+        train(run={"sample_prompt": ["tok"]}, data={"resolution": 18}, optim={"steps": 1})
+
+
+def test_no_memory_for_a_picture_ends_no_run(train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn, whole = [], draw.draw
+
+    def first_fails(*args: Any, **more: Any) -> Any:
+        drawn.append(1)
+        if len(drawn) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(*args, **more)
+
+    monkeypatch.setattr(draw, "draw", first_fails)
+    assert Path(train(run={"sample_prompt": ["tok"]}, optim={"steps": 2})["sheet"]).exists()
+    assert "note: no samples at step 0: there is no memory" in capsys.readouterr().err
+
+
+FULL = {"method": {"kind": "full"}, "optim": {"steps": 2, "lr": 1e-5}}
+
+
+def test_all_weights_drop_their_checkpoints_when_finished(train: Train, settings: Any, tmp_path: Path, capsys: Any) -> None:
+    done, out = train(**FULL, data={"holdout": "2.e-1"}), tmp_path / "out"
+    assert not (out / "checkpoints").exists() and Path(done["best"]).exists()
+    assert "its checkpoints, which are large, were removed" in capsys.readouterr().err
+    assert train(**FULL, data={"holdout": "2.e-1"}) == done and "already finished" in capsys.readouterr().err
+    kept = config.parse(settings(**FULL, data={"holdout": "2.e-1"}))
+    for section, change, why in (
+        ("optim", {"steps": 4}, "a finished run of 2 steps without checkpoints"),
+        ("optim", {"steps": 1}, "--steps 1: .* has 2 steps already"),
+        ("optim", {"lr": 2e-5}, r"other settings: optim.lr \(was 1e-05, now 2e-05\)"),
+        ("run", {"save_dtype": "fp16"}, "which can neither go on nor be written anew"),
+        ("data", {"holdout": None}, "pictures and captions"),
+    ):
+        job = kept.model_copy(update={section: getattr(kept, section).model_copy(update=change)})
+        with pytest.raises(ConfigError, match=why):
+            run_train(job)
+    assert Path(done["model"]).exists() and run_train(kept, fresh=True)["steps"] == 2
+
+
+def test_kept_checkpoints_continue_all_weights(train: Train, tmp_path: Path) -> None:
+    train(**FULL, run={"keep_finished": True})
+    assert checkpoint.steps(tmp_path / "out" / "checkpoints") == [2]
+    assert train(method={"kind": "full"}, optim={"steps": 3, "lr": 1e-5})["steps"] == 3
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_a_changed_file_is_written_again_from_the_checkpoint(train: Train, tmp_path: Path) -> None:
+    path = Path(train()["adapter"])
+    right = path.read_bytes()
+    assert checkpoint.steps(tmp_path / "out" / "checkpoints") == [6], "an adapter keeps its last one"
+    path.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+    train()
+    assert path.read_bytes() == right
