@@ -46,14 +46,17 @@ import bitsandbytes"""
 
 
 @pytest.mark.slow
-def test_a_plan_takes_at_most_3_5_s_of_cpu(imgs: Path, tmp_path: Path) -> None:
-    taken = []
-    for _ in range(3):
+def test_a_plan_takes_little_more_cpu_than_its_libraries(imgs: Path, tmp_path: Path) -> None:
+    """Seconds depend on what else the machine does: 3.4 on two idle cores, where importing torch and diffusers alone takes 2.6."""
+
+    def cpu(*words: str) -> float:
         before = children()
-        command = [sys.executable, "-m", "finetune", *DRY_RUN, "--data", str(imgs), "--out", str(tmp_path)]
-        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        taken.append(children() - before)
-    assert sorted(taken)[1] <= 3.5, taken
+        subprocess.run([sys.executable, *words], check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return children() - before
+
+    ours = ["-m", "finetune", *DRY_RUN, "--data", str(imgs), "--out", str(tmp_path)]
+    ratios = sorted(cpu(*ours) / cpu("-c", "import torch, diffusers") for _ in range(3))
+    assert ratios[1] <= 1.5, ratios
 
 
 HUB = {  # file -> bytes, as the base's repository has them
