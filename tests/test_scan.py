@@ -96,7 +96,10 @@ def test_what_is_dropped_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (root / "link.png").symlink_to(tmp_path / "outside.png")
     found = look(root, caption="c")
     assert len(found.samples) == 2
-    assert found.dropped == {"link.png": "a link that leaves the folder", "x.heic": ".heic needs a package: pip install 'finetune[heic]'"}
+    assert found.dropped == {
+        "link.png": "a link that leaves the folder",
+        "x.heic": ".heic needs a package: pip install 'finetune-diffusion[heic]'",
+    }
 
 
 def named(count: int) -> Found:
