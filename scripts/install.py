@@ -21,23 +21,28 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 MARK = VENV / ".installed"
 EXTRAS = ("heic", "optimizers")  # what the README's commands use, for everybody
 INDEX = "https://download.pytorch.org/whl/"
-CUDA = ("cu130", "cu126", "cu132")  # PyTorch 2.13's builds, the usual one first; cu126 is for cards before Turing
+CUDA = ("cu130", "cu126")  # of PyTorch 2.13, the usual one first; cu126 is for cards before Turing
 
 
 def fail(message: str, hint: str) -> None:
     sys.exit(f"error: {message}\nhint: {hint}")
 
 
+def call(*words: str, **options: object) -> int:
+    """Runs a command in the repository's root and returns its exit code."""
+    return subprocess.call([str(w) for w in words], cwd=str(ROOT), **options)  # type: ignore[arg-type]
+
+
 def run(*words: str, **options: object) -> None:
-    """Runs a command in the repository's root; its exit code ends the script where it is not 0."""
-    code = subprocess.call([str(w) for w in words], cwd=str(ROOT), **options)  # type: ignore[call-overload]
+    """Runs a command; its exit code ends the script where it is not 0."""
+    code = call(*words, **options)
     if code:
         sys.exit(code)
 
 
-def pip(*words: str) -> None:
-    """pip of the environment, which sees nothing of PYTHONPATH."""
-    run(str(PYTHON), "-I", "-m", "pip", *words)
+def python(*words: str, **options: object) -> int:
+    """Runs the environment's Python, which sees nothing of PYTHONPATH; returns its exit code."""
+    return call(str(PYTHON), "-I", *words, **options)
 
 
 def install(*extras: str, build: str = "") -> None:
@@ -51,9 +56,11 @@ def install(*extras: str, build: str = "") -> None:
     make_environment()
     forget_the_old_name()
     chatty = () if sys.stdout.isatty() else ("--quiet",)
-    words = ("install", "--disable-pip-version-check", *chatty, "-c", "constraints.txt")
-    pip(*words, *torch(build or torch_label()))  # first, and pinned: left to its dependents, pip would take the newest
-    pip(*words, "-e", f".[{','.join(wanted['extras'])}]")
+    pip = ("-m", "pip", "install", "--disable-pip-version-check", *chatty, "-c", "constraints.txt")
+    if python(*pip, *torch(build or torch_label())):  # first, and pinned: left to its dependents, pip would take the newest
+        fail("PyTorch was not installed; pip says why above", "it is built for 64-bit Python on Linux, Windows and Apple silicon")
+    if python(*pip, "-e", f".[{','.join(wanted['extras'])}]"):
+        fail("not all was installed; pip says why above", "the same line again goes on from here")
     MARK.write_text(json.dumps(wanted))
 
 
@@ -92,7 +99,7 @@ def torch(build: str) -> "tuple[str, ...]":
         version = re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.M).group(1)
         return f"torch=={version}+{build}", "--extra-index-url", INDEX + build
     if sys.platform == "linux" and not nvidia and not records("torch"):
-        print(f"no NVIDIA card was seen: `{sys.argv[0]} --cpu` leaves out several GB of CUDA libraries", flush=True)
+        print("no NVIDIA card was seen: `scripts/install.py --cpu` leaves out several GB of CUDA libraries", flush=True)
     return ("torch",)
 
 
@@ -100,11 +107,8 @@ def check_python() -> None:
     if sys.version_info >= (3, 11):  # noqa: UP036  whoever runs this script has not installed yet
         return
     newer = next((f"python3.{n}" for n in (13, 12, 11, 14) if starts(f"python3.{n}")), None)
-    line = (
-        f"there is a newer one: {newer} {sys.argv[0]}"
-        if newer
-        else "python.org/downloads has newer ones; or: uv run --no-project -p 3.12 scripts/install.py"
-    )
+    elsewhere = "python.org/downloads has newer ones; or: uv run --no-project -p 3.12 scripts/install.py"
+    line = f"there is a newer one: {newer} {sys.argv[0]}" if newer else elsewhere
     fail(f"Python {platform.python_version()} is too old: 3.11 or newer is needed", line)
 
 
@@ -122,15 +126,15 @@ def make_environment() -> None:
         fail(f"{VENV} is there already, and is no virtual environment", another)
     if not os.path.lexists(str(PYTHON)):  # also where an earlier run was broken off: it only adds
         create()
-    code = "import sys; sys.exit(sys.version_info < (3, 11))"
     try:
-        old = subprocess.call([str(PYTHON), "-I", "-c", code])
+        old = python("-c", "import sys; sys.exit(sys.version_info < (3, 11))")
     except OSError as e:
         fail(f"{VENV}: the Python of this virtual environment does not start ({e.strerror})", another)
     if old:
         fail(f"{VENV}: the Python of this virtual environment is older than 3.11", another)
-    if subprocess.call([str(PYTHON), "-I", "-c", "import pip"], stderr=subprocess.DEVNULL):
-        run(str(PYTHON), "-I", "-m", "ensurepip", "--default-pip", stdout=subprocess.DEVNULL)
+    no_pip = python("-c", "import pip", stderr=subprocess.DEVNULL)
+    if no_pip and python("-m", "ensurepip", "--default-pip", stdout=subprocess.DEVNULL):
+        fail(f"{VENV}: this virtual environment has no pip, and none could be added", another)
 
 
 def create() -> None:
@@ -141,7 +145,10 @@ def create() -> None:
         apt = "sudo apt install python{}.{}-venv".format(*sys.version_info)
         line = apt if shutil.which("apt-get") else f"the package that brings them, or: uv venv --seed {VENV}"
         fail("this Python cannot make virtual environments: its modules venv and ensurepip are missing", line)
-    venv.create(str(VENV), symlinks=os.name != "nt")
+    try:
+        venv.create(str(VENV), symlinks=os.name != "nt")
+    except OSError as e:
+        fail(f"{VENV} cannot be made ({e.strerror})", f"choose another folder: FT_VENV=folder python3 {sys.argv[0]}")
 
 
 def forget_the_old_name() -> None:
@@ -149,7 +156,7 @@ def forget_the_old_name() -> None:
     for record in records("finetune"):
         source = record / "direct_url.json"
         if source.exists() and json.loads(source.read_text()).get("url") == ROOT.as_uri():
-            pip("uninstall", "--quiet", "--yes", "finetune")
+            python("-m", "pip", "uninstall", "--quiet", "--yes", "finetune")
 
 
 def chosen(given: argparse.Namespace) -> str:
@@ -169,7 +176,7 @@ def main() -> None:
         "--cuda", nargs="?", const=CUDA[0], choices=CUDA, help=f"PyTorch for NVIDIA cards: {CUDA[0]}, or {CUDA[1]} for old ones"
     )
     given = parser.parse_args()
-    if MARK.exists() and PYTHON.exists() and subprocess.call([str(PYTHON), "-I", "-m", "pip", "check"], stdout=subprocess.DEVNULL):
+    if MARK.exists() and PYTHON.exists() and python("-m", "pip", "check", stdout=subprocess.DEVNULL):
         MARK.unlink()  # something was taken out since
     install(build=chosen(given))
     activate = f"{PYTHON.parent / 'activate'}"
