@@ -52,8 +52,8 @@ def install(*extras: str, build: str = "") -> None:
     wanted = {"set": tested(), "extras": sorted({*EXTRAS, *extras, *before.get("extras", ())})}
     if PYTHON.exists() and before == wanted and build in ("", torch_label()):
         return
-    print(f"installing into {VENV} ...", flush=True)
     make_environment()
+    print(f"installing into {VENV} ...", flush=True)
     forget_the_old_name()
     chatty = () if sys.stdout.isatty() else ("--quiet",)
     pip = ("-m", "pip", "install", "--disable-pip-version-check", *chatty, "-c", "constraints.txt")
