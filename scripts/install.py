@@ -21,7 +21,7 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 MARK = VENV / ".installed"
 EXTRAS = ("heic", "optimizers")  # what the README's commands use, for everybody
 INDEX = "https://download.pytorch.org/whl/"
-CUDA = ("cu130", "cu126")  # of PyTorch 2.13, the usual one first; cu126 is for cards before Turing
+CUDA, ROCM = ("cu130", "cu126"), "rocm7.2"  # PyTorch 2.13's builds
 
 
 def fail(message: str, hint: str) -> None:
@@ -162,19 +162,22 @@ def forget_the_old_name() -> None:
 def chosen(given: argparse.Namespace) -> str:
     """The build of PyTorch that was asked for; a Mac has one only."""
     if sys.platform != "darwin":
-        return given.cuda or ("cpu" if given.cpu else "")
-    if given.cuda:
-        fail("--cuda: PyTorch has no CUDA on a Mac", "leave it out: the usual build uses the GPU")
+        return given.build or ""
+    if given.build not in (None, "cpu"):
+        fail("a Mac has neither CUDA nor ROCm", "leave it out: the usual build of PyTorch uses the GPU")
     return ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Installs ft into .venv, or FT_VENV, with the tested set of packages. Clears nothing.")
     build = parser.add_mutually_exclusive_group()
-    build.add_argument("--cpu", action="store_true", help="PyTorch for the CPU alone: 200 MB, not several GB, on Linux")
     build.add_argument(
-        "--cuda", nargs="?", const=CUDA[0], choices=CUDA, help=f"PyTorch for NVIDIA cards: {CUDA[0]}, or {CUDA[1]} for old ones"
+        "--cpu", dest="build", action="store_const", const="cpu", help="PyTorch for the CPU alone: 200 MB on Linux, not several GB"
     )
+    build.add_argument(
+        "--cuda", dest="build", nargs="?", const=CUDA[0], choices=CUDA, help="for NVIDIA cards: %(const)s, or cu126 for those before Turing"
+    )
+    build.add_argument("--rocm", dest="build", action="store_const", const=ROCM, help="for AMD cards, on Linux")
     given = parser.parse_args()
     if MARK.exists() and PYTHON.exists() and python("-m", "pip", "check", stdout=subprocess.DEVNULL):
         MARK.unlink()  # something was taken out since

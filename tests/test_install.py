@@ -9,7 +9,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -132,7 +132,9 @@ def test_what_pip_refused_is_not_taken_for_done(installer: ModuleType, monkeypat
     assert not installer.MARK.exists()
 
 
-@pytest.mark.parametrize(("words", "build"), [(["--cpu"], "cpu"), (["--cuda"], "cu130"), (["--cuda", "cu126"], "cu126")])
+@pytest.mark.parametrize(
+    ("words", "build"), [(["--cpu"], "cpu"), (["--cuda"], "cu130"), (["--cuda", "cu126"], "cu126"), (["--rocm"], "rocm7.2")]
+)
 def test_a_build_of_torch_is_asked_for_where_it_is_and_kept(
     words: list[str], build: str, installer: ModuleType, env: Path, asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,10 +182,26 @@ def test_what_is_missing_is_named_with_the_line_that_installs_it(installer: Modu
 
 def test_a_mac_has_one_build(installer: ModuleType, asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(SystemExit, match="no CUDA on a Mac"):
+    with pytest.raises(SystemExit, match="a Mac has neither CUDA nor ROCm"):
         main(installer, monkeypatch, "--cuda")
     main(installer, monkeypatch, "--cpu")
     assert packages(asked)[0] == "torch"
+
+
+def test_windows_gets_cuda_where_a_driver_is(installer: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its usual build has none; a Linux machine's has."""
+    monkeypatch.setattr(installer, "os", SimpleNamespace(name="nt"))
+    assert installer.torch("") == ("torch",)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    assert installer.torch("")[0] == f"torch=={TORCH}+cu130" and installer.torch("cpu")[0] == f"torch=={TORCH}+cpu"
+
+
+def test_the_lines_of_the_readme_are_understood(installer: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"scripts/install\.py((?: --\w+)?(?: cu\d+)?)", readme)
+    assert {"", " --cpu", " --cuda cu126", " --rocm"} == set(lines)
+    for words in lines:
+        main(installer, monkeypatch, *words.split())
 
 
 def test_the_old_name_goes_and_another_project_of_that_name_stays(installer: ModuleType, env: Path, asked: list[tuple[str, ...]]) -> None:
