@@ -30,7 +30,10 @@ def fail(message: str, hint: str) -> None:
 
 def call(*words: str, **options: object) -> int:
     """Runs a command in the repository's root and returns its exit code."""
-    return subprocess.call([str(w) for w in words], cwd=str(ROOT), **options)  # type: ignore[arg-type]
+    try:
+        return subprocess.call([str(w) for w in words], cwd=str(ROOT), **options)  # type: ignore[arg-type]
+    except KeyboardInterrupt:  # the command has said so; the same line again goes on from here
+        sys.exit(130)
 
 
 def run(*words: str, **options: object) -> None:
