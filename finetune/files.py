@@ -31,6 +31,13 @@ def home(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def pictures(place: str) -> Path:
+    """Where pictures are read: as written, or, of `finetune/bases/owl` and its like, with the package wherever that was installed."""
+    path = home(place)
+    ships = path.parts[:2] == ("finetune", "bases") and not path.exists()
+    return Path(__file__).parents[1] / path if ships else path
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """An OSError, or what safetensors makes of one, as a ResourceError that names `path`."""

@@ -1,7 +1,14 @@
-"""Libraries that other libraries import where they are installed, at the cost of seconds, and that few runs need."""
+"""Libraries that few runs need: the line that installs them, and those that others import at the cost of seconds."""
 
 import sys
 from importlib.util import find_spec
+
+DISTRIBUTION = "finetune-diffusion"  # `finetune` is another project's on PyPI; the package and `ft` keep their names
+
+
+def install(extra: str) -> str:
+    """The line that installs the packages of one of this distribution's extras."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def set_aside(package: str) -> None:

@@ -1,7 +1,6 @@
-"""Builds the wheel and the source archive into dist/: `python scripts/build.py`."""
+"""Builds the source archive and the wheel into dist/: `python3 scripts/build.py`."""
 
 from install import PYTHON, install, run
 
-install()
-run(str(PYTHON), "-m", "pip", "install", "--quiet", "build")
-run(str(PYTHON), "-m", "build")
+install("test", "tensorboard")
+run(str(PYTHON), "-m", "hatchling", "build")

@@ -3,7 +3,7 @@
 from install import PYTHON, install, run
 
 if __name__ == "__main__":
-    install()
+    install("test", "tensorboard")
     run(str(PYTHON), "-m", "ruff", "check", ".")
     run(str(PYTHON), "-m", "ruff", "format", "--check", ".")
     run(str(PYTHON), "-m", "mypy")

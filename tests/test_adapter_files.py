@@ -261,6 +261,18 @@ def test_the_card_has_the_hubs_front_matter_and_escapes_what_users_wrote(train: 
     assert "<script>" not in body and "# my\\_style" in body and "`sks`" in body and str(tmp_path) not in text
 
 
+def test_cards_of_older_versions_are_known_as_ours_and_nobody_elses_are(tmp_path: Path) -> None:
+    from finetune.adapters.card import MARK, place
+
+    readme = tmp_path / "README.md"
+    assert place(tmp_path, "x") == readme and "finetune-diffusion" in MARK
+    for ours in (MARK, "trained with [finetune](https://pypi.org/project/finetune)"):
+        readme.write_text(f"# x\n\nA LoRA for tiny, {ours} for 3 steps.\n")
+        assert place(tmp_path, "x") == readme, ours
+    readme.write_text("# Mine, trained with [finetune](https://example.org)")
+    assert place(tmp_path, "x") == tmp_path / "x-card.md"
+
+
 def test_a_hub_bases_licence_is_said(bases: Bases) -> None:
     from finetune.adapters.card import card, escape
     from finetune.adapters.contract import Contract, Labels, header

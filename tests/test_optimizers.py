@@ -249,7 +249,7 @@ def test_a_missing_package_is_named_with_its_install_line(make: Make, monkeypatc
     monkeypatch.setattr(optimizers.libraries, "installed", lambda name: False)
     with pytest.raises(ConfigError) as e:
         train(config.parse(make(optim={"optimizer": "prodigy"})))
-    assert "prodigyopt" in e.value.message and "pip install 'finetune[optimizers]'" in str(e.value.hint)
+    assert "prodigyopt" in e.value.message and "pip install 'finetune-diffusion[optimizers]'" in str(e.value.hint)
 
 
 def test_rates_of_all_that_trains_suit_the_optimizer(make: Make) -> None:

@@ -57,6 +57,17 @@ def test_captions_come_from_sidecars_metadata_or_one_for_all(tmp_path: Path) -> 
     assert [s.caption for s in look(root).samples] == ["a, b"]
 
 
+def test_pictures_that_ship_are_found_from_anywhere_and_a_folder_of_ones_own_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(look(Path("finetune/bases/owl")).samples) == 8
+    tiny.folder(tmp_path / "finetune" / "bases" / "owl", 3)
+    assert len(look(Path("finetune/bases/owl")).samples) == 3
+    with pytest.raises(DataError, match="finetune/bases/nope: no such folder"):
+        look(Path("finetune/bases/nope"))
+
+
 BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda r: [p.unlink() for p in r.iterdir()], "no pictures"),
     "no captions": (lambda r: [p.unlink() for p in r.glob("*.txt")], r"00\.png, 01\.png, 02\.png: no caption"),
@@ -96,7 +107,10 @@ def test_what_is_dropped_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (root / "link.png").symlink_to(tmp_path / "outside.png")
     found = look(root, caption="c")
     assert len(found.samples) == 2
-    assert found.dropped == {"link.png": "a link that leaves the folder", "x.heic": ".heic needs a package: pip install 'finetune[heic]'"}
+    assert found.dropped == {
+        "link.png": "a link that leaves the folder",
+        "x.heic": ".heic needs a package: pip install 'finetune-diffusion[heic]'",
+    }
 
 
 def named(count: int) -> Found:

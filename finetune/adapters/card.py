@@ -18,14 +18,17 @@ TAGS = {
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+.!|~-])")
 
 
-MARK = "trained with [finetune](https://pypi.org/project/finetune)"
+MARK = "trained with [finetune](https://pypi.org/project/finetune-diffusion)"
+MARKS = (MARK, "trained with [finetune](https://pypi.org/project/finetune)")  # the second stands in older cards
 
 
 def place(folder: Path, name: str) -> Path:
     """`README.md`, or another name where somebody's own README is."""
     path = folder / "README.md"
-    own = not path.exists() or MARK in path.read_text(encoding="utf-8", errors="replace")
-    return path if own else folder / f"{name}-card.md"
+    if not path.exists():
+        return path
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return path if any(mark in text for mark in MARKS) else folder / f"{name}-card.md"
 
 
 def escape(text: str) -> str:

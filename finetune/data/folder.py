@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from finetune import libraries
 from finetune.data.captions import in_words
 from finetune.data.decode import EXTENSIONS
 from finetune.data.file import File, text
@@ -129,7 +130,7 @@ def _usable(name: str, found: Found) -> bool:
     """Whether a file is a picture to train on; says so where it looks like one and is not read."""
     end = f".{name.rpartition('.')[2].lower()}"
     if end in HEIC and find_spec("pillow_heif") is None:
-        found.dropped[name] = f"{end} needs a package: pip install 'finetune[heic]'"
+        found.dropped[name] = f"{end} needs a package: {libraries.install('heic')}"
     elif end in EXTENSIONS:
         return not _is_mask(name)
     elif end in PICTURE_LIKE:

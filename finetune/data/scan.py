@@ -54,7 +54,7 @@ def items(origin: Origin, found: Found) -> Iterator[Item]:
         DataError, AccessError: there is nothing that can be read.
     """
     check_place(origin.place)
-    path = files.home(origin.place)
+    path = files.pictures(origin.place)
     if path.is_file():
         yield from _shard(path, path.name, found, origin)
     elif not path.is_dir() or hub.saved(path):
@@ -76,7 +76,7 @@ def check_place(place: str) -> None:
     """Raises:
     DataError: pictures cannot be there: it is no folder, no file, and cannot be a dataset's id.
     """
-    path = files.home(place)
+    path = files.pictures(place)
     if not (path.is_dir() or path.is_file() or _is_id(place)):
         raise DataError(f"{place}: no such folder or file", hub.HINT)
 

@@ -46,8 +46,8 @@ def summary(job: Job) -> dict[str, Any] | None:
 def _facts(job: Job, base: Path, summary: dict[str, Any]) -> dict[str, Any] | None:
     places = [p.path for p in job.data.places]
     places += [str(p) for p in (job.subject.class_data, job.method.start) if p is not None]
-    places += [job.data.holdout] if job.data.holdout and files.home(job.data.holdout).exists() else []
-    paths = [base, *(files.home(p) for p in places), *(Path(summary[f]) for f in summary["files"])]
+    places += [job.data.holdout] if job.data.holdout and files.pictures(job.data.holdout).exists() else []
+    paths = [base, *(files.pictures(p) for p in places), *(Path(summary[f]) for f in summary["files"])]
     if not all(p.exists() for p in paths):
         return None
     stamps = hashlib.sha256("\n".join(stamp for p in paths for stamp in _stamps(p)).encode("utf-8", "backslashreplace"))

@@ -117,12 +117,12 @@ def rounded(x: Tensor, generator: torch.Generator) -> Tensor:
 
 OPTIMIZERS = {
     "adamw": Entry(_adamw),
-    "adamw8bit": Entry(_bitsandbytes("AdamW8bit"), "bitsandbytes", "pip install 'finetune[bitsandbytes]'", size=10),
-    "paged-adamw8bit": Entry(_bitsandbytes("PagedAdamW8bit"), "bitsandbytes", "pip install 'finetune[bitsandbytes]'", cuda=True, size=10),
+    "adamw8bit": Entry(_bitsandbytes("AdamW8bit"), "bitsandbytes", libraries.install("bitsandbytes"), size=10),
+    "paged-adamw8bit": Entry(_bitsandbytes("PagedAdamW8bit"), "bitsandbytes", libraries.install("bitsandbytes"), cuda=True, size=10),
     "adafactor": Entry(_adafactor, size=9),
-    "lion": Entry(_lion, "lion_pytorch", "pip install 'finetune[optimizers]'", size=12),
-    "prodigy": Entry(_prodigy, "prodigyopt", "pip install 'finetune[optimizers]'", size=24),
-    "schedule-free": Entry(_schedule_free, "schedulefree", "pip install 'finetune[optimizers]'", averages=True),
+    "lion": Entry(_lion, "lion_pytorch", libraries.install("optimizers"), size=12),
+    "prodigy": Entry(_prodigy, "prodigyopt", libraries.install("optimizers"), size=24),
+    "schedule-free": Entry(_schedule_free, "schedulefree", libraries.install("optimizers"), averages=True),
 }
 
 
