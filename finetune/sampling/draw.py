@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,16 @@ from finetune.errors import ConfigError, FinetuneError, line
 from finetune.families.load import Family
 
 
-def at_once(side: int) -> int:
+def at_once(height: int, width: int | None = None) -> int:
     """Pictures in a batch where nobody says: as many as fill 1024x1024 pixels, at most 16."""
-    return min(16, max(1, 1024 * 1024 // side**2))
+    return min(16, max(1, 1024 * 1024 // (height * (width or height))))
 
 
 class NotFinite(FinetuneError):
     """What the base answered is no picture: it would be black."""
 
 
-def check_side(family: Family, side: int) -> None:
+def check_side(family: Family, side: int, flag: str = "--resolution") -> None:
     """Raises:
     ConfigError: the base can be trained at this side perhaps, but its pipeline draws no such picture.
     """
@@ -37,8 +37,8 @@ def check_side(family: Family, side: int) -> None:
     if side % multiple:
         below = max(multiple, side // multiple * multiple)
         raise ConfigError(
-            f"--resolution {side}: {family.source.id} draws pictures of multiples of {multiple} pixels",
-            f"--resolution {below} or {below + multiple}; training alone, without pictures, takes multiples of {family.factor}",
+            f"{flag} {side}: {family.source.id} draws pictures of multiples of {multiple} pixels",
+            f"{flag} {below} or {below + multiple}; training alone, without pictures, takes multiples of {family.factor}",
         )
 
 
@@ -79,8 +79,12 @@ def draw(
     guidance: float,
     side: int,
     batch: int = 1,
+    width: int | None = None,
+    advance: Callable[[float], None] = lambda done: None,
 ) -> list[Image.Image]:
     """One picture for each encoded (prompt, negative) and seed; noise is drawn on the CPU, so every device starts from the same.
+
+    `side` is a square's, or with `width` the height. `advance` is told after each step how many pictures are drawn, parts included.
 
     Raises:
         NotFinite: the denoiser's or the autoencoder's numbers overflowed.
@@ -94,15 +98,26 @@ def draw(
             generator=[keys.generator(seed, "sample") for seed in seeds[start : start + batch]],
             num_inference_steps=steps,
             height=side,
-            width=side,
+            width=width or side,
             output_type="latent",
+            callback_on_step_end=_telling(advance, start, len(rows), steps),
         ).images
         for one in latents.split(1):  # an autoencoder takes more memory than a denoiser
-            pixels = family.decode(one, side)[0]
+            pixels = family.decode(one, side, width or side)[0]
             if not (one.isfinite().all() and pixels.isfinite().all()):
                 raise NotFinite(f"the picture of seed {seeds[len(out)]} is black: its numbers overflowed", "a lower --guidance or weight")
             out.append(to_image(pixels))
     return out
+
+
+def _telling(advance: Callable[[float], None], before: int, count: int, steps: int) -> Callable[..., dict[str, Any]]:
+    """What a pipeline calls after each step of `count` pictures. Some samplers take a step more than they were asked for."""
+
+    def step(pipeline: Any, index: int, *_: object) -> dict[str, Any]:
+        advance(before + count * min(1.0, (index + 1) / steps))
+        return {}
+
+    return step
 
 
 def save_png(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> None:
