@@ -16,10 +16,11 @@ def command(
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="the same, as a flag", show_default=False)] = None,
     adapter: Annotated[
-        list[str] | None, typer.Option("--adapter", help="adapter file, with :weight if not 1", metavar="FILE", show_default=False)
+        list[str] | None,
+        typer.Option("--adapter", help="adapter file or run; :weight if not 1", metavar="FILE|RUN", show_default=False),
     ] = None,
     embedding: Annotated[
-        list[Path] | None, typer.Option("--embedding", help="embedding file of a new token", metavar="FILE", show_default=False)
+        list[Path] | None, typer.Option("--embedding", help="embedding file of a new token, or run", metavar="FILE|RUN", show_default=False)
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help="base (the one that the adapter names)", show_default=False)] = None,
     negative: Annotated[str, typer.Option("--negative", help="what to steer away from", show_default=False)] = "",
@@ -52,12 +53,12 @@ def command(
     texts = [*(prompts or []), *(prompt or [])]
     if not texts:
         raise ConfigError("--prompt: missing", 'for example ft generate "a tiger"')
-    present.of_drawing(adapter or [], embedding or [], base)
+    drawn_with = present.of_drawing(adapter or [], embedding or [], base)
     from finetune.sampling import generate as drawing
     from finetune.training.tracking import Tracker
 
     request = drawing.Request(
-        texts, adapter or [], embedding or [], base, negative, scheduler, steps, guidance, seed, count, resolution, batch, out,
+        texts, *drawn_with, negative, scheduler, steps, guidance, seed, count, resolution, batch, out,
         width, height,
     )  # fmt: skip
     drawn = drawing.generate(request, _say, Tracker(out, active=True).drawing)
