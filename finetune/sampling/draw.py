@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from finetune import files
-from finetune.data import keys
+from finetune.data import keys, lettering
 from finetune.data.crop import to_image
 from finetune.data.decode import SOFTWARE
 from finetune.data.encoded import Text
@@ -135,19 +135,33 @@ def open_png(path: Path | str) -> Image.Image:
         return image.convert("RGB")
 
 
+LABEL, GAP, HEAD = 240, 4, 20  # pixels: of the widest label, between pictures, and above columns
+
+
 def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str] = (), side: int = 0) -> Image.Image:
-    """Labelled rows of pictures, enlarged without smoothing where they are small."""
-    side = side or max(128, max(i.width for _, images in rows for i in images))
-    label, head, gap = (max(len(name) for name, _ in rows) * 7 + 16 if any(n for n, _ in rows) else 0), (20 if columns else 0), 4
-    width = label + max(len(images) for _, images in rows) * (side + gap)
-    page = Image.new("RGB", (width, head + len(rows) * (side + gap)), "white")
-    pen = ImageDraw.Draw(page)
+    """Labelled rows of pictures whose longer side becomes `side`, enlarged without smoothing where they are small."""
+    side = side or max(128, max(max(i.size) for _, images in rows for i in images))
+    fitted = [[_fit(image, side) for image in images] for _, images in rows]
+    wide, high = (max(size) for size in zip(*(image.size for images in fitted for image in images), strict=True))
+    label = min(LABEL, math.ceil(max(lettering.length(name) for name, _ in rows))) + 16 if any(name for name, _ in rows) else 0
+    head = HEAD if columns else 0
+    page = Image.new("RGB", (label + max(map(len, fitted)) * (wide + GAP), head + len(rows) * (high + GAP)), "white")
     for x, name in enumerate(columns):
-        pen.text((label + x * (side + gap) + 2, 4), name[: side // 6], fill="black")
-    for y, (name, images) in enumerate(rows):
-        top = head + y * (side + gap)
-        pen.text((4, top + side // 2 - 6), name, fill="black")
+        for text in lettering.wrap(name, wide, 1):
+            lettering.write(page, (label + x * (wide + GAP) + 2, 2), text)
+    for y, images in enumerate(fitted):
+        top = head + y * (high + GAP)
+        lines = lettering.wrap(rows[y][0], label - 8, high // lettering.LINE)
+        for i, text in enumerate(lines):
+            lettering.write(page, (4, top + (high - len(lines) * lettering.LINE) // 2 + i * lettering.LINE), text)
         for x, image in enumerate(images):
-            smooth = Image.Resampling.LANCZOS if image.width > side else Image.Resampling.NEAREST
-            page.paste(image.resize((side, side), smooth), (label + x * (side + gap), top))
+            left = label + x * (wide + GAP)
+            page.paste(image, (left + (wide - image.width) // 2, top + (high - image.height) // 2))
     return page
+
+
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    """The same in its proportions."""
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)

@@ -16,6 +16,7 @@ from finetune.adapters.chosen import parse_adapter
 from finetune.adapters.embedding import Embedding
 from finetune.adapters.read import Adapter, read
 from finetune.config import read_yaml
+from finetune.data import lettering
 from finetune.data.encoded import Text, texts
 from finetune.errors import ConfigError, DataError
 from finetune.families import load, source
@@ -215,7 +216,9 @@ def sides(family: Family, request: Request, usual: int) -> tuple[int, int]:
 def grid(out: Path, pictures: Sequence[Mapping[str, Any]], count: int, say: Callable[[str], None]) -> Path:
     """Writes a sheet of pictures that `generate` drew, a row of `count` for each prompt, and returns its path."""
     rows = [pictures[i : i + count] for i in range(0, len(pictures), count)]
-    sheet = draw.sheet([(row[0]["prompt"][:40], [draw.open_png(p["path"]) for p in row]) for row in rows])
+    if said := lettering.note(row[0]["prompt"] for row in rows):
+        say(said)
+    sheet = draw.sheet([(row[0]["prompt"], [draw.open_png(p["path"]) for p in row]) for row in rows])
     with names.claimed(out / names.grid(Path(pictures[0]["path"]))) as path:
         draw.save_png(sheet, path, {})
     say(f"wrote {path}")
