@@ -118,7 +118,7 @@ def test_a_run_that_was_moved_is_found_and_one_whose_file_is_gone_says_so(runs: 
 
 
 def test_the_adapter_commands_take_a_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["inspect"], ["verify"], ["convert", "--to", "diffusers"]):
+    for words in (["inspect"], ["verify", "--base", str(runs / "whole")], ["convert", "--to", "diffusers"]):
         assert cli.run(["adapter", *words, str(runs / "adapter")]) == 0
     assert (runs / "adapter" / "adapter-diffusers.safetensors").exists()
     assert cli.run(["adapter", "inspect", str(runs / "token")]) == 0 and "embedding" in capsys.readouterr().out

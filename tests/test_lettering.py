@@ -61,6 +61,7 @@ def test_what_no_font_has_is_spelt_and_said(fonts: Fonts) -> None:
     assert said("狐 ё नमस्ते") == [r"\u72d0 \u0451 \u0928\u092e\u0938\u094d\u0924\u0947"]
     assert said("a 🦊, 👩🏽\u200d🚀❤\ufe0f 🇩🇪") == [r"a (fox face), (woman)(rocket)\u2764 DE"]
     assert said("e\u0301") == [r"\xe9"], "composed first"
+    assert said("a\nb\tc") == ["a b c"]
     assert said("\x1b[2J\udcff\ue000") == [r"?[2J\udcff\ue000"]
     note = lettering.note(["a 狐狸 狐", "🦊"])
     assert note and "no font here has 狐狸🦊: " in note and lettering.note(["abc"]) is None
@@ -117,7 +118,7 @@ def test_labels_have_their_ink(fonts: Fonts) -> None:
     """A row for each prompt, however long: its words stand left of its own pictures, and none runs into them."""
     fonts()
     images = [Image.new("RGB", (64, 64), "red")]
-    page = np.asarray(draw.sheet([("a", images), ("狐狸" * 200, images), ("word " * 200, images)], ["шаг " * 30]))
+    page = np.asarray(draw.sheet([("a", images), ("狐狸" * 200, images), ("word\n" * 200, images)], ["шаг " * 30]))
     left = page.shape[1] - 128 - draw.GAP
     for row in range(3):
         top = draw.HEAD + row * (128 + draw.GAP)

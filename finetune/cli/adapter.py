@@ -63,6 +63,7 @@ def convert(
         raise ConfigError("--rank: is for --to svd", "leave it out")
     if base is not None and to not in ("full", "svd"):
         raise ConfigError("--base: is for --to full and --to svd", "leave it out")
+    base = present.of_drawing([], [], base).base
     path = present.adapter(files.home(file))
     from finetune.sampling.rewrite import rewrite
 
@@ -99,7 +100,7 @@ def verify(
     with 3 where it does not."""
     from finetune import cli
 
-    present.of_drawing([], [], base)
+    base = present.of_drawing([], [], base).base
     path = present.adapter(files.home(file))
     from finetune.sampling.verify import verify as prove
 

@@ -54,6 +54,8 @@ def check(
     from finetune.sampling import draw
     from finetune.training import dataset
 
+    if sheet:
+        draw.check_sheet(files.home(sheet), "--sheet")
     report, drawn = dataset.report(job, vae, _phase)
     if json_:
         cli.emit(report.data())
@@ -84,6 +86,7 @@ def preview(
     from finetune.sampling import draw
     from finetune.training import dataset
 
+    draw.check_sheet(files.home(out), "--out")
     page, total = dataset.sheet(job, count)
     draw.save_png(page, files.home(out), {})
     _say(f"{min(count, total)} of {total} pictures")

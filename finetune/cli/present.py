@@ -89,8 +89,10 @@ def _made(path: Path) -> Outcome | None:
     made = outcome.find(path)
     if not isinstance(made, SavedStep):
         return made
-    print(f"writing step {made.step} of {made.run} as a file of its own", file=sys.stderr)
-    return made.write()
+    written = made.write()
+    for path in written.paths:
+        print(f"wrote {path}: step {made.step} of {made.run} as a file of its own", file=sys.stderr)
+    return written
 
 
 def _model(base: str) -> str:
@@ -108,10 +110,9 @@ def adapter(path: Path) -> Path:
         DataError: it is missing, or its header is no safetensors file's; or the run made a whole model.
     """
     if made := _made(path):
-        found = [p for p in (made.adapter, *made.embeddings) if p]
-        if not found:
+        if made.model:
             raise DataError(f"{path}: this run made a whole model, and no adapter", f"ft generate --base {made.model} draws with it")
-        path = found[0]
+        path = made.paths[0]
     if path.is_dir() and not tensors_file(path).exists():
         raise DataError(f"{path}: holds no adapter, and is no run's folder", "give a file, the folder of a run, or one that PEFT wrote")
     header_of(tensors_file(path))

@@ -151,7 +151,7 @@ def _clings(character: str) -> bool:
 def pieces(text: str) -> list[Piece]:
     """The text from left to right, as far as `MOST_LETTERS`, each piece with the font that has it."""
     out: list[Piece] = []
-    for character in unicodedata.normalize("NFC", plain(text)[:MOST_LETTERS]):
+    for character in _flat(text):
         last = out[-1].face if out else None
         face = last if last and _stays(last, character) else _face(character)
         if face is None and _is_manner(character):
@@ -163,6 +163,11 @@ def pieces(text: str) -> list[Piece]:
             out.append(Piece(face, said))
     first = next((c for c in text if c.isalpha()), "")
     return out[::-1] if first and _turned(first) else out
+
+
+def _flat(text: str) -> str:
+    """As one line of single characters where there are any, and not for ever."""
+    return unicodedata.normalize("NFC", "".join(" " if c.isspace() else c for c in plain(text[:MOST_LETTERS])))
 
 
 def _stays(last: Face, character: str) -> bool:
@@ -184,8 +189,7 @@ def length(text: str) -> float:
 
 def missing(texts: Iterable[str]) -> str:
     """The characters that no font of this machine has, each once."""
-    found = dict.fromkeys(c for text in texts for c in unicodedata.normalize("NFC", plain(text)[:MOST_LETTERS]))
-    return "".join(c for c in found if not _clings(c) and _face(c) is None)
+    return "".join(c for c in dict.fromkeys("".join(map(_flat, texts))) if not _clings(c) and _face(c) is None)
 
 
 def note(texts: Iterable[str]) -> str | None:

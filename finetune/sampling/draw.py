@@ -129,6 +129,21 @@ def save_png(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> N
     files.write_bytes(path, buffer.getvalue())
 
 
+def check_sheet(path: Path, flag: str) -> None:
+    """Raises:
+    ConfigError: what stands in the place of a sheet is no sheet of this program, and would be lost.
+    """
+    if not path.exists():
+        return
+    try:
+        with Image.open(path) as image:
+            ours = (image.info.get("Software"), image.info.get("parameters")) == (SOFTWARE, "{}")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # no picture, or none that Pillow reads
+        ours = False
+    if not ours:
+        raise ConfigError(f"{flag} {path}: is there already, and is no sheet of this program", "choose another name")
+
+
 def open_png(path: Path | str) -> Image.Image:
     """A picture that `save_png` wrote, RGB."""
     with Image.open(path) as image:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from finetune import files
@@ -36,8 +36,9 @@ def claimed(path: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        if path.stat().st_size == 0:
-            path.unlink()
+        with suppress(OSError):
+            if path.stat().st_size == 0:
+                path.unlink()
 
 
 def _claim(path: Path) -> Path:

@@ -19,6 +19,10 @@ class Outcome:
     embeddings: tuple[Path, ...] = ()
     model: Path | None = None
 
+    @property
+    def paths(self) -> list[Path]:
+        return [path for path in (self.adapter, *self.embeddings, self.model) if path]
+
     @classmethod
     def of(cls, written: Mapping[str, Path]) -> "Outcome":
         """From files by the kinds that a summary knows."""
