@@ -17,7 +17,9 @@ def command(
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="the same, as a flag", show_default=False)] = None,
     adapter: Annotated[
         list[str] | None,
-        typer.Option("--adapter", help="adapter file or run; :weight if not 1", metavar="FILE|RUN", show_default=False),
+        typer.Option(
+            "--adapter", help="adapter file, run, or RUN/checkpoints/step-N; :weight if not 1", metavar="FILE|RUN", show_default=False
+        ),
     ] = None,
     embedding: Annotated[
         list[Path] | None, typer.Option("--embedding", help="embedding file of a new token, or run", metavar="FILE|RUN", show_default=False)
