@@ -29,7 +29,7 @@ from finetune.evaluation import subject
 from finetune.evaluation.clip import Clip
 from finetune.evaluation.heldout import Interval, paired
 from finetune.evaluation.judge import Judge
-from finetune.sampling.generate import Request, generate
+from finetune.sampling.generate import Request, generate, grid
 from finetune.training.run import train
 
 SUBJECTS = ("owl", "koala", "strawberry", "pineapple", "hamburger", "cactus", "guitar", "helicopter", "fire engine", "sailboat")
@@ -70,9 +70,9 @@ def pictures(folder: Path) -> list[Image.Image]:
 def drawn(prompts: Sequence[str], out: Path, **files: Any) -> list[Image.Image]:
     """COUNT pictures of each prompt, prompt by prompt."""
     base = files.pop("base", "tiny")
-    made = generate(
-        Request(prompts, base=base, steps=STEPS, guidance=GUIDANCE, seed=100, count=COUNT, out=out, grid=True, **files), lambda t: None
-    )
+    asked = Request(prompts, base=base, steps=STEPS, guidance=GUIDANCE, seed=100, count=COUNT, out=out, replace=True, **files)
+    made = generate(asked, lambda t: None)
+    grid(out, made, COUNT, lambda t: None)
     return [Image.open(m["path"]).convert("RGB") for m in made]
 
 

@@ -104,6 +104,9 @@ REFUSALS: list[tuple[str, int, str]] = [
     ("generate --prompt x --adapter {tmp}/x.ckpt:much", 2, "the weight 'much' is not a number"),
     ("lora --data {imgs} --base {base} --out {tmp}/x.ckpt/out", 5, "cannot write"),
     ("generate --prompt x --base {base} --out {tmp}/x.ckpt/out", 5, "cannot write"),
+    ("lora {imgs} --data {tmp}/nothing", 2, "two places of pictures"),
+    ("lora {tmp}/a.png {tmp}/b.png --base {base}", 2, "one place of pictures is taken"),
+    ("data caption --model x", 2, "--data: missing"),
     ("nosuch", 2, "nosuch"),
 ]
 
@@ -343,6 +346,18 @@ def test_a_dry_run_tells_the_plan_and_loads_no_weights(ft: Run, imgs: Path, base
     # The plan's count is the run's.
     code, _, err = ft("lora", "--data", imgs, "--base", base, "--rank", 4, "--steps", 1)
     assert f"{plan['trainable_parameters']:,} parameters" in err and code == 0
+
+
+@pytest.mark.parametrize("command", ["lora", "dreambooth --token sks --class dog", "ti --token <x>", "data check", "data preview"])
+def test_the_place_of_pictures_may_stand_alone(command: str, ft: Run, imgs: Path, base: Path) -> None:
+    name, *more = command.split() if not command.startswith("data") else [command]
+    plan = [] if command.startswith("data") else ["--dry-run"]
+    answers = []
+    for place in ([imgs], ["--data", imgs], [imgs, "--data", f"{imgs}/"]):
+        code, out, err = ft(*name.split(), *place, *more, "--base", base, *plan, "--json")
+        assert code == 0, err
+        answers.append(out)
+    assert answers[0] == answers[1] == answers[2]
 
 
 def test_train_then_generate(ft: Run, imgs: Path, base: Path, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ PLACES = [
     "run",
     "run/lora.safetensors",
     "run/lora-tok.safetensors",
+    "run/checkpoints",
+    "run/checkpoints/step-1",
 ]
 SETS = [
     "optim.steps=2", 'data.path="a\\0b"', 'run.sample_prompt=["\\ud800"]', 'optim.lr_pattern={"(": 1}', 'method.rank_pattern={"[": 2}',
@@ -73,7 +75,8 @@ def fitting(flag: str, option: Any, base: Path) -> list[str]:
     """Words of the kind that a flag takes: some it can use, and some it must refuse."""
     own = {
         "--base": [str(base)], "--data": ["imgs"], "--token": ["sks", "<x>"], "--class": ["dog"], "--prompt": ["a"], "--set": SETS,
-        "--adapter": ["run/lora.safetensors", "run/lora.safetensors:0.5", "lora", "lokr"], "--embedding": ["run/lora-tok.safetensors"],
+        "--adapter": ["run/lora.safetensors", "run/lora.safetensors:0.5", "lora", "lokr", "run", "run:0.5", "run/checkpoints/step-1"],
+        "--embedding": ["run/lora-tok.safetensors", "run"],
         "--to": ["diffusers", "peft", "full", "svd"], "--recipe": ["one.yaml", "tiny-style"], "--out": ["made", "imgs/made"],
     }  # fmt: skip
     metavar, kind = str(option.metavar or ""), option.type_descriptor.annotation
@@ -96,9 +99,17 @@ def draw_words(dice: random.Random, base: Path) -> list[str]:
     for flag in sorted(chosen):
         kind = fitting(flag, options[flag], base) if dice.random() < 0.9 else [*COUNTS, *NUMBERS, *WORDS, *PLACES]
         words += [flag] if options[flag].is_flag else [flag, dice.choice(kind)]
-    for _ in (p for p in command.params if not p.opts[0].startswith("--")):
-        words.append(dice.choice(["run/lora.safetensors", "run", "tiny-style", *PLACES, *WORDS]))
+    for one in (p for p in command.params if not p.opts[0].startswith("--")):
+        words += _alone(one, dice)
     return words + _few(path, options, dice)
+
+
+def _alone(argument: Any, dice: random.Random) -> list[str]:
+    """Words without a flag; a place of pictures is mostly the one that --data has."""
+    if argument.name not in ("pictures", "prompts"):
+        return [dice.choice(["run/lora.safetensors", "run", "tiny-style", *PLACES, *WORDS])]
+    fits = ["imgs", "imgs/"] if argument.name == "pictures" else ["a", "red disc"]
+    return [dice.choice(fits if dice.random() < 0.8 else [*PLACES, *WORDS]) for _ in range(dice.choice([0, 0, 0, 1, 1, 2]))]
 
 
 def _few(path: tuple[str, ...], options: Mapping[str, Any], dice: random.Random) -> list[str]:

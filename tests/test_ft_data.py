@@ -15,6 +15,7 @@ from test_batches import halved
 
 from finetune import cli
 from finetune.data import captioner
+from finetune.sampling import draw
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -197,3 +198,19 @@ def test_the_bad_folder_is_refused_by_training_with_the_same_words(
     assert cli.run(["lora", "--data", str(bad), "--base", "tiny", "--dry-run"]) == 3
     said = capsys.readouterr().err
     assert all(name in said for name in bad_pictures.BROKEN)
+
+
+def test_a_sheet_replaces_a_sheet_and_nothing_else(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither a picture to train on, nor one that was drawn, nor any other file."""
+    tiny.folder(tmp_path / "imgs", 2)
+    words = ["preview", str(tmp_path / "imgs"), "--base", str(base), "--out"]
+    sheet, drawn, notes = tmp_path / "imgs" / "sheet.png", tmp_path / "000-0.png", tmp_path / "notes.txt"
+    draw.save_png(Image.new("RGB", (8, 8)), drawn, {"prompt": "a"})
+    notes.write_text("mine")
+    for path in (tmp_path / "imgs" / "00.png", drawn, notes):
+        before = path.read_bytes()
+        code, _, err = run(capsys, *words, str(path))
+        assert code == 2 and f"--out {path}: is there already" in err and path.read_bytes() == before
+        code, _, err = run(capsys, "check", str(tmp_path / "imgs"), "--vae", str(base), "--sheet", str(path))
+        assert code == 2 and f"--sheet {path}: is there already" in err and path.read_bytes() == before
+    assert run(capsys, *words, str(sheet))[0] == run(capsys, *words, str(sheet))[0] == 0

@@ -10,7 +10,7 @@ from finetune.cli import present
 from finetune.errors import plain
 
 app = typer.Typer(help="Inspect, convert, average and verify adapter files.", no_args_is_help=True)
-File = Annotated[Path, typer.Argument(metavar="FILE", help="adapter file, or PEFT folder", show_default=False)]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="adapter file, PEFT folder, or folder of a run", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 FORMS = ("kohya", "diffusers", "peft", "full", "svd")
 BAD_FILE = 3  # exit code: see finetune/errors.py
@@ -25,7 +25,7 @@ def inspect(
     from finetune import cli
     from finetune.adapters.inspect import inspect as look
 
-    report = look(files.home(file), norms)
+    report = look(present.adapter(files.home(file)), norms)
     if json_:
         cli.emit(report.facts())
     else:
@@ -63,10 +63,11 @@ def convert(
         raise ConfigError("--rank: is for --to svd", "leave it out")
     if base is not None and to not in ("full", "svd"):
         raise ConfigError("--base: is for --to full and --to svd", "leave it out")
-    present.adapter(files.home(file))
+    base = present.of_drawing([], [], base).base
+    path = present.adapter(files.home(file))
     from finetune.sampling.rewrite import rewrite
 
-    written = rewrite(files.home(file), to, files.home(out) if out else None, family, rank, base, lambda m: print(m, file=sys.stderr))
+    written = rewrite(path, to, files.home(out) if out else None, family, rank, base, lambda m: print(m, file=sys.stderr))
     cli.emit({"written": str(written)}) if json_ else print(written)
 
 
@@ -99,11 +100,11 @@ def verify(
     with 3 where it does not."""
     from finetune import cli
 
-    present.of_drawing([], [], base)
-    present.adapter(files.home(file))
+    base = present.of_drawing([], [], base).base
+    path = present.adapter(files.home(file))
     from finetune.sampling.verify import verify as prove
 
-    verdict = prove(files.home(file), base)
+    verdict = prove(path, base)
     if json_:
         cli.emit(verdict.facts())
     else:

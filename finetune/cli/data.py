@@ -54,6 +54,8 @@ def check(
     from finetune.sampling import draw
     from finetune.training import dataset
 
+    if sheet:
+        draw.check_sheet(files.home(sheet), "--sheet")
     report, drawn = dataset.report(job, vae, _phase)
     if json_:
         cli.emit(report.data())
@@ -84,6 +86,7 @@ def preview(
     from finetune.sampling import draw
     from finetune.training import dataset
 
+    draw.check_sheet(files.home(out), "--out")
     page, total = dataset.sheet(job, count)
     draw.save_png(page, files.home(out), {})
     _say(f"{min(count, total)} of {total} pictures")
@@ -120,7 +123,9 @@ def cache(
 
 @app.command("caption")
 def caption(
-    data: Annotated[Path, typer.Option("--data", help="folder of pictures", show_default=False)],
+    *,
+    pictures: flags.Pictures = None,
+    data: Annotated[str | None, typer.Option("--data", help="folder of pictures", metavar="PATH", show_default=False)] = None,
     model: Annotated[str, typer.Option("--model", help="image-to-text model: Hub id or folder", show_default=False)],
     prompt: Annotated[str | None, typer.Option("--prompt", help="what to ask a model that can be asked", show_default=False)] = None,
     prefix: Annotated[str, typer.Option("--prefix", help="put in front of every caption")] = "",
@@ -132,10 +137,13 @@ def caption(
     """Write a caption beside every picture that has none. The same command again goes on where it stopped."""
     from finetune import cli
 
-    present.place(data)
+    folder = flags.place(pictures, data)
+    if folder is None:
+        raise ConfigError("--data: missing", "for example ft data caption ./imgs --model MODEL")
+    present.place(Path(folder))
     from finetune.training import dataset
 
-    written, kept = dataset.caption(files.home(data), model, prompt, tokens, batch, prefix, overwrite, _phase)
+    written, kept = dataset.caption(files.home(folder), model, prompt, tokens, batch, prefix, overwrite, _phase)
     cli.emit({"written": written, "kept": kept}) if json_ else print(f"{written} captions written, {kept} kept")
 
 

@@ -3,6 +3,7 @@
 import inspect
 import keyword
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from finetune.config import ADAPTERS
 from finetune.config.load import Settings, merge, section_model
 from finetune.config.method import EMBEDDED, usual_rate
+from finetune.errors import ConfigError, line
 
 # Flag -> setting. Everything else is reached with a recipe or --set.
 _MODEL = {"--data": "data.path", "--base": "model.base"}
@@ -54,6 +56,9 @@ DATA = {
     **_MODEL, "--trigger": "data.trigger", "--caption": "data.caption", "--resolution": "data.resolution", "--holdout": "data.holdout",
     "--batch": "optim.batch", "--mask": "data.mask", "--flip": "data.flip",
 }  # fmt: skip
+Pictures = Annotated[
+    list[str] | None, typer.Argument(metavar="PICTURES", help="the same as --data: where the pictures are", show_default=False)
+]
 del TEXTUAL_INVERSION["--format"], DREAMBOOTH["--sample-every"]  # 40 are enough
 
 
@@ -108,25 +113,51 @@ def _metavar(annotation: Any) -> str:
 
 
 def with_flags(table: Mapping[str, str], own: Settings | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Adds every flag of a table to a command that takes `**given`, and whose own defaults are told in the help."""
+    """Adds every flag of a table to a command that takes `**given`, and whose own defaults are told in the help; and where there is
+    --data, the place of the pictures as a word alone."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         rest = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        command.__signature__ = inspect.Signature([_option(f, s, own or {}) for f, s in table.items()] + rest)  # type: ignore[attr-defined]
+        made = [_option(f, s, own or {}) for f, s in table.items()]
+        if "--data" in table:
+            made.insert(0, inspect.Parameter("pictures", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Pictures))
+        command.__signature__ = inspect.Signature(made + rest)  # type: ignore[attr-defined]
         return command
 
     return add
 
 
 def settings(table: Mapping[str, str], given: dict[str, Any]) -> Settings:
-    """The flags that were given, as nested settings."""
+    """The flags that were given, as nested settings.
+
+    Raises:
+        ConfigError: there are two places of pictures.
+    """
     out: Settings = {}
+    if "--data" in table:
+        given = given | {"data": place(given.get("pictures"), given.get("data"))}
     for flag, setting in table.items():
         value = given.get(_name(flag))
         if value not in (None, []):
             section, key = setting.split(".")
             out = merge(out, {section: {key: value}})
     return out
+
+
+def place(words: list[str] | None, flag: str | None) -> str | None:
+    """Where the pictures are, of what stands alone and what stands behind --data.
+
+    Raises:
+        ConfigError: there are two places.
+    """
+    if not words:
+        return flag
+    if len(words) > 1:
+        hint = "give the folder, not its pictures; data.sources in a recipe takes several"
+        raise ConfigError(f"{line(words[0], 60)} and {line(words[1], 60)}: one place of pictures is taken", hint)
+    if flag is not None and Path(flag) != Path(words[0]):
+        raise ConfigError(f"--data {line(flag, 60)} and {line(words[0], 60)}: two places of pictures", "leave one of them out")
+    return words[0]
 
 
 def names(table: Mapping[str, str]) -> dict[str, str]:

@@ -11,14 +11,18 @@ from finetune.errors import ConfigError, plain
 
 
 def command(
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", help="what to draw; may be given several times", show_default=False)
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="what to draw; may be given several times", show_default=False)
     ] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="the same, as a flag", show_default=False)] = None,
     adapter: Annotated[
-        list[str] | None, typer.Option("--adapter", help="adapter file, with :weight if not 1", metavar="FILE", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--adapter", help="adapter file, run, or RUN/checkpoints/step-N; :weight if not 1", metavar="FILE|RUN", show_default=False
+        ),
     ] = None,
     embedding: Annotated[
-        list[Path] | None, typer.Option("--embedding", help="embedding file of a new token", metavar="FILE", show_default=False)
+        list[Path] | None, typer.Option("--embedding", help="embedding file of a new token, or run", metavar="FILE|RUN", show_default=False)
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help="base (the one that the adapter names)", show_default=False)] = None,
     negative: Annotated[str, typer.Option("--negative", help="what to steer away from", show_default=False)] = "",
@@ -36,24 +40,34 @@ def command(
     resolution: Annotated[
         int | None, typer.Option("--resolution", min=16, max=8192, help="side in pixels (the adapter's or the base's)", show_default=False)
     ] = None,
+    width: Annotated[int | None, typer.Option("--width", min=16, max=8192, help="in pixels (--resolution)", show_default=False)] = None,
+    height: Annotated[int | None, typer.Option("--height", min=16, max=8192, help="in pixels (--resolution)", show_default=False)] = None,
     grid: Annotated[bool, typer.Option("--grid", help="also write one sheet of all pictures")] = False,
     batch: Annotated[
         int | None, typer.Option("--batch", min=1, help="pictures drawn at once (as many as fill 1024x1024 pixels)", show_default=False)
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="output folder")] = Path("pictures"),
+    out: Annotated[Path, typer.Option("--out", help="output folder; what is there stays")] = Path("pictures"),
     json_: Annotated[bool, typer.Option("--json", help="print one JSON object at the end")] = False,
 ) -> None:
     """Draw pictures with a base and any number of adapters and new tokens."""
     from finetune import cli
 
-    if not prompt:
-        raise ConfigError("--prompt: missing", 'for example --prompt "a tiger"')
-    present.of_drawing(adapter or [], embedding or [], base)
-    from finetune.sampling.generate import Request, generate
+    texts = [*(prompts or []), *(prompt or [])]
+    if not texts:
+        raise ConfigError("--prompt: missing", 'for example ft generate "a tiger"')
+    drawn_with = present.of_drawing(adapter or [], embedding or [], base)
+    from finetune.sampling import generate as drawing
+    from finetune.training.tracking import Tracker
 
-    request = Request(
-        prompt, adapter or [], embedding or [], base, negative, scheduler, steps, guidance, seed, count, resolution, grid, batch, out
-    )
-    drawn = generate(request, lambda text: print(plain(text), file=sys.stderr))
+    request = drawing.Request(
+        texts, *drawn_with, negative, scheduler, steps, guidance, seed, count, resolution, batch, out,
+        width, height,
+    )  # fmt: skip
+    drawn = drawing.generate(request, _say, Tracker(out, active=True).drawing)
+    sheet = drawing.grid(out, drawn, count, _say) if grid else None
     if json_:
-        cli.emit({"pictures": drawn})
+        cli.emit({"pictures": drawn, "grid": str(sheet) if sheet else None})
+
+
+def _say(line: str) -> None:
+    print(plain(line), file=sys.stderr)

@@ -1,16 +1,20 @@
 """Whether the files are there that a command names: said at once, before the libraries are imported that would read them."""
 
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from finetune import files
 from finetune.adapters.chosen import parse_adapter
 from finetune.adapters.header import header_of, tensors_file
 from finetune.config import Job
-from finetune.errors import DataError
+from finetune.errors import ConfigError, DataError
 from finetune.families import source
 from finetune.text import AUTO
+from finetune.training import outcome
+from finetune.training.outcome import Outcome, SavedStep
 
 
 def of_job(job: Job, base: bool) -> None:
@@ -31,25 +35,89 @@ def of_job(job: Job, base: bool) -> None:
         source.check(job.model.base)
 
 
-def of_drawing(adapters: Iterable[str], embeddings: Iterable[Path], base: str | None) -> None:
-    """Adapter and embedding files, and the base.
+class Drawn(NamedTuple):
+    """Files to draw with: what `finetune.sampling.generate.Request` takes."""
+
+    adapters: list[str]  # path[:weight]
+    embeddings: list[Path]
+    base: str | None
+
+
+def of_drawing(adapters: Iterable[str], embeddings: Iterable[Path], base: str | None) -> Drawn:
+    """Adapter and embedding files and the base, each also as the folder or saved step of the run that made it.
 
     Raises:
-        DataError, AccessError: one is missing, or its header is no safetensors file's.
+        ConfigError, DataError, AccessError: one is missing, or its header is no safetensors file's; or a run made none of that kind.
     """
-    for text in adapters:
-        adapter(parse_adapter(text)[0])
-    for path in embeddings:
-        header_of(files.home(path))
+    drawn = Drawn([], [], base)
     if base:
-        source.check(base)
+        drawn = drawn._replace(base=_model(base))
+        source.check(str(drawn.base))
+    for text in adapters:
+        drawn = _with_adapter(drawn, text)
+    for path in embeddings:
+        drawn.embeddings.extend(_embeddings(files.home(path)))
+    return drawn._replace(embeddings=list(dict.fromkeys(drawn.embeddings)))  # a run's adapter brought its own along
 
 
-def adapter(path: Path) -> None:
-    """Raises:
-    DataError: it is missing, or its header is no safetensors file's.
+def _with_adapter(drawn: Drawn, text: str) -> Drawn:
+    path, weight = parse_adapter(text)
+    if (made := _made(path)) is None:
+        adapter(path)
+        return drawn._replace(adapters=[*drawn.adapters, text])
+    if made.adapter is None and weight != 1:
+        raise ConfigError(f"--adapter {text}: a weight is for an adapter, and this run made none", "leave it out")
+    if made.model and drawn.base:
+        raise ConfigError(f"--base {drawn.base}: {path} made a whole model, which is a base itself", "leave one of them out")
+    return Drawn(
+        [*drawn.adapters, *([f"{made.adapter}:{weight}"] if made.adapter else [])],
+        [*drawn.embeddings, *made.embeddings],
+        str(made.model) if made.model else drawn.base,
+    )
+
+
+def _embeddings(path: Path) -> Iterable[Path]:
+    if (made := _made(path)) is None:
+        header_of(path)
+        return [path]
+    if not made.embeddings:
+        raise DataError(f"--embedding {path}: this run made none", f"--adapter {path}")
+    return made.embeddings
+
+
+def _made(path: Path) -> Outcome | None:
+    """What a run ended with; of a saved step, what it is written as now."""
+    made = outcome.find(path)
+    if not isinstance(made, SavedStep):
+        return made
+    written = made.write()
+    for path in written.paths:
+        print(f"wrote {path}: step {made.step} of {made.run} as a file of its own", file=sys.stderr)
+    return written
+
+
+def _model(base: str) -> str:
+    if (made := _made(files.home(base))) is None:
+        return base
+    if not made.model:
+        raise ConfigError(f"--base {base}: this run made no whole model", f"--adapter {base}")
+    return str(made.model)
+
+
+def adapter(path: Path) -> Path:
+    """The adapter's file, or a PEFT folder; of a run's folder or saved step what it made, an embedding where it made no adapter.
+
+    Raises:
+        DataError: it is missing, or its header is no safetensors file's; or the run made a whole model.
     """
+    if made := _made(path):
+        if made.model:
+            raise DataError(f"{path}: this run made a whole model, and no adapter", f"ft generate --base {made.model} draws with it")
+        path = made.paths[0]
+    if path.is_dir() and not tensors_file(path).exists():
+        raise DataError(f"{path}: holds no adapter, and is no run's folder", "give a file, the folder of a run, or one that PEFT wrote")
     header_of(tensors_file(path))
+    return path
 
 
 def _number(text: str) -> bool:

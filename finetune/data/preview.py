@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
+from finetune.data import lettering
 from finetune.data.crop import cut_mask
 from finetune.data.encoded import Pixels, prepared
 from finetune.data.sample import Sample
-from finetune.errors import plain
 
 CELL, LINES = 176, 3  # pixels, and lines of text below a picture
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
@@ -32,15 +32,15 @@ def shown(samples: Sequence[Sample], pixels: Pixels) -> list[Shown]:
                 part = cut_mask(made.mask, sample.size, sample.size, pixels.augment.view(sample.content, variant))[0].numpy()
                 shade = Image.fromarray((255 - part * 255).astype("uint8"), "L")
                 image = Image.composite(Image.blend(image, Image.new("RGB", image.size, "black"), 0.75), image, shade)
-            caption = plain(sample.captions[variant % len(sample.captions)]).replace("\n", " ")
-            text = (f"{sample.size}" + (f" variant {variant}" if variant else ""), *(caption[i : i + 28] for i in (0, 28)))
-            out.append(Shown(image, text[:LINES], COLOURS[sizes.index(sample.size) % len(COLOURS)]))
+            caption = lettering.wrap(sample.captions[variant % len(sample.captions)], CELL, LINES - 1)
+            text = (f"{sample.size}" + (f" variant {variant}" if variant else ""), *caption)
+            out.append(Shown(image, text, COLOURS[sizes.index(sample.size) % len(COLOURS)]))
     return out
 
 
 def sheet(cells: Sequence[Shown]) -> Image.Image:
     columns = min(6, len(cells))
-    height = CELL + LINES * 12 + 8
+    height = CELL + LINES * lettering.LINE + 8
     page = Image.new("RGB", (columns * (CELL + 8), -(-len(cells) // columns) * height), "white")
     pen = ImageDraw.Draw(page)
     for i, cell in enumerate(cells):
@@ -51,6 +51,5 @@ def sheet(cells: Sequence[Shown]) -> Image.Image:
         pen.rectangle((left - 4, top - 4, left + size[0] + 3, top + size[1] + 3), fill=cell.colour)
         page.paste(cell.image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST), (left, top))
         for line, text in enumerate(cell.lines):
-            known = text.encode("latin-1", "replace").decode("latin-1")  # all that Pillow's own font has
-            pen.text((x, y + CELL + line * 12), known, fill=cell.colour if line == 0 else "black")
+            lettering.write(page, (x, y + CELL + line * lettering.LINE), text, cell.colour if line == 0 else "black")
     return page

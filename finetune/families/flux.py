@@ -81,10 +81,10 @@ class Flux:
         """[B, 3, H, W] in [-1, 1] -> posterior mean and deviation [B, C, H/f, W/f], in the denoiser's units."""
         return autoencoder.encode(self.parts.load("vae"), pixels)
 
-    def decode(self, latents: Tensor, side: int) -> Tensor:
-        """The pipeline's packed tokens -> pixels [B, 3, side, side] in [-1, 1], fp32 on the CPU."""
-        latent = side // autoencoder.factor(self.source)
-        return autoencoder.decode(self.parts.load("vae"), unpack(latents, latent, latent))
+    def decode(self, latents: Tensor, height: int, width: int) -> Tensor:
+        """The pipeline's packed tokens -> pixels [B, 3, height, width] in [-1, 1], fp32 on the CPU."""
+        factor = autoencoder.factor(self.source)
+        return autoencoder.decode(self.parts.load("vae"), unpack(latents, height // factor, width // factor))
 
     def tokens(self, caption: str) -> int:
         """T5's tokens of a caption; it reads `window - 2` and its end mark at least. CLIP's summary reads 77."""

@@ -38,8 +38,8 @@ class StableDiffusion:
         """[B, 3, H, W] in [-1, 1] -> posterior mean and deviation [B, C, H/f, W/f], in the denoiser's units."""
         return autoencoder.encode(self.parts.load("vae"), pixels)
 
-    def decode(self, latents: Tensor, side: int) -> Tensor:
-        """What the pipeline draws -> pixels [B, 3, side, side] in [-1, 1], fp32 on the CPU."""
+    def decode(self, latents: Tensor, height: int, width: int) -> Tensor:
+        """What the pipeline draws -> pixels [B, 3, height, width] in [-1, 1], fp32 on the CPU."""
         return autoencoder.decode(self.parts.load("vae"), latents)
 
     def tokens(self, caption: str) -> int:

@@ -3,16 +3,16 @@
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from finetune import files
-from finetune.data import keys
+from finetune.data import keys, lettering
 from finetune.data.crop import to_image
 from finetune.data.decode import SOFTWARE
 from finetune.data.encoded import Text
@@ -20,9 +20,9 @@ from finetune.errors import ConfigError, FinetuneError, line
 from finetune.families.load import Family
 
 
-def at_once(side: int) -> int:
+def at_once(height: int, width: int | None = None) -> int:
     """Pictures in a batch where nobody says: as many as fill 1024x1024 pixels, at most 16."""
-    return min(16, max(1, 1024 * 1024 // side**2))
+    return min(16, max(1, 1024 * 1024 // (height * (width or height))))
 
 
 def calls(family: Family) -> int:
@@ -34,7 +34,7 @@ class NotFinite(FinetuneError):
     """What the base answered is no picture: it would be black."""
 
 
-def check_side(family: Family, side: int) -> None:
+def check_side(family: Family, side: int, flag: str = "--resolution") -> None:
     """Raises:
     ConfigError: the base can be trained at this side perhaps, but its pipeline draws no such picture.
     """
@@ -42,8 +42,8 @@ def check_side(family: Family, side: int) -> None:
     if side % multiple:
         below = max(multiple, side // multiple * multiple)
         raise ConfigError(
-            f"--resolution {side}: {family.source.id} draws pictures of multiples of {multiple} pixels",
-            f"--resolution {below} or {below + multiple}; training alone, without pictures, takes multiples of {family.factor}",
+            f"{flag} {side}: {family.source.id} draws pictures of multiples of {multiple} pixels",
+            f"{flag} {below} or {below + multiple}; training alone, without pictures, takes multiples of {family.factor}",
         )
 
 
@@ -84,8 +84,12 @@ def draw(
     guidance: float,
     side: int,
     batch: int = 1,
+    width: int | None = None,
+    advance: Callable[[float], None] = lambda done: None,
 ) -> list[Image.Image]:
     """One picture for each encoded (prompt, negative) and seed; noise is drawn on the CPU, so every device starts from the same.
+
+    `side` is a square's, or with `width` the height. `advance` is told after each step how many pictures are drawn, parts included.
 
     Raises:
         NotFinite: the denoiser's or the autoencoder's numbers overflowed.
@@ -99,15 +103,26 @@ def draw(
             generator=[keys.generator(seed, "sample") for seed in seeds[start : start + batch]],
             num_inference_steps=steps,
             height=side,
-            width=side,
+            width=width or side,
             output_type="latent",
+            callback_on_step_end=_telling(advance, start, len(rows), steps),
         ).images
         for one in latents.split(1):  # an autoencoder takes more memory than a denoiser
-            pixels = family.decode(one, side)[0]
+            pixels = family.decode(one, side, width or side)[0]
             if not (one.isfinite().all() and pixels.isfinite().all()):
                 raise NotFinite(f"the picture of seed {seeds[len(out)]} is black: its numbers overflowed", "a lower --guidance or weight")
             out.append(to_image(pixels))
     return out
+
+
+def _telling(advance: Callable[[float], None], before: int, count: int, steps: int) -> Callable[..., dict[str, Any]]:
+    """What a pipeline calls after each step of `count` pictures. Some samplers take a step more than they were asked for."""
+
+    def step(pipeline: Any, index: int, *_: object) -> dict[str, Any]:
+        advance(before + count * min(1.0, (index + 1) / steps))
+        return {}
+
+    return step
 
 
 def save_png(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> None:
@@ -119,25 +134,54 @@ def save_png(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> N
     files.write_bytes(path, buffer.getvalue())
 
 
+def check_sheet(path: Path, flag: str) -> None:
+    """Raises:
+    ConfigError: what stands in the place of a sheet is no sheet of this program, and would be lost.
+    """
+    if not path.exists():
+        return
+    try:
+        with Image.open(path) as image:
+            ours = (image.info.get("Software"), image.info.get("parameters")) == (SOFTWARE, "{}")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # no picture, or none that Pillow reads
+        ours = False
+    if not ours:
+        raise ConfigError(f"{flag} {path}: is there already, and is no sheet of this program", "choose another name")
+
+
 def open_png(path: Path | str) -> Image.Image:
     """A picture that `save_png` wrote, RGB."""
     with Image.open(path) as image:
         return image.convert("RGB")
 
 
+LABEL, GAP, HEAD = 240, 4, 20  # pixels: of the widest label, between pictures, and above columns
+
+
 def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str] = (), side: int = 0) -> Image.Image:
-    """Labelled rows of pictures, enlarged without smoothing where they are small."""
-    side = side or max(128, max(i.width for _, images in rows for i in images))
-    label, head, gap = (max(len(name) for name, _ in rows) * 7 + 16 if any(n for n, _ in rows) else 0), (20 if columns else 0), 4
-    width = label + max(len(images) for _, images in rows) * (side + gap)
-    page = Image.new("RGB", (width, head + len(rows) * (side + gap)), "white")
-    pen = ImageDraw.Draw(page)
+    """Labelled rows of pictures whose longer side becomes `side`, enlarged without smoothing where they are small."""
+    side = side or max(128, max(max(i.size) for _, images in rows for i in images))
+    fitted = [[_fit(image, side) for image in images] for _, images in rows]
+    wide, high = (max(size) for size in zip(*(image.size for images in fitted for image in images), strict=True))
+    label = min(LABEL, math.ceil(max(lettering.length(name) for name, _ in rows))) + 16 if any(name for name, _ in rows) else 0
+    head = HEAD if columns else 0
+    page = Image.new("RGB", (label + max(map(len, fitted)) * (wide + GAP), head + len(rows) * (high + GAP)), "white")
     for x, name in enumerate(columns):
-        pen.text((label + x * (side + gap) + 2, 4), name[: side // 6], fill="black")
-    for y, (name, images) in enumerate(rows):
-        top = head + y * (side + gap)
-        pen.text((4, top + side // 2 - 6), name, fill="black")
+        for text in lettering.wrap(name, wide, 1):
+            lettering.write(page, (label + x * (wide + GAP) + 2, 2), text)
+    for y, images in enumerate(fitted):
+        top = head + y * (high + GAP)
+        lines = lettering.wrap(rows[y][0], label - 8, high // lettering.LINE)
+        for i, text in enumerate(lines):
+            lettering.write(page, (4, top + (high - len(lines) * lettering.LINE) // 2 + i * lettering.LINE), text)
         for x, image in enumerate(images):
-            smooth = Image.Resampling.LANCZOS if image.width > side else Image.Resampling.NEAREST
-            page.paste(image.resize((side, side), smooth), (label + x * (side + gap), top))
+            left = label + x * (wide + GAP)
+            page.paste(image, (left + (wide - image.width) // 2, top + (high - image.height) // 2))
     return page
+
+
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    """The same in its proportions."""
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)

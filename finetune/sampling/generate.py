@@ -1,11 +1,14 @@
 """Pictures from prompts and adapter files, held to what the files say about their use."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from finetune import files
 from finetune.adapters import embedding
@@ -13,13 +16,14 @@ from finetune.adapters.chosen import parse_adapter
 from finetune.adapters.embedding import Embedding
 from finetune.adapters.read import Adapter, read
 from finetune.config import read_yaml
+from finetune.data import lettering
 from finetune.data.encoded import Text, texts
 from finetune.errors import ConfigError, DataError
 from finetune.families import load, source
 from finetune.families.load import Family
 from finetune.families.source import Source
 from finetune.families.spec import BASES
-from finetune.sampling import apply, draw, prompt
+from finetune.sampling import apply, draw, names, prompt
 
 MOST = 100  # of guidance: beyond it, and far before, all is noise
 
@@ -36,10 +40,12 @@ class Request:
     guidance: float | None = None
     seed: int = 0
     count: int = 1
-    resolution: int | None = None
-    grid: bool = False
+    resolution: int | None = None  # of both sides where they are not given
     batch: int | None = None  # pictures at once
     out: Path = Path("pictures")
+    width: int | None = None
+    height: int | None = None
+    replace: bool = False  # pictures of the same names; else the names are numbered on
 
 
 def choose_base(asked: str | None, adapters: Sequence[Adapter | Embedding]) -> Source:
@@ -133,8 +139,15 @@ def compose(
     return Composed(pipeline, encoded, family.unconditional(encoded[""]))
 
 
-def generate(request: Request, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Draws every prompt `count` times, writes PNGs, and returns their paths and parameters."""
+Bar = Callable[[str, int], AbstractContextManager[Callable[[float], None]]]  # of so many pictures; yields what is told how many are done
+
+
+def no_bar(name: str, total: int) -> AbstractContextManager[Callable[[float], None]]:
+    return nullcontext(lambda done: None)
+
+
+def generate(request: Request, say: Callable[[str], None], bar: Bar = no_bar) -> list[dict[str, Any]]:
+    """Draws every prompt `count` times, writes PNGs beside what is there, and returns their paths and parameters."""
     files.check_writable(request.out)
     chosen = [parse_adapter(a) for a in request.adapters]
     adapters = [read(path) for path, _ in chosen]
@@ -152,8 +165,7 @@ def generate(request: Request, say: Callable[[str], None]) -> list[dict[str, Any
     own_steps, own_guidance = family.inference()
     steps = request.steps or (first.steps if first else own_steps)
     guidance = request.guidance if request.guidance is not None else first.guidance if first else own_guidance
-    side = request.resolution or (first.resolution if first else family.resolution)
-    draw.check_side(family, side)
+    width, height = sides(family, request, first.resolution if first else family.resolution)
     draw.check_steps(family, sampler, steps)
     if not 0 <= guidance <= MOST:
         raise ConfigError(f"--guidance {guidance:g}: must lie between 0 and {MOST}", f"{own_guidance:g} is usual for {where.id}")
@@ -163,24 +175,51 @@ def generate(request: Request, say: Callable[[str], None]) -> list[dict[str, Any
         say(note)
     negative = made.texts[request.negative] if request.negative else made.unconditional
     wanted = [(p, request.seed + i) for p in range(len(request.prompts)) for i in range(request.count)]
-    written, images, batch = [], [], request.batch or draw.at_once(side)
-    for start in range(0, len(wanted), batch):
-        some = wanted[start : start + batch]
-        pairs = [(made.texts[request.prompts[p]], negative) for p, _ in some]
-        drawn = draw.draw(family, made.pipeline, pairs, [seed for _, seed in some], steps, guidance, side, len(some))
-        for (p, seed), image in zip(some, drawn, strict=True):
+    pairs, seeds = [(made.texts[request.prompts[p]], negative) for p, _ in wanted], [seed for _, seed in wanted]
+    batch, before = request.batch or draw.at_once(height, width), 0 if request.replace else names.used(request.out)
+    written: list[dict[str, Any]] = []
+    with bar("drawing", len(wanted)) as advance:
+
+        def drawn(start: int) -> Iterable[Image.Image]:
+            some = slice(start, start + batch)
+            how = steps, guidance, height, batch, width
+            return draw.draw(family, made.pipeline, pairs[some], seeds[some], *how, lambda done: advance(start + done))
+
+        images = chain.from_iterable(drawn(start) for start in range(0, len(wanted), batch))
+        for (p, seed), image in zip(wanted, images, strict=True):
             parameters = {
                 "prompt": request.prompts[p], "negative": request.negative, "seed": seed, "steps": steps, "guidance": guidance,
                 "scheduler": sampler, "base": where.id, "adapters": {path.name: weight for path, weight in chosen},
                 "embeddings": [e.token for e in embeddings],
             }  # fmt: skip
-            path = request.out / f"{p:03d}-{seed}.png"
-            draw.save_png(image, path, parameters)
-            written.append({"path": str(path)} | parameters)
-        images += drawn
-    if request.grid:
-        rows = [(text[:40], images[p * request.count : (p + 1) * request.count]) for p, text in enumerate(request.prompts)]
-        draw.save_png(draw.sheet(rows), request.out / "grid.png", {})
-        say(f"wrote {request.out / 'grid.png'}")
-    say(f"wrote {len(written)} pictures to {request.out}")
+            path = request.out / names.picture(before + p, seed)
+            with nullcontext(path) if request.replace else names.claimed(path) as mine:
+                draw.save_png(image, mine, parameters)
+                written.append({"path": str(mine)} | parameters)
+    say(f"wrote {names.span([Path(w['path']) for w in written])}")
     return written
+
+
+def sides(family: Family, request: Request, usual: int) -> tuple[int, int]:
+    """Width and height in pixels.
+
+    Raises:
+        ConfigError: one that the base cannot draw, by the flag that said it.
+    """
+    both, out = request.resolution or usual, []
+    for flag, given in (("--width", request.width), ("--height", request.height)):
+        draw.check_side(family, given or both, flag if given else "--resolution")
+        out.append(given or both)
+    return out[0], out[1]
+
+
+def grid(out: Path, pictures: Sequence[Mapping[str, Any]], count: int, say: Callable[[str], None]) -> Path:
+    """Writes a sheet of pictures that `generate` drew, a row of `count` for each prompt, and returns its path."""
+    rows = [pictures[i : i + count] for i in range(0, len(pictures), count)]
+    if said := lettering.note(row[0]["prompt"] for row in rows):
+        say(said)
+    sheet = draw.sheet([(row[0]["prompt"], [draw.open_png(p["path"]) for p in row]) for row in rows])
+    with names.claimed(out / names.grid(Path(pictures[0]["path"]))) as path:
+        draw.save_png(sheet, path, {})
+    say(f"wrote {path}")
+    return path

@@ -15,17 +15,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from finetune import config, files
+from finetune import files
 from finetune.adapters.contract import TAGS
 from finetune.adapters.header import header_of
 from finetune.errors import ConfigError, DataError
-from finetune.families import load
-from finetune.methods import method
-from finetune.methods.method import DENOISER
-from finetune.training import result
 from finetune.training.checkpoint import State
-from finetune.training.requirements import base, side
-from finetune.training.start import start
+from finetune.training.rebuilt import Rebuilt
 
 TRACKED = (0.05, 0.10)  # relative lengths, as in the paper
 SHORTEST, LONGEST = 0.01, 0.25  # what two such averages can stand for
@@ -103,7 +98,6 @@ def averaged(snapshots: Iterable[Path], length: float) -> tuple[dict[str, Tensor
     return out, steps[-1]
 
 
-@torch.no_grad()
 def write(folder: Path, length: float, name: str | None) -> dict[str, Path]:
     """Writes what a finished run would have written with an average of that length, beside its own files; by kind.
 
@@ -117,19 +111,8 @@ def write(folder: Path, length: float, name: str | None) -> dict[str, Path]:
         raise DataError(f"{folder}: is not the folder of a run", "give the --out of a run")
     if not snapshots:
         raise ConfigError(f"{folder}: kept no averages", "train with --set optim.ema_posthoc=true")
-    job = config.parse(config.read_yaml(folder / "run.yaml"))
-    family = load.family(base(job))
-    for token in job.method.new_tokens:
-        family.words.add(token, job.method.vectors)
-    parts = {DENOISER: family.spec.denoiser} | ({p: p for p in family.spec.text} if job.method.live else {})
-    nets = {k: family.parts.load(part) for k, part in parts.items()}
-    learned = start(job, family)
-    trainable = {n: p for g in method.attach(family, nets, job, learned) for n, p in g.parameters.items()}
+    run = Rebuilt.of(folder)
     tensors, step = averaged(snapshots, length)
-    if tensors.keys() != trainable.keys():
-        raise DataError(f"{folder}: its averages are of other parameters than its run.yaml trains", "train it again")
-    for key, parameter in trainable.items():
-        parameter.copy_(tensors[key])
-    said = result.contract(job, family, family.source.fingerprint(family.spec.denoiser), side(job, family), learned, step)
-    data = {k: v for k, v in header_of(snapshots[-1]).metadata.items() if k != TAGS or job.run.publish_tags}
-    return result.write(folder, job, family, said, data, nets, name or f"{job.run.name}-average-{length:g}")
+    run.put(tensors, "averages")
+    data = {k: v for k, v in header_of(snapshots[-1]).metadata.items() if k != TAGS or run.job.run.publish_tags}
+    return run.write(step, name or f"{run.job.run.name}-average-{length:g}", data)

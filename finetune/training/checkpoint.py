@@ -1,22 +1,22 @@
-"""Checkpoints that are valid or ignored: safetensors and JSON, with a manifest of sizes and hashes written last."""
+"""Checkpoints that are valid or ignored: safetensors and JSON, with a manifest of sizes and hashes written last. Torch-free to import."""
 
 import json
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from finetune import files
 
-State = dict[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+State = dict[str, "Tensor"]
 BEST = "best.safetensors"
 
 
-def _folder(root: Path, step: int) -> Path:
+def place(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
@@ -30,6 +30,8 @@ def save(root: Path, step: int, tensors: State, more: dict[str, Any], keep: int)
     """Writes one checkpoint, then removes what is not worth keeping: older ones than the newest `keep`, later ones (left from
     before a fall back to this step), and what a killed save left half-written."""
 
+    from safetensors.torch import save_file
+
     def fill(folder: Path) -> None:
         folder.mkdir()
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / "state.safetensors")
@@ -38,11 +40,11 @@ def save(root: Path, step: int, tensors: State, more: dict[str, Any], keep: int)
         manifest = {p: {"size": (folder / p).stat().st_size, "sha256": files.sha256(folder / p)} for p in parts}
         (folder / "manifest.json").write_text(json.dumps(manifest, sort_keys=True), encoding="utf-8")
 
-    folder = _folder(root, step)
+    folder = place(root, step)
     files.write(folder, fill)
     found = steps(root)
     for old in [s for s in found if s > step] + [s for s in found if s <= step][keep:]:
-        shutil.rmtree(_folder(root, old), ignore_errors=True)
+        shutil.rmtree(place(root, old), ignore_errors=True)
     for half in [*root.glob(".tmp-step-*"), *root.glob(".old-step-*")]:
         shutil.rmtree(half, ignore_errors=True)
     return folder
@@ -51,7 +53,7 @@ def save(root: Path, step: int, tensors: State, more: dict[str, Any], keep: int)
 def thin(root: Path, keep: int) -> None:
     """Removes all but the newest `keep`, of a run that has ended; with none left, its best state too."""
     for old in steps(root)[keep:]:
-        shutil.rmtree(_folder(root, old), ignore_errors=True)
+        shutil.rmtree(place(root, old), ignore_errors=True)
     if not keep:
         (root / BEST).unlink(missing_ok=True)
         with suppress(OSError):  # what somebody else put there stays
@@ -71,7 +73,7 @@ def is_valid(folder: Path) -> bool:
 
 def valid(root: Path) -> Iterator[Path]:
     """Valid checkpoints, newest first."""
-    return (f for f in (_folder(root, s) for s in steps(root)) if is_valid(f))
+    return (f for f in (place(root, s) for s in steps(root)) if is_valid(f))
 
 
 def facts(folder: Path) -> dict[str, Any]:
@@ -82,4 +84,6 @@ def facts(folder: Path) -> dict[str, Any]:
 
 def load(folder: Path) -> tuple[State, dict[str, Any]]:
     """The tensors on the CPU, and the facts."""
+    from safetensors.torch import load_file
+
     return load_file(folder / "state.safetensors"), facts(folder)

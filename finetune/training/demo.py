@@ -23,8 +23,8 @@ def demo(out: Path, steps: int, fresh: bool, prompts: Sequence[str], say: Callab
         }
     )
     summary = train(job, fresh)
-    before = generate(Request(prompts, base="tiny", out=out / "before", seed=1), lambda text: None)
-    after = generate(Request(prompts, [summary["adapter"]], out=out / "after", seed=1), lambda text: None)
+    before = generate(Request(prompts, base="tiny", out=out / "before", seed=1, replace=True), lambda text: None)
+    after = generate(Request(prompts, [summary["adapter"]], out=out / "after", seed=1, replace=True), lambda text: None)
     sheet = out / "before-after.png"
     rows = [(name, [draw.open_png(p["path"]) for p in side]) for name, side in (("before", before), ("after", after))]
     draw.save_png(draw.sheet(rows, prompts), sheet, {})

@@ -17,7 +17,7 @@ from finetune.families.load import Family
 from finetune.sampling import draw
 from finetune.training import checkpoint
 from finetune.training.loop import Training
-from finetune.training.optimizers import OPTIMIZERS
+from finetune.training.optimizers import OPTIMIZERS, own_average
 from finetune.training.tracking import Tracker
 
 
@@ -46,23 +46,9 @@ class Weights:
 def averaged(training: Training) -> Weights:
     """The averaged weights in the place of the live ones, where the job keeps an average, or its optimizer does."""
     if OPTIMIZERS[training.job.optim.optimizer].averages:
-        return Weights(training, own_average(training))
+        return Weights(training, own_average(training.inner, training.trainable))
     shadow = training.shadow
     return Weights(training, dict(zip(training.trainable, shadow, strict=True)) if shadow else None)
-
-
-@torch.no_grad()
-def own_average(training: Training) -> dict[str, Tensor]:
-    """What the optimizer's average is; its switch is not turned back, as that would round, but the weights are put in again."""
-    inner: Any = training.inner
-    live = {n: p.detach().clone() for n, p in training.trainable.items()}
-    inner.eval()
-    average = {n: p.detach().clone() for n, p in training.trainable.items()}
-    for name, p in training.trainable.items():
-        p.copy_(live[name])
-    for group in inner.param_groups:
-        group["train_mode"] = True
-    return average
 
 
 @dataclass

@@ -1,12 +1,12 @@
 """The optimizers, each of its own library: one table, no path to any other class."""
 
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from finetune import libraries
@@ -161,3 +161,16 @@ def make(rows: Rows, o: Optim, seed: int) -> torch.optim.Optimizer:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="prodigyopt")
         return OPTIMIZERS[o.optimizer].make(rows, o)
+
+
+@torch.no_grad()
+def own_average(inner: Any, trainable: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """What the optimizer's average is; its switch is not turned back, as that would round, but the weights are put in again."""
+    live = {n: p.detach().clone() for n, p in trainable.items()}
+    inner.eval()
+    average = {n: p.detach().clone() for n, p in trainable.items()}
+    for name, p in trainable.items():
+        p.copy_(live[name])
+    for group in inner.param_groups:
+        group["train_mode"] = True
+    return average

@@ -79,6 +79,12 @@ class Tracker:
             self.say(f"{name}: {count} in {time.monotonic() - began:.1f} s")
 
     @contextmanager
+    def drawing(self, name: str, total: int) -> Iterator[Any]:
+        """A bar on a terminal, nothing off one. Yields a function that is told how many are done, parts included."""
+        with self._progress(name, total) as advance:
+            yield lambda done: advance(done, "")
+
+    @contextmanager
     def training(self, first: int, steps: int) -> Iterator[Any]:
         """Yields `log(step, loss)`: the bar or a plain line with loss, steps/s and time left."""
         began = time.monotonic()

@@ -1,0 +1,100 @@
+"""What there is to draw with in a run's folder: the files that it ended with, or a step that it saved on its way. Torch-free to import."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune import files
+from finetune.errors import DataError
+from finetune.training import checkpoint
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Files, by what they are: `model` is that of a whole fine-tune, and a base to draw with."""
+
+    adapter: Path | None = None
+    embeddings: tuple[Path, ...] = ()
+    model: Path | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        return [path for path in (self.adapter, *self.embeddings, self.model) if path]
+
+    @classmethod
+    def of(cls, written: Mapping[str, Path]) -> "Outcome":
+        """From files by the kinds that a summary knows."""
+        tokens = sorted(kind for kind in written if kind.startswith("embedding"))
+        return cls(written.get("adapter"), tuple(written[kind] for kind in tokens), written.get("model"))
+
+
+@dataclass(frozen=True)
+class SavedStep:
+    """A checkpoint of a run: no file that anything reads, until it is written as one."""
+
+    run: Path
+    step: int
+
+    def write(self) -> Outcome:
+        """The files that the run would have ended with at this step, written beside its own. Loads its base.
+
+        Raises:
+            DataError: the checkpoint is damaged.
+        """
+        from finetune.training.rebuilt import write_step
+
+        return Outcome.of(write_step(self.run, self.step))
+
+
+def find(path: Path) -> Outcome | SavedStep | None:
+    """What a run's folder ended with, or the saved step that a path in it names, as `checkpoints/step-200`; None for any other path.
+
+    Raises:
+        DataError: the run is not finished, or has no such step. Says what there is.
+    """
+    if _is_run(path):
+        return _finished(path)
+    folder, run = path.parent, path.parent.parent
+    if path.name in ("checkpoints", "averages") and _is_run(folder):
+        raise DataError(f"{path}: holds what the run saved on its way; {_there(folder)}", _next(folder))
+    if folder.name == "averages" and _is_run(run):
+        raise DataError(f"{path}: is one part of an average", f"ft adapter average {run} --length 0.1 writes one")
+    if folder.name == "checkpoints" and _is_run(run):
+        return _saved(path, run)
+    return None
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "run.yaml").is_file()
+
+
+def _finished(run: Path) -> Outcome:
+    try:
+        summary = json.loads(files.read_text(run / "summary.json"))
+        names = {kind: str(summary[kind]) for kind in summary["files"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        raise DataError(f"{run}: this run is not finished; {_there(run)}", _next(run)) from None
+    written = {kind: run / re.split(r"[\\/]", name)[-1] for kind, name in names.items()}  # the folder may have been moved since
+    if gone := [path.name for path in written.values() if not path.exists()]:
+        raise DataError(f"{run}: {gone[0]}, which this run ended with, is gone; {_there(run)}", _next(run))
+    return Outcome.of(written)
+
+
+def _saved(path: Path, run: Path) -> SavedStep:
+    number = re.fullmatch(r"step-(\d+)", path.name)
+    if number and int(number[1]) in checkpoint.steps(run / "checkpoints"):
+        return SavedStep(run, int(number[1]))
+    raise DataError(f"{path}: is no saved step; {_there(run)}", _next(run))
+
+
+def _there(run: Path) -> str:
+    steps = checkpoint.steps(run / "checkpoints")
+    return f"saved steps: {', '.join(map(str, steps))}" if steps else "it has saved no step"
+
+
+def _next(run: Path) -> str:
+    steps = checkpoint.steps(run / "checkpoints")
+    draws = [f"--adapter {run / 'checkpoints' / f'step-{steps[0]}'} draws with that step"] if steps else []
+    return "; ".join([*draws, "the command that began the run goes on with it"])

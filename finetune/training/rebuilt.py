@@ -1,0 +1,102 @@
+"""The networks of a run as they began, built from its folder, to write files of weights that it put down on its way."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune import config
+from finetune.config import Job
+from finetune.errors import DataError
+from finetune.families import load
+from finetune.families.load import Family
+from finetune.methods import method
+from finetune.methods.adapter import Start
+from finetune.methods.method import DENOISER, Group
+from finetune.training import checkpoint, optimizer, optimizers, result
+from finetune.training.checkpoint import State
+from finetune.training.optimizers import OPTIMIZERS, own_average
+from finetune.training.requirements import base, side
+from finetune.training.start import start
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    folder: Path
+    job: Job
+    family: Family
+    nets: dict[str, Any]
+    start: Mapping[str, Start] | None
+    groups: list[Group]
+
+    @classmethod
+    def of(cls, folder: Path) -> "Rebuilt":
+        """Raises:
+        DataError: it is not the folder of a run.
+        """
+        if not (folder / "run.yaml").exists():
+            raise DataError(f"{folder}: is not the folder of a run", "give the --out of a run")
+        job = config.parse(config.read_yaml(folder / "run.yaml"))
+        family = load.family(base(job))
+        for token in job.method.new_tokens:
+            family.words.add(token, job.method.vectors)
+        parts = {DENOISER: family.spec.denoiser} | ({p: p for p in family.spec.text} if job.method.live else {})
+        nets = {k: family.parts.load(part) for k, part in parts.items()}
+        learned = start(job, family)
+        return cls(folder, job, family, nets, learned, method.attach(family, nets, job, learned))
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {n: p for g in self.groups for n, p in g.parameters.items()}
+
+    @torch.no_grad()
+    def put(self, tensors: Mapping[str, Tensor], what: str) -> None:
+        """Raises:
+        DataError: they are of other parameters than those that the run trains.
+        """
+        trainable = self.trainable
+        if tensors.keys() != trainable.keys():
+            raise DataError(f"{self.folder}: its {what} are of other parameters than its run.yaml trains", "train it again")
+        for name, parameter in trainable.items():
+            parameter.copy_(tensors[name])
+
+    def write(self, step: int, name: str, data: Mapping[str, str]) -> dict[str, Path]:
+        """What a run that ended at this step would have written, beside its own files; by kind."""
+        job, family = self.job, self.family
+        fingerprint = family.source.fingerprint(family.spec.denoiser)
+        said = result.contract(job, family, fingerprint, side(job, family), self.start, step)
+        return result.write(self.folder, job, family, said, data, self.nets, name)
+
+
+def write_step(folder: Path, step: int) -> dict[str, Path]:
+    """Writes what the run of this folder would have written, had it ended at a saved step; by kind.
+
+    Raises:
+        DataError: the step is not there, or damaged.
+    """
+    saved = checkpoint.place(folder / "checkpoints", step)
+    if not checkpoint.is_valid(saved):
+        raise DataError(f"{saved}: is damaged", "another saved step, or the same command again")
+    tensors, _ = checkpoint.load(saved)
+    run = Rebuilt.of(folder)
+    run.put(_under(tensors, "trainable/"), "saved weights")
+    if average := _average(run, tensors):
+        run.put(average, "saved averages")
+    return run.write(step, f"{run.job.run.name}-step-{step}", {})
+
+
+def _average(run: Rebuilt, saved: State) -> State:
+    """The averaged weights, where the job keeps an average, or its optimizer does."""
+    o = run.job.optim
+    if not OPTIMIZERS[o.optimizer].averages:
+        return _under(saved, "ema/")
+    made = optimizers.make(optimizer.rows(run.groups), o, run.job.run.seed)
+    optimizer.restore(made, list(run.trainable), _under(saved, "optimizer/"))
+    return own_average(made, run.trainable)
+
+
+def _under(tensors: State, prefix: str) -> State:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
