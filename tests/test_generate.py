@@ -41,7 +41,21 @@ def draw(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drawn:
 def runs(base: Path, imgs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of two steps, both of them saved: of an adapter, of new tokens, of both, of all weights; one that was broken off."""
     root = tmp_path_factory.mktemp("runs")
-    words = ["--data", str(imgs), "--base", str(base), "--steps", "2", "--checkpoint-every", "1", "--batch", "2", "--set", "run.keep=2"]
+    words = [
+        "--data",
+        str(imgs),
+        "--base",
+        str(base),
+        "--steps",
+        "2",
+        "--checkpoint-every",
+        "1",
+        "--batch",
+        "2",
+        "--set",
+        "run.keep_finished=true",
+        "--no-samples",
+    ]
     more = {
         "adapter": ["lora", "--ema", "0.9"],
         "average": ["lora", "--optimizer", "schedule-free", "--adapter", "dora"],

@@ -400,7 +400,7 @@ def test_a_token_is_read_in_any_case_and_never_inside_a_word(bases: Bases) -> No
 def test_a_pivotal_run_goes_on_after_its_tokens_have_settled(make: Make, tmp_path: Path) -> None:
     """What trains no longer is not looked for by the canary of the second part."""
     settings = make("sd", "pivotal", method={"token_until": 0.25}, optim={"steps": 24, "batch": 1, "schedule": "constant"})
-    whole = train(config.parse(merge(settings, {"run": {"out": str(tmp_path / "whole"), "checkpoint_every": 12, "keep_finished": True}})))
+    whole = train(config.parse(merge(settings, {"run": {"out": str(tmp_path / "whole"), "checkpoint_every": 12}})))
     checkpoints = tmp_path / "whole" / "checkpoints"
     shutil.copytree(checkpoints / "step-00000012", tmp_path / "parts" / "checkpoints" / "step-00000012")
     parts = train(config.parse(merge(settings, {"run": {"out": str(tmp_path / "parts"), "checkpoint_every": 12}})))

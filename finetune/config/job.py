@@ -61,8 +61,7 @@ class Run(Section):
     checkpoint_every: Positive = Field(100, description="steps between checkpoints")
     keep: Positive = Field(2, description="newest checkpoints that are kept")
     keep_finished: bool = Field(
-        False,
-        description="keep a finished run's checkpoints; else an adapter keeps its last one, and all weights none",
+        False, description="keep the checkpoints of all weights, which are large, when the run is finished; those of adapters stay"
     )
     log_every: Positive = Field(10, description="steps between log lines")
     holdout_every: Positive = Field(100, description="steps between held-out losses")

@@ -50,14 +50,13 @@ def save(root: Path, step: int, tensors: State, more: dict[str, Any], keep: int)
     return folder
 
 
-def thin(root: Path, keep: int) -> None:
-    """Removes all but the newest `keep`, of a run that has ended; with none left, its best state too."""
-    for old in steps(root)[keep:]:
-        shutil.rmtree(place(root, old), ignore_errors=True)
-    if not keep:
-        (root / BEST).unlink(missing_ok=True)
-        with suppress(OSError):  # what somebody else put there stays
-            root.rmdir()
+def remove(root: Path) -> None:
+    """All of them, and the best state, of a run that has ended; what somebody else put there stays."""
+    for step in steps(root):
+        shutil.rmtree(place(root, step), ignore_errors=True)
+    (root / BEST).unlink(missing_ok=True)
+    with suppress(OSError):
+        root.rmdir()
 
 
 def is_valid(folder: Path) -> bool:

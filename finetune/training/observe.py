@@ -158,7 +158,7 @@ class Observer:
             made.append((prompt, f"samples/step-{step:06d}-{name}.png"))
             draw.save_png(image, self.out / made[-1][1], facts)
             base = folder / f"step-000000-{name}.png"
-            rows.append((prompt[:30], [draw.open_png(base), image] if base.exists() else [image]))
+            rows.append((prompt, [draw.open_png(base), image] if base.exists() else [image]))
         if step > 0:
             columns = ["base", f"step {step}"] if all(len(images) == 2 for _, images in rows) else []
             self.sheet = folder / f"step-{step:06d}.png"

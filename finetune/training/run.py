@@ -349,8 +349,8 @@ class Runner:
         }
         summary.write(self.out, said, self.identity)
         finished.write(job, self.family.source.folder, said)
-        if not job.run.keep_finished:
-            checkpoint.thin(self.out / "checkpoints", 0 if job.method.kind == "full" else 1)
+        if job.method.kind == "full" and not job.run.keep_finished:
+            checkpoint.remove(self.out / "checkpoints")
         for text in [*(f"wrote {path}" for path in written.values()), *verdict.lines(job, said)]:
             self.tracker.say(text)
         self.tracker.close()
