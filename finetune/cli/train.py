@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from finetune.cli import flags, present
+from finetune.cli import complete, flags, present
 from finetune.config import Job, read_yaml, recipes, resolve
 from finetune.config.load import Settings, merge, user_config
 from finetune.config.method import trained, usual_rate
@@ -33,7 +33,13 @@ def _command(name: str, table: Mapping[str, str], text: str) -> Callable[..., No
         *,
         recipe: Annotated[
             Path | None,
-            typer.Option("--recipe", help="name of a recipe (`ft recipe ls`), or a YAML file; flags win over it", show_default=False),
+            typer.Option(
+                "--recipe",
+                help="name of a recipe (`ft recipe ls`), or a YAML file; flags win over it",
+                show_default=False,
+                metavar="RECIPE",
+                autocompletion=complete.known_recipes,
+            ),
         ] = None,
         set_: Annotated[
             list[str] | None, typer.Option("--set", help="any setting: section.key=value", metavar="TEXT", show_default=False)
