@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from finetune import __version__, files, libraries
-from finetune.cli import adapter, data, demo, generate, help, models, recipe, settings, streams, train
+from finetune.cli import adapter, cache, clean, data, demo, generate, help, models, recipe, settings, streams, train
 from finetune.errors import ConfigError, FinetuneError, Interruption, ResourceError, plain
 from finetune.training import signals
 
@@ -40,6 +40,8 @@ app.add_typer(data.app, name="data", rich_help_panel=LOOK)
 app.add_typer(adapter.app, name="adapter", rich_help_panel=LOOK)
 app.command("models", rich_help_panel=KNOW)(models.command)
 app.add_typer(recipe.app, name="recipe", rich_help_panel=KNOW)
+app.add_typer(cache.app, name="cache", rich_help_panel=KNOW)
+app.command("clean", rich_help_panel=KNOW)(clean.command)
 app.command("config", rich_help_panel=KNOW)(settings.command)
 
 
@@ -61,7 +63,7 @@ def explain(command: Annotated[list[str] | None, typer.Argument(metavar="COMMAND
     app(args=[*(command or []), "--help"], standalone_mode=False)
 
 
-for group in (app, data.app, adapter.app, recipe.app):
+for group in (app, data.app, adapter.app, recipe.app, cache.app):
     group.info.cls = help.Group
     for one in group.registered_commands:
         one.cls = help.Command

@@ -41,6 +41,10 @@ def adapters(incomplete: str) -> list[Offer]:
     return list(_paths(incomplete, (".safetensors",), "run.yaml"))
 
 
+def runs(incomplete: str) -> list[Offer]:
+    return list(_paths(incomplete, (), "run.yaml"))
+
+
 def _paths(incomplete: str, endings: tuple[str, ...], marker: str = "") -> Iterator[Offer]:
     """Files of some endings, folders that hold `marker`, and with / at their end those that may hold more."""
     front, start = os.path.split(incomplete)

@@ -4,17 +4,17 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from finetune import files
 
-State = dict[str, Tensor]
+if TYPE_CHECKING:  # whoever only looks for checkpoints need not wait for torch
+    from torch import Tensor
+
+State = dict[str, "Tensor"]
 
 
-def _folder(root: Path, step: int) -> Path:
+def of_step(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
@@ -27,6 +27,7 @@ def steps(root: Path) -> list[int]:
 def save(root: Path, step: int, tensors: State, more: dict[str, Any], keep: int) -> Path:
     """Writes one checkpoint, then removes what is not worth keeping: older ones than the newest `keep`, later ones (left from
     before a fall back to this step), and what a killed save left half-written."""
+    from safetensors.torch import save_file
 
     def fill(folder: Path) -> None:
         folder.mkdir()
@@ -36,11 +37,11 @@ def save(root: Path, step: int, tensors: State, more: dict[str, Any], keep: int)
         manifest = {p: {"size": (folder / p).stat().st_size, "sha256": files.sha256(folder / p)} for p in parts}
         (folder / "manifest.json").write_text(json.dumps(manifest, sort_keys=True), encoding="utf-8")
 
-    folder = _folder(root, step)
+    folder = of_step(root, step)
     files.write(folder, fill)
     found = steps(root)
     for old in [s for s in found if s > step] + [s for s in found if s <= step][keep:]:
-        shutil.rmtree(_folder(root, old), ignore_errors=True)
+        shutil.rmtree(of_step(root, old), ignore_errors=True)
     for half in [*root.glob(".tmp-step-*"), *root.glob(".old-step-*")]:
         shutil.rmtree(half, ignore_errors=True)
     return folder
@@ -59,7 +60,7 @@ def is_valid(folder: Path) -> bool:
 
 def valid(root: Path) -> Iterator[Path]:
     """Valid checkpoints, newest first."""
-    return (f for f in (_folder(root, s) for s in steps(root)) if is_valid(f))
+    return (f for f in (of_step(root, s) for s in steps(root)) if is_valid(f))
 
 
 def facts(folder: Path) -> dict[str, Any]:
@@ -70,4 +71,6 @@ def facts(folder: Path) -> dict[str, Any]:
 
 def load(folder: Path) -> tuple[State, dict[str, Any]]:
     """The tensors on the CPU, and the facts."""
+    from safetensors.torch import load_file
+
     return load_file(folder / "state.safetensors"), facts(folder)
