@@ -70,7 +70,7 @@ def test_without_a_whole_checkpoint_and_with_strange_files_all_stay(runs: Path) 
     (checkpoint.of_step(runs / "two" / "checkpoints", 1) / "mine.txt").write_text("x")
     (runs / "two" / "checkpoints" / "step-00000002").rename(runs / "aside")
     (runs / "two" / "checkpoints" / "step-00000002").symlink_to(runs / "aside")
-    assert cli.run(["clean", "--yes"]) == 0
+    assert clean.look([runs / "one", runs / "two"]).items == [] and cli.run(["clean", "--yes"]) == 0
     assert (steps(runs / "one"), steps(runs / "two")) == ([3, 2, 1], [3, 2, 1]) and (runs / "aside" / "state.json").exists()
 
 
@@ -124,6 +124,7 @@ def test_whole_runs_go_by_name_and_what_is_not_theirs_stays(runs: Path, capsys: 
 
 @pytest.mark.parametrize("name", ["..", "../precious", "/", "precious", ""])
 def test_a_summary_cannot_point_elsewhere(name: str, runs: Path) -> None:
+    (runs / "model_index.json").write_text("{}")
     for place in (runs / "precious", runs / "one" / "precious"):
         place.mkdir()
         (place / "x").write_text("x")
@@ -236,12 +237,12 @@ def test_nothing_of_a_running_run_goes(cache: Path, tmp_path: Path, capsys: pyte
 def test_pictures_that_no_base_drew_stay(cache: Path) -> None:
     folder = cache / "class-pictures" / ("c" * 12)
     folder.mkdir(parents=True)
-    drawn, mine = folder / f"class-{'c' * 12}-000000.png", folder / "dog.png"
-    for path in (drawn, mine):
+    drawn, mine, other = folder / f"class-{'c' * 12}-000000.png", folder / "dog.png", folder / "class-mine.png"
+    for path in (drawn, mine, other):
         path.write_bytes(b"x")
     assert cli.run(["cache", "prune", "--max-size", "0", "--dry-run"]) == 0 and drawn.exists()
     assert cli.run(["cache", "prune", "--max-size", "0"]) == 0
-    assert (drawn.exists(), mine.exists()) == (False, True)
+    assert (drawn.exists(), mine.exists(), other.exists()) == (False, True, True)
 
 
 def test_the_cache_for_scripts(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
