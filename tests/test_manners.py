@@ -192,7 +192,8 @@ def test_values_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert offers("ft lora --optimizer ada") == ["adamw", "adamw8bit", "adafactor"]
     assert offers("ft dreambooth --adapter lo") == ["lora", "loha", "lokr"]
     assert offers("ft lora --recipe tiny-s") == ["tiny-style"] and offers("ft lora --recipe mi") == ["mine.yaml"]
-    assert offers("ft generate --adapter runs/") == ["runs/one", "runs/one/"]
+    assert offers("ft generate --adapter runs/") == ["runs/one"] and offers("ft clean runs/o") == ["runs/one"]
+    assert offers("ft generate --adapter ru") == [], "the shell goes on, and puts no space behind a folder"
     assert offers("ft adapter inspect runs/one/") == ["runs/one/one.safetensors"]
     assert offers("ft lora --schedule wsd") == ["wsd"] and "--lr" in offers("ft lora --l")
     assert not [o for o in offers("ft lora --learning") if o.startswith("--learning")]

@@ -24,7 +24,7 @@ def words(known: Iterable[str]) -> Callable[[str], list[Offer]]:
 def bases(incomplete: str) -> list[Offer]:
     """Short names, files, and folders of diffusers."""
     names = [(name, base.about) for name, base in BASES.items() if name.startswith(incomplete)]
-    return names + list(_paths(incomplete, (".safetensors",), "model_index.json"))
+    return _with_paths(names, incomplete, (".safetensors",), "model_index.json")
 
 
 def kinds(incomplete: str) -> list[Offer]:
@@ -33,20 +33,34 @@ def kinds(incomplete: str) -> list[Offer]:
 
 def known_recipes(incomplete: str) -> list[Offer]:
     names = [(name, recipes.about(path)) for name, path in recipes.shipped().items() if name.startswith(incomplete)]
-    return names + list(_paths(incomplete, (".yaml", ".yml")))
+    return _with_paths(names, incomplete, (".yaml", ".yml"))
 
 
 def adapters(incomplete: str) -> list[Offer]:
     """Adapter files, and folders of runs."""
-    return list(_paths(incomplete, (".safetensors",), "run.yaml"))
+    return _with_paths([], incomplete, (".safetensors",), "run.yaml")
 
 
 def runs(incomplete: str) -> list[Offer]:
-    return list(_paths(incomplete, (), "run.yaml"))
+    return _with_paths([], incomplete, (), "run.yaml")
 
 
-def _paths(incomplete: str, endings: tuple[str, ...], marker: str = "") -> Iterator[Offer]:
-    """Files of some endings, folders that hold `marker`, and with / at their end those that may hold more."""
+def _with_paths(names: list[Offer], incomplete: str, endings: tuple[str, ...], marker: str = "") -> list[Offer]:
+    """The names, files of some endings, and folders that hold `marker`; with other folders, which may hold more. Nothing where nothing
+    fits: the shell then completes paths by itself, and knows that a folder's name goes on."""
+    fitting, folders = list(names), list[Offer]()
+    for shown, entry in _entries(incomplete):
+        if not entry.is_dir():
+            fitting += [(shown, "file")] if entry.name.endswith(endings) else []
+        elif marker and Path(entry.path, marker).exists():
+            fitting.append((shown, "folder"))
+        else:
+            folders.append((shown + os.sep, "folder"))
+    return fitting + folders if fitting else []
+
+
+def _entries(incomplete: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """What lies where a path goes on, as it would be typed."""
     front, start = os.path.split(incomplete)
     try:
         entries = sorted(os.scandir(os.path.expanduser(front) or "."), key=lambda e: e.name)
@@ -54,11 +68,4 @@ def _paths(incomplete: str, endings: tuple[str, ...], marker: str = "") -> Itera
         return
     named = [e for e in entries if e.name.startswith(start) and (start or not e.name.startswith("."))]
     for entry in named[:MOST]:
-        shown = os.path.join(front, entry.name)
-        if not entry.is_dir():
-            if entry.name.endswith(endings):
-                yield shown, "file"
-            continue
-        if marker and Path(entry.path, marker).exists():
-            yield shown, "folder"
-        yield shown + os.sep, "folder"
+        yield os.path.join(front, entry.name), entry
