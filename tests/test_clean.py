@@ -166,6 +166,13 @@ def test_clean_for_scripts(runs: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert not planned["removed"] and not done["can_go"]
 
 
+def test_what_the_system_keeps_is_said(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(clean.shutil, "rmtree", lambda path, ignore_errors: None)
+    assert cli.run(["clean", "--yes", "runs/one"]) == 0
+    said = capsys.readouterr()
+    assert "freed 0 B" in said.out and said.err.count("does not let it be removed") == 2
+
+
 def test_a_cleaned_run_goes_on(train: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(optim={"steps": 2}, run={"checkpoint_every": 1})
     assert steps(tmp_path / "out") == [2, 1] and cli.run(["clean", "--yes", str(tmp_path / "out")]) == 0 and steps(tmp_path / "out") == [2]
@@ -209,7 +216,8 @@ def test_the_longest_unused_goes_first(cache: Path, tmp_path: Path) -> None:
     (cache / "bases" / "mine").mkdir()
     (cache / "latents" / "mine.txt").write_text("x")
     assert [e.path for e in stored.entries()] == [base, new, text, pictures, old]
-    total = sum(e.size for e in stored.entries())
+    total = stored.total()
+    assert total == sum(e.size for e in stored.entries())
     assert [e.path for e in stored.shrunk(total)[0]] == [] and [e.path for e in stored.shrunk(total - 1)[0]] == [base]
     assert [e.path for e in stored.shrunk(old.stat().st_size)[0]] == [base, new, text, pictures]
 

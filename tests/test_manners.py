@@ -164,6 +164,7 @@ def test_all_that_is_not_understood_is_answered_at_once(capsys: pytest.CaptureFi
                  "--resume_from_checkpoint: here it is --out FOLDER"):  # fmt: skip
         assert told in err
     assert err.count("error: ") == 1 and "`ft lora --help`" in err
+    assert cli.run(["lora", "--data", "x", "--epochs", "3", "--fool"]) == 2 and "--fool: no such flag" in capsys.readouterr().err
 
 
 # Completion

@@ -71,8 +71,7 @@ def _show(found: clean.Findings) -> None:
         print(plain(f"{kind:<13} {size(count):>9}  {path}"))
     _say_stays(found.stays, False)
     print(f"{size(found.size)} can go" if found.items else "nothing to free")
-    cached = sum(entry.size for entry in stored.entries())
-    if cached:
+    if cached := stored.total():
         print(f"the cache holds {size(cached)} more: `ft cache ls`", file=sys.stderr)
 
 

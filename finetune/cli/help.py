@@ -92,11 +92,13 @@ class Group(TyperGroup):
 
 
 def _unknown(arguments: list[str], known: set[str]) -> str | None:
-    """Other tools' words among a command's arguments, each with ours; None where there are none."""
+    """All flags of a command line that are not the command's, other tools' words with ours; None where there are no such words."""
     own = {words.normal(flag) for flag in known}
     names = dict.fromkeys(a.partition("=")[0] for a in arguments if a.startswith("--"))
-    told = {name: answer for name in names if words.normal(name) not in own and (answer := words.answer(name))}
-    return "\n       ".join(f"{name}: {answer}" for name, answer in told.items()) or None
+    told = {name: words.answer(name) for name in names if words.normal(name) not in own}
+    if not any(told.values()):
+        return None
+    return "\n       ".join(f"{name}: {answer or 'no such flag'}" for name, answer in told.items())
 
 
 def _options(command: Any, ctx: Any, formatter: Any) -> None:

@@ -64,6 +64,8 @@ SETTINGS = {
     "optim.lr": "learning-rate unet-lr",
     "optim.optimizer": "optimizer-type",
     "optim.schedule": "lr-scheduler",
+    "optim.cycles": "lr-num-cycles lr-scheduler-num-cycles",
+    "optim.power": "lr-power lr-scheduler-power",
     "optim.warmup": "lr-warmup-steps",
     "optim.weight_decay": "weight-decay adam-weight-decay",
     "optim.max_grad_norm": "max-grad-norm",
@@ -143,6 +145,8 @@ NEEDLESS = {
     "xformers sdpa enable-xformers-memory-efficient-attention mem-eff-attn": "PyTorch's own attention is used always",
     "cache-latents cache-latents-to-disk": "pictures are encoded once, and kept",
     "cache-text-encoder-outputs cache-text-encoder-outputs-to-disk": "captions are encoded once, and kept",
+    "dataloader-num-workers max-data-loader-n-workers persistent-data-loader-workers": "what is encoded ahead needs no workers to load it",
+    "push-to-hub hub-model-id hub-token": "nothing is sent anywhere; `hf upload` does that",
 }
 
 

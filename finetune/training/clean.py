@@ -138,12 +138,12 @@ def remove(items: Iterable[Item], whole: bool = False) -> Findings:
     agreed, done = {item.path: item for item in items}, Findings()
     for folder in dict.fromkeys(item.run for item in agreed.values()):
         if folder is None:
-            done.items += [item for item in agreed.values() if item.run is None and _gone(item.path)]
+            _remove((item for item in agreed.values() if item.run is None), done)
             continue
         try:
             with lock.held(folder):
                 there = [*(_whole(folder) if whole else _checkpoints(folder, done.stays)), *_half_written(folder)]
-                done.items += [item for item in there if item.path in agreed and _gone(item.path)]
+                _remove((item for item in there if item.path in agreed), done)
         except ConfigError as e:
             done.stays[folder] = e.message
         if whole:
@@ -151,13 +151,17 @@ def remove(items: Iterable[Item], whole: bool = False) -> Findings:
     return done
 
 
-def _gone(path: Path) -> bool:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()
-    return not path.exists()
+def _remove(items: Iterable[Item], done: Findings) -> None:
+    for item in items:
+        if item.path.is_dir():
+            shutil.rmtree(item.path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                item.path.unlink()
+        if item.path.exists():
+            done.stays[item.path] = "the system does not let it be removed"
+        else:
+            done.items.append(item)
 
 
 def _tidy(folder: Path, stays: dict[Path, str]) -> None:

@@ -53,6 +53,11 @@ def entries() -> list[Entry]:
     return sorted(held, key=lambda e: (e.used, e.path))
 
 
+def total() -> int:
+    """Bytes of all entries, without asking who uses them."""
+    return sum(entry.size for entry in (*_shards([]), *_class_pictures(), *_bases()))
+
+
 def _began(note: prune.Note) -> float:
     """When the run began that holds the folder of a note."""
     with suppress(OSError):
@@ -82,7 +87,7 @@ def _shards(users: list[tuple[prune.Note, str | None]]) -> Iterator[Entry]:
 
 def _shard(kind: str, path: Path, users: list[tuple[set[str], float, str | None]]) -> Entry:
     """One file of rows; `users` are runs by their keys, when they began, and their process if they still run."""
-    keys, found = _keys(path), path.stat()
+    keys, found = _keys(path) if users else [], path.stat()
     mine = [(began, who) for used, began, who in users if not used.isdisjoint(keys)]
     used = max([found.st_mtime, *(began for began, _ in mine)])
     return Entry(kind, path, found.st_size, used, next((who for _, who in mine if who), None))
