@@ -106,7 +106,7 @@ def _options(command: Any, ctx: Any, formatter: Any) -> None:
     for param in command.get_params(ctx):
         record = param.get_help_record(ctx)
         if record is not None:
-            first = re.sub("<[^>]*>", lambda found: VALUES.get(found[0], found[0]), record[0])
+            first = re.sub("<[^>]*>", lambda found: VALUES.get(found[0].lower(), found[0]), record[0])
             panels.setdefault(_panel(param, path(ctx)), []).append((first, record[1]))
     _write(formatter, panels)
 

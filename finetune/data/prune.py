@@ -38,7 +38,7 @@ def remember(out: Path, used: Mapping[Path, Iterable[bytes]]) -> None:
 
 def begin(out: Path) -> None:
     """Notes that a run begins in `out`, before it is known what it uses: what it touches from now on is held as long as it runs."""
-    with suppress(ResourceError):  # a cache that cannot be written is refused where it is needed
+    with suppress(ResourceError, OSError):  # a cache that cannot be written is refused where it is needed
         if _note(out).exists():
             files.touch(_note(out))
         else:
