@@ -7,8 +7,9 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,48 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+_LEFT = re.compile(r"\.(tmp|old|probe)-(?:(.+)-)?(\d+)")  # what `write`, `publish` and `check_writable` name, and their process
+
+
+def left_behind(folder: Path, age: float = 0) -> Iterator[Path]:
+    """What processes that were killed left half-written in a folder, `age` seconds ago or more; not what may be the last whole copy of
+    a file: of a folder that was being replaced."""
+    for path in sorted(folder.glob(".*")):
+        told = _LEFT.fullmatch(path.name)
+        if told is None or _alive(int(told[3])) or time.time() - path.lstat().st_mtime < age:
+            continue
+        kind, name = told[1], told[2] or ""
+        replaced = any(other.name.startswith(f".old-{name}-") for other in folder.glob(".old-*"))
+        if kind == "probe" or os.path.lexists(folder / name) or (kind == "tmp" and not replaced):
+            yield path
+
+
+def _alive(process: int) -> bool:
+    """Whether a process of this number runs here; where that cannot be asked, yes."""
+    if os.name != "posix":  # Windows would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's; or a number that is none
+        return True
+    return True
+
+
+def touch(path: Path) -> None:
+    """Notes that something in the cache was used now, so that what was not goes before it."""
+    with suppress(OSError):
+        os.utime(path)
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; links are not followed."""
+    if path.is_dir() and not path.is_symlink():
+        return sum(size(one) for one in path.iterdir())
+    return path.lstat().st_size
 
 
 def check_writable(folder: Path) -> None:

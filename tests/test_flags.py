@@ -38,8 +38,8 @@ SETS = [
     "optim.steps=2", 'data.path="a\\0b"', 'run.sample_prompt=["\\ud800"]', 'optim.lr_pattern={"(": 1}', 'method.rank_pattern={"[": 2}',
     "data.sources=[{path: x}, 3]", "data.background=[]", "optim.betas=[1]", "run=3", "a=b", "a.b=c", "=", ".", "x.y=*a", "x.y={{",
 ]  # fmt: skip
-# Commands that would take long or leave the folder, and flags that end the command.
-LEFT_OUT = {"demo", "caption"}
+# Commands that would take long, leave the folder or empty it, and flags that end the command.
+LEFT_OUT = {"demo", "caption", "clean"}
 
 
 def commands(command: Any = ROOT, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -161,4 +161,4 @@ def test_some_command_lines(place: Path, base: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_every_command_is_drawn() -> None:
-    assert len(COMMANDS) == 18 and ("data", "check") in COMMANDS and ("ti",) in COMMANDS
+    assert len(COMMANDS) == 22 and ("data", "check") in COMMANDS and ("ti",) in COMMANDS

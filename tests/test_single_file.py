@@ -20,6 +20,7 @@ from finetune import files
 from finetune.data.encoded import texts
 from finetune.errors import AccessError, ConfigError, FinetuneError
 from finetune.families import load, single_file, source
+from finetune.training import stored
 
 PROBE = single_file.PROBE
 XL = ("conditioner.embedders.0.x", "conditioner.embedders.1.x")
@@ -80,7 +81,10 @@ def test_a_single_file_is_the_base_it_was_made_of(base: Path, tmp_path: Path) ->
         assert here.keys() == there.keys() and all(torch.equal(here[k], there[k]) for k in here), part
     assert load.family(found).schedule().prediction_type == "epsilon"
     stamp = (found.folder / "model_index.json").stat().st_mtime_ns
+    os.utime(found.folder, (0, 0))
     assert (source.resolve(str(path)).folder / "model_index.json").stat().st_mtime_ns == stamp, "unpacked once"
+    (entry,) = [e for e in stored.entries() if e.path == found.folder]
+    assert entry.used > 0 and stored.about(entry) == "unpacked StableDiffusionPipeline", "its use is noted"
     v = load.family(source.resolve(str(path), prediction="v_prediction"))
     assert v.schedule().prediction_type == "v_prediction" and v.source.folder != found.folder
 

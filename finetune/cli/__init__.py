@@ -9,12 +9,12 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from finetune import __version__, files, libraries
-from finetune.cli import adapter, data, demo, generate, models, recipe, settings, streams, train
+from finetune.cli import adapter, cache, clean, data, demo, generate, help, models, recipe, settings, streams, train
 from finetune.errors import ConfigError, FinetuneError, Interruption, ResourceError, plain
 from finetune.training import signals
 
@@ -27,24 +27,46 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings=help.CONTEXT,
 )
-app.command("lora")(train.lora)
-app.command("dreambooth")(train.dreambooth)
-app.command("textual-inversion")(train.textual_inversion)
+TRAIN, LOOK, KNOW = "Train", "Draw and look", "Know and keep house"
+app.command("lora", rich_help_panel=TRAIN)(train.lora)
+app.command("dreambooth", rich_help_panel=TRAIN)(train.dreambooth)
+app.command("textual-inversion", rich_help_panel=TRAIN)(train.textual_inversion)
 app.command("ti", hidden=True)(train.textual_inversion)
-app.command("generate")(generate.command)
-app.command("demo")(demo.command)
-app.add_typer(data.app, name="data")
-app.add_typer(adapter.app, name="adapter")
-app.command("models")(models.command)
-app.add_typer(recipe.app, name="recipe")
-app.command("config")(settings.command)
+app.command("demo", rich_help_panel=TRAIN)(demo.command)
+app.command("generate", rich_help_panel=LOOK)(generate.command)
+app.add_typer(data.app, name="data", rich_help_panel=LOOK)
+app.add_typer(adapter.app, name="adapter", rich_help_panel=LOOK)
+app.command("models", rich_help_panel=KNOW)(models.command)
+app.add_typer(recipe.app, name="recipe", rich_help_panel=KNOW)
+app.add_typer(cache.app, name="cache", rich_help_panel=KNOW)
+app.command("clean", rich_help_panel=KNOW)(clean.command)
+app.command("config", rich_help_panel=KNOW)(settings.command)
 
 
 def _version(value: bool) -> None:
     if value:
         print(f"ft {__version__}")
         raise typer.Exit
+
+
+@app.command("version", rich_help_panel=KNOW)
+def version(json_: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False) -> None:
+    """Print the version."""
+    emit({"version": __version__}) if json_ else print(f"ft {__version__}")
+
+
+@app.command("help", rich_help_panel=KNOW)
+def explain(command: Annotated[list[str] | None, typer.Argument(metavar="COMMAND", show_default=False)] = None) -> None:
+    """Print the help of a command, or this list."""
+    app(args=[*(command or []), "--help"], standalone_mode=False)
+
+
+for group in (app, data.app, adapter.app, recipe.app, cache.app):
+    group.info.cls = help.Group
+    for one in group.registered_commands:
+        one.cls = help.Command
 
 
 @app.callback()
@@ -55,9 +77,9 @@ def root(version: bool = typer.Option(False, "--version", callback=_version, is_
 def report(error: FinetuneError) -> int:
     """`error: ...` and `hint: ...` on stderr, control characters removed; returns the exit code."""
     if _first() or error.exit_code == 1 or not error.shared:
-        print(f"error: {plain(error.message)}", file=sys.stderr)
+        print(f"{streams.painted('error:', '1;31', sys.stderr)} {plain(error.message)}", file=sys.stderr)
         if error.hint:
-            print(f"hint: {plain(error.hint)}", file=sys.stderr)
+            print(f"{streams.painted('hint:', '36', sys.stderr)} {plain(error.hint)}", file=sys.stderr)
     return error.exit_code
 
 
@@ -96,7 +118,10 @@ def _app(words: list[str]) -> Any:
     except typer.Exit as e:
         return e.exit_code
     except typer.TyperException as e:
-        raise ConfigError(e.format_message(), "`ft COMMAND --help` lists the flags") from e
+        if type(e).__name__ == "NoArgsIsHelpError":
+            print(e.format_message())
+            return ConfigError.exit_code
+        raise ConfigError(e.format_message(), help.hint(e)) from e
     except signals.Interrupted as e:
         raise Interruption(e.number) from None
     except (KeyboardInterrupt, typer.Abort):

@@ -6,11 +6,16 @@ from typing import Annotated
 import typer
 
 from finetune import files
-from finetune.cli import present
+from finetune.cli import complete, present
 from finetune.errors import plain
 
 app = typer.Typer(help="Inspect, convert, average and verify adapter files.", no_args_is_help=True)
-File = Annotated[Path, typer.Argument(metavar="FILE", help="adapter file, PEFT folder, or folder of a run", show_default=False)]
+File = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE", help="adapter file, PEFT folder, or folder of a run", show_default=False, autocompletion=complete.adapters
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 FORMS = ("kohya", "diffusers", "peft", "full", "svd")
 BAD_FILE = 3  # exit code: see finetune/errors.py

@@ -8,14 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from finetune import files
-from finetune.cli import flags, present
+from finetune.cli import complete, flags, present
 from finetune.cli.train import any_job
 from finetune.config import Job
 from finetune.errors import ConfigError, DataError, plain
 
 app = typer.Typer(help="Check, show, caption and encode pictures before training.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
-Recipe = Annotated[Path | None, typer.Option("--recipe", help="recipe whose data it is; flags win over it", show_default=False)]
+Recipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe", help="recipe whose data it is; flags win over it", show_default=False, metavar="RECIPE",
+        autocompletion=complete.known_recipes,
+    ),
+]  # fmt: skip
 Set = Annotated[list[str] | None, typer.Option("--set", help="any setting: section.key=value", metavar="TEXT", show_default=False)]
 
 
@@ -41,7 +47,9 @@ def check(
     vae: Annotated[
         str | None, typer.Option("--vae", help="base whose autoencoder to try on these pictures", metavar="BASE", show_default=False)
     ] = None,
-    sheet: Annotated[Path | None, typer.Option("--sheet", help="with --vae, where to draw the worst", show_default=False)] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="with --vae, where to draw the worst", metavar="FILE", show_default=False)
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="exit with 3 on warnings too")] = False,
     json_: Json = False,
     **given: Any,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from finetune.cli import complete
 from finetune.config import ADAPTERS
 from finetune.config.load import Settings, merge, section_model
 from finetune.config.method import EMBEDDED, usual_rate
@@ -59,7 +60,19 @@ DATA = {
 Pictures = Annotated[
     list[str] | None, typer.Argument(metavar="PICTURES", help="the same as --data: where the pictures are", show_default=False)
 ]
-del TEXTUAL_INVERSION["--format"], DREAMBOOTH["--sample-every"]  # 40 are enough
+del TEXTUAL_INVERSION["--format"], DREAMBOOTH["--sample-every"]
+UNLISTED = {"--variant", "--allow-pickle", "--checkpoint-every", "--processes"}  # by --help, which lists 40 at most; `ft config` does
+# The groups of --help, by section of the setting.
+PANELS = {
+    "data": "Pictures",
+    "model": "Base",
+    "subject": "Subject",
+    "method": "What trains",
+    "objective": "How it learns",
+    "optim": "How it learns",
+    "run": "The run and what it leaves",
+}
+COMPLETE = {"--base": complete.bases, "--adapter": complete.kinds}
 
 
 def _name(flag: str) -> str:
@@ -87,18 +100,21 @@ def _option(flag: str, setting: str, own: Settings) -> inspect.Parameter:
     info = section_model(section).model_fields[key]
     name = _name(flag)
     text = (info.description or "") + _default(section, key, own)
+    more: dict[str, Any] = {"rich_help_panel": PANELS[section], "hidden": flag in UNLISTED, "show_default": False}
     if flag == "--adapter":
         about = "; ".join(f"{name}: {row.about}" for name, row in ADAPTERS.items())
         text = f"type of the adapter{_default(section, key, own)}. {about}"
-        kind: Any = Annotated[str | None, typer.Option(flag, help=text, show_default=False, metavar="|".join(ADAPTERS))]
-    elif info.annotation is bool:
-        kind = Annotated[bool | None, typer.Option(flag, help=text, show_default=False)]
+        metavar = "|".join(ADAPTERS)
+    else:
+        metavar = "PATH" if flag == "--data" else _metavar(info.annotation)
+    if info.annotation is bool:
+        kind: Any = Annotated[bool | None, typer.Option(flag, help=text, **more)]
     elif str(info.annotation).startswith("tuple[") and "..." in str(info.annotation):
-        kind = Annotated[list[str] | None, typer.Option(flag, help=text, show_default=False, metavar="TEXT")]
+        kind = Annotated[list[str] | None, typer.Option(flag, help=text, metavar="TEXT", **more)]
     else:
         # Text here, typed in `config`: so that every mistake of a command line is told at once.
-        metavar = "PATH" if flag == "--data" else _metavar(info.annotation)
-        kind = Annotated[str | None, typer.Option(flag, help=text, show_default=False, metavar=metavar)]
+        more["autocompletion"] = COMPLETE.get(flag) or (complete.words(metavar.split("|")) if "|" in metavar else None)
+        kind = Annotated[str | None, typer.Option(flag, help=text, metavar=metavar, **more)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
 

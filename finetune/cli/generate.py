@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli import present
+from finetune.cli import complete, present
 from finetune.errors import ConfigError, plain
 
 
@@ -18,13 +18,20 @@ def command(
     adapter: Annotated[
         list[str] | None,
         typer.Option(
-            "--adapter", help="adapter file, run, or RUN/checkpoints/step-N; :weight if not 1", metavar="FILE|RUN", show_default=False
+            "--adapter",
+            help="adapter file, run, or RUN/checkpoints/step-N; :weight if not 1",
+            metavar="FILE|RUN",
+            show_default=False,
+            autocompletion=complete.adapters,
         ),
     ] = None,
     embedding: Annotated[
         list[Path] | None, typer.Option("--embedding", help="embedding file of a new token, or run", metavar="FILE|RUN", show_default=False)
     ] = None,
-    base: Annotated[str | None, typer.Option("--base", help="base (the one that the adapter names)", show_default=False)] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="base (the one that the adapter names)", show_default=False, autocompletion=complete.bases),
+    ] = None,
     negative: Annotated[str, typer.Option("--negative", help="what to steer away from", show_default=False)] = "",
     scheduler: Annotated[
         str | None, typer.Option("--scheduler", help="ddim, dpm++, euler, euler-a, pndm, ddpm, lcm", show_default=False)

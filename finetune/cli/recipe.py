@@ -7,11 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from finetune import files
+from finetune.cli import complete
 from finetune.config import recipes
 from finetune.errors import ConfigError, FinetuneError, plain
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
-Name = Annotated[Path, typer.Argument(metavar="RECIPE", help="name of a recipe, or a file", show_default=False)]
+Name = Annotated[
+    Path,
+    typer.Argument(metavar="RECIPE", help="name of a recipe, or a file", show_default=False, autocompletion=complete.known_recipes),
+]
 
 
 @app.command("ls")

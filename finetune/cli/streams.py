@@ -55,3 +55,15 @@ def lost(stream: Any) -> OSError | None:
     stream.flush()
     error: OSError | None = getattr(_raw(stream), "lost", None)
     return None if isinstance(error, BrokenPipeError) else error
+
+
+def coloured(stream: Any) -> bool:
+    """Whether a stream is a terminal that shows colours, and nobody asked for none (https://no-color.org)."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty():
+        return False
+    return os.name != "nt" or bool({"WT_SESSION", "TERM", "ANSICON"} & os.environ.keys())  # an old console shows the codes
+
+
+def painted(text: str, code: str, stream: Any) -> str:
+    """Text in a colour or weight of ANSI, such as 31 for red and 1 for bold, where the stream shows it."""
+    return f"\033[{code}m{text}\033[0m" if coloured(stream) else text

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from finetune.cli import flags, present
+from finetune.cli import complete, flags, present
 from finetune.config import Job, read_yaml, recipes, resolve
 from finetune.config.load import Settings, merge, user_config
 from finetune.config.method import trained, usual_rate
@@ -40,13 +40,21 @@ def _command(name: str, table: Mapping[str, str], text: str) -> Callable[..., No
         *,
         recipe: Annotated[
             Path | None,
-            typer.Option("--recipe", help="name of a recipe (`ft recipe ls`), or a YAML file; flags win over it", show_default=False),
+            typer.Option(
+                "--recipe",
+                help="name of a recipe (`ft recipe ls`), or a YAML file; flags win over it",
+                show_default=False,
+                metavar="RECIPE",
+                autocompletion=complete.known_recipes,
+            ),
         ] = None,
         set_: Annotated[
             list[str] | None, typer.Option("--set", help="any setting: section.key=value", metavar="TEXT", show_default=False)
         ] = None,
-        no_holdout: Annotated[bool, typer.Option("--no-holdout", help="train on all pictures, and measure nothing")] = False,
-        no_samples: Annotated[bool, typer.Option("--no-samples", help="draw no pictures")] = False,
+        no_holdout: Annotated[
+            bool, typer.Option("--no-holdout", help="train on all pictures, and measure nothing", rich_help_panel=flags.PANELS["data"])
+        ] = False,
+        no_samples: Annotated[bool, typer.Option("--no-samples", help="draw no pictures", rich_help_panel=flags.PANELS["run"])] = False,
         fresh: Annotated[bool, typer.Option("--fresh", help="start over, removing what an earlier run in --out wrote")] = False,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan, load no weights")] = False,
         json_: Annotated[bool, typer.Option("--json", help="print one JSON object at the end")] = False,

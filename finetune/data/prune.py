@@ -4,14 +4,24 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from finetune import files
-from finetune.data.cache import Cache
+from finetune.errors import ResourceError
 
 YOUNG = 24 * 3600  # seconds for which a run counts that has not written its folder yet
+
+
+class Note(NamedTuple):
+    """What a run in the folder `out` uses: by space, its keys in hexadecimal. `time` is when it last began, in seconds."""
+
+    path: Path
+    out: Path
+    used: Mapping[str, Iterable[str]]
+    time: float
 
 
 class Pruned(NamedTuple):
@@ -22,9 +32,29 @@ class Pruned(NamedTuple):
 
 def remember(out: Path, used: Mapping[Path, Iterable[bytes]]) -> None:
     """Notes what a run in the folder `out` uses: by space, its keys."""
-    place = str(out.resolve())
     names = {space.relative_to(files.cache_root()).as_posix(): sorted({k.hex() for k in keys}) for space, keys in used.items()}
-    files.write_json(_folder() / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.json", {"out": place, "used": names})
+    files.write_json(_note(out), {"out": str(out.resolve()), "used": names})
+
+
+def begin(out: Path) -> None:
+    """Notes that a run begins in `out`, before it is known what it uses: what it touches from now on is held as long as it runs."""
+    with suppress(ResourceError, OSError):  # a cache that cannot be written is refused where it is needed
+        if _note(out).exists():
+            files.touch(_note(out))
+        else:
+            remember(out, {})
+
+
+def notes() -> Iterator[Note]:
+    """Of all runs that used the cache; a damaged one counts as none."""
+    for path in sorted(_folder().glob("*.json")):
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            told = json.loads(files.read_text(path))
+            yield Note(path, Path(told["out"]), dict(told["used"]), path.stat().st_mtime)
+
+
+def _note(out: Path) -> Path:
+    return _folder() / f"{hashlib.sha256(os.fsencode(str(out.resolve()))).hexdigest()[:16]}.json"
 
 
 def _folder() -> Path:
@@ -33,16 +63,17 @@ def _folder() -> Path:
 
 def prune() -> Pruned:
     """Removes the latents and text embeddings that no run refers to: no run whose folder is there, or that began within a day."""
+    from finetune.data.cache import Cache  # which needs torch, as a note does not
+
     wanted: dict[str, set[bytes]] = {}
     runs = 0
-    for path in _folder().glob("*.json"):
-        note = json.loads(path.read_text(encoding="utf-8"))
-        if not (Path(note["out"]) / "run.yaml").exists() and time.time() - path.stat().st_mtime > YOUNG:
-            path.unlink()
+    for note in notes():
+        if not (note.out / "run.yaml").exists() and time.time() - note.time > YOUNG:
+            note.path.unlink()
             continue
         runs += 1
-        for space, names in note["used"].items():
-            wanted.setdefault(space, set()).update(map(bytes.fromhex, names))
+        for name, keys in note.used.items():
+            wanted.setdefault(name, set()).update(map(bytes.fromhex, keys))
     rows = size = 0
     for kind in ("latents", "texts"):
         for space in (files.cache_root() / kind).glob("*"):

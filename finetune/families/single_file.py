@@ -56,6 +56,7 @@ def unpickle(path: Path) -> Path:
     """
     target = files.cache_root() / "bases" / f"{files.sha256(path)}.safetensors"
     if target.exists():
+        files.touch(target)
         return target
     import torch
 
@@ -140,6 +141,7 @@ def skeleton(configs: dict[str, Any]) -> Path:
     digest = hashlib.sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()
     folder = files.cache_root() / "bases" / f"configs-{digest}"
     files.publish(folder, lambda p: write_configs(configs, p))
+    files.touch(folder)
     return folder
 
 
@@ -153,6 +155,7 @@ def unpack(checkpoint: Checkpoint) -> Path:
     key = hashlib.sha256(f"{files.sha256(checkpoint.path)} {config.name}".encode()).hexdigest()
     folder = files.cache_root() / "bases" / key
     if (folder / "model_index.json").exists():
+        files.touch(folder)
         return folder
     import diffusers
     import torch

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from finetune import files
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # whoever only looks for checkpoints need not wait for torch
     from torch import Tensor
 
 State = dict[str, "Tensor"]
 BEST = "best.safetensors"
 
 
-def place(root: Path, step: int) -> Path:
+def of_step(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
@@ -29,7 +29,6 @@ def steps(root: Path) -> list[int]:
 def save(root: Path, step: int, tensors: State, more: dict[str, Any], keep: int) -> Path:
     """Writes one checkpoint, then removes what is not worth keeping: older ones than the newest `keep`, later ones (left from
     before a fall back to this step), and what a killed save left half-written."""
-
     from safetensors.torch import save_file
 
     def fill(folder: Path) -> None:
@@ -40,11 +39,11 @@ def save(root: Path, step: int, tensors: State, more: dict[str, Any], keep: int)
         manifest = {p: {"size": (folder / p).stat().st_size, "sha256": files.sha256(folder / p)} for p in parts}
         (folder / "manifest.json").write_text(json.dumps(manifest, sort_keys=True), encoding="utf-8")
 
-    folder = place(root, step)
+    folder = of_step(root, step)
     files.write(folder, fill)
     found = steps(root)
     for old in [s for s in found if s > step] + [s for s in found if s <= step][keep:]:
-        shutil.rmtree(place(root, old), ignore_errors=True)
+        shutil.rmtree(of_step(root, old), ignore_errors=True)
     for half in [*root.glob(".tmp-step-*"), *root.glob(".old-step-*")]:
         shutil.rmtree(half, ignore_errors=True)
     return folder
@@ -53,7 +52,7 @@ def save(root: Path, step: int, tensors: State, more: dict[str, Any], keep: int)
 def remove(root: Path) -> None:
     """All of them, and the best state, of a run that has ended; what somebody else put there stays."""
     for step in steps(root):
-        shutil.rmtree(place(root, step), ignore_errors=True)
+        shutil.rmtree(of_step(root, step), ignore_errors=True)
     (root / BEST).unlink(missing_ok=True)
     with suppress(OSError):
         root.rmdir()
@@ -72,7 +71,7 @@ def is_valid(folder: Path) -> bool:
 
 def valid(root: Path) -> Iterator[Path]:
     """Valid checkpoints, newest first."""
-    return (f for f in (place(root, s) for s in steps(root)) if is_valid(f))
+    return (f for f in (of_step(root, s) for s in steps(root)) if is_valid(f))
 
 
 def facts(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Class pictures for prior preservation: drawn from the base itself before training, kept under what made them, and used again."""
 
-import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -19,8 +18,8 @@ from finetune.data.scan import Origin
 from finetune.errors import ConfigError
 from finetune.families.load import Family
 from finetune.sampling import draw
+from finetune.training.stored import CLASSES, DRAWN
 
-DRAWN = re.compile(r"class-[0-9a-f]{12}-\d{6}\.png")
 Phase = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 
@@ -55,7 +54,7 @@ class ClassPictures:
     @cached_property
     def folder(self) -> Path:
         own = self.job.subject.class_data
-        return files.home(own) if own else files.cache_root() / "class-pictures" / self.key
+        return files.home(own) if own else files.cache_root() / CLASSES / self.key
 
     def path(self, number: int) -> Path:
         return self.folder / f"class-{self.key}-{number:06d}.png"
@@ -92,6 +91,8 @@ class ClassPictures:
         numbers = list(range(self.count))
         batches = [numbers[i : i + size] for i in range(0, len(numbers), size)][rank::world]
         mine = [b for b in batches if not all(self.path(n).exists() for n in b)]
+        if not self.job.subject.class_data:
+            files.touch(self.folder)
         if not mine:
             return
         files.check_writable(self.folder)

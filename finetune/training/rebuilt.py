@@ -77,7 +77,7 @@ def write_step(folder: Path, step: int) -> dict[str, Path]:
     Raises:
         DataError: the step is not there, or damaged.
     """
-    saved = checkpoint.place(folder / "checkpoints", step)
+    saved = checkpoint.of_step(folder / "checkpoints", step)
     if not checkpoint.is_valid(saved):
         raise DataError(f"{saved}: is damaged", "another saved step, or the same command again")
     tensors, _ = checkpoint.load(saved)

@@ -86,6 +86,12 @@ def clear(out: Path) -> None:
         return
     for folder in (out / "checkpoints").glob("step-*"):
         shutil.rmtree(folder, ignore_errors=True)
+    for path in kept_files(out):
+        path.unlink(missing_ok=True)
+
+
+def kept_files(out: Path) -> list[Path]:
+    """The files that a run keeps beside its checkpoints and results, there or not."""
     written = [
         *(out / "samples").glob("step-*.png"),
         *(out / "averages").glob("step-*.safetensors"),
@@ -93,8 +99,7 @@ def clear(out: Path) -> None:
     ]
     written += [out / name for name in ("metrics.jsonl", "summary.json", "pictures.json", FINISHED, "run.yaml")]
     written += [out / "README.md"] if place(out, "").name == "README.md" else []
-    for path in written:
-        path.unlink(missing_ok=True)
+    return written
 
 
 def versions() -> dict[str, str]:

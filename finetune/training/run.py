@@ -17,6 +17,7 @@ from finetune.adapters.header import header_of, tensors_file
 from finetune.adapters.read import read
 from finetune.adapters.write import DTYPES
 from finetune.config.job import Job
+from finetune.data import prune
 from finetune.data.plan import IndexPlan, describe
 from finetune.errors import ConfigError, Stopped
 from finetune.families import load, source
@@ -85,6 +86,8 @@ class Runner:
     def prepare(self) -> None:
         """Everything that can be refused without a model: pictures, base, settings, an earlier run's record."""
         job = self.job
+        if self.main:
+            prune.begin(self.out)
         self.pictures = pictures(job)
         self.pictures.describe(self.tracker.say)
         with self.accelerator.main_process_first():  # which may download or unpack it for all

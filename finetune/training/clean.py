@@ -1,0 +1,174 @@
+"""What runs leave that can go: checkpoints that are not the newest, what killed processes left half-written, whole runs. Torch-free.
+
+Only what a run of ours wrote is ever removed, by the names that runs write, and never while a run holds the folder.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune import files
+from finetune.config import read_yaml
+from finetune.errors import ConfigError, DataError
+from finetune.training import checkpoint, lock, record, stored
+
+PARTS = {"state.safetensors", "state.json", "manifest.json"}  # of a checkpoint
+SECTIONS = {"model", "data", "method", "objective", "optim", "run"}  # of a run's record
+SCRATCH = ".job.yaml"  # what the first of several processes hands to the others
+
+
+class NoRuns(DataError):
+    """A folder holds no run."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that can go."""
+
+    kind: str
+    path: Path
+    size: int  # bytes
+    run: Path | None  # whose folder must not be in use; None of the cache
+
+
+@dataclass
+class Findings:
+    """What can go, and what stays although it was asked for, with the reason."""
+
+    items: list[Item] = field(default_factory=list)
+    stays: dict[Path, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        return sum(item.size for item in self.items)
+
+
+def runs(place: Path) -> list[Path]:
+    """The folders of runs in a folder, itself among them; links are not followed.
+
+    Raises:
+        NoRuns: there is no such folder, or no run in it.
+    """
+    found = [Path(folder) for folder, inside, names in os.walk(place) if _is_run(folder, inside, names)]
+    if not found:
+        raise NoRuns(
+            f"{place}: " + ("holds no runs" if place.is_dir() else "no such folder"), "give the --out of runs, or a folder of them"
+        )
+    return sorted(found)
+
+
+def _is_run(folder: str, inside: list[str], names: list[str]) -> bool:
+    """Whether a run wrote the folder; hidden folders and those of runs are not searched further."""
+    found = "run.yaml" in names and not os.path.islink(os.path.join(folder, "run.yaml")) and _says_run(Path(folder, "run.yaml"))
+    inside[:] = [] if found else [name for name in inside if not name.startswith(".")]
+    return found
+
+
+def _says_run(path: Path) -> bool:
+    """Whether a file is the record that runs write, with every section: a recipe that somebody wrote has but a few."""
+    with suppress(ConfigError):
+        return read_yaml(path).keys() >= SECTIONS
+    return False
+
+
+def look(folders: Sequence[Path], whole: bool = False) -> Findings:
+    """What can go of runs: with `whole` all that they wrote, else checkpoints but the newest; and everywhere what was half-written."""
+    found = Findings()
+    for folder in folders:
+        if who := lock.holder(folder):
+            found.stays[folder] = f"in use: {who}"
+            continue
+        found.items += _whole(folder) if whole else _checkpoints(folder, found.stays)
+        found.items += _half_written(folder)
+    if not whole:
+        found.items += [Item("half-written", path, files.size(path), None) for path in stored.left_behind()]
+    return found
+
+
+def _checkpoints(folder: Path, stays: dict[Path, str]) -> Iterator[Item]:
+    """Those before the newest that is whole: the run goes on from that one. Where none is whole, all stay."""
+    root = folder / "checkpoints"
+    newest = next(checkpoint.valid(root), None)
+    if newest is None:
+        return
+    for step in checkpoint.steps(root):
+        path = checkpoint.of_step(root, step)
+        if path == newest or path.is_symlink():
+            continue
+        if {p.name for p in path.iterdir()} <= PARTS:
+            yield Item("checkpoint", path, files.size(path), folder)
+        else:
+            stays[path] = "holds files that no run wrote"
+
+
+def _whole(folder: Path) -> Iterator[Item]:
+    root = folder / "checkpoints"
+    steps = [checkpoint.of_step(root, step) for step in checkpoint.steps(root)]
+    written = [path for path in [*steps, *results(folder), *record.kept_files(folder)] if path.exists() and not path.is_symlink()]
+    for path in dict.fromkeys(written):
+        yield Item("run", path, files.size(path), folder)
+
+
+def results(folder: Path) -> list[Path]:
+    """What a finished run says that it wrote, as far as it lies in its folder: files, and folders of diffusers or PEFT."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        summary = json.loads(files.read_text(folder / "summary.json"))
+        written = [folder / Path(summary[kind]).name for kind in summary["files"]]
+        return [p for p in written if p.parent == folder and p.name not in ("", "..") and (p.is_file() or _is_result(p))]
+    return []
+
+
+def _is_result(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("model_index.json", "adapter_config.json"))
+
+
+def _half_written(folder: Path) -> Iterator[Item]:
+    places = [folder, *(folder / name for name in ("checkpoints", "samples", "averages"))]
+    for path in [*(p for place in places for p in files.left_behind(place)), folder / SCRATCH]:
+        if path.exists():
+            yield Item("half-written", path, files.size(path), folder)
+
+
+def remove(items: Iterable[Item], whole: bool = False) -> Findings:
+    """Removes what is still as `look` found it, each run's part while its folder is held; returns what went, and what did not."""
+    agreed, done = {item.path: item for item in items}, Findings()
+    for folder in dict.fromkeys(item.run for item in agreed.values()):
+        if folder is None:
+            _remove((item for item in agreed.values() if item.run is None), done)
+            continue
+        try:
+            with lock.held(folder):
+                there = [*(_whole(folder) if whole else _checkpoints(folder, done.stays)), *_half_written(folder)]
+                _remove((item for item in there if item.path in agreed), done)
+        except ConfigError as e:
+            done.stays[folder] = e.message
+        if whole:
+            _tidy(folder, done.stays)
+    return done
+
+
+def _remove(items: Iterable[Item], done: Findings) -> None:
+    for item in items:
+        if item.path.is_dir():
+            shutil.rmtree(item.path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                item.path.unlink()
+        if item.path.exists():
+            done.stays[item.path] = "the system does not let it be removed"
+        else:
+            done.items.append(item)
+
+
+def _tidy(folder: Path, stays: dict[Path, str]) -> None:
+    """Removes the folders of a run that are empty now."""
+    for place in (*(folder / name for name in ("checkpoints", "samples", "averages", "tensorboard")), folder):
+        with suppress(OSError):
+            place.rmdir()
+    if folder.is_dir() and folder not in stays:
+        left = sorted(p.name for p in folder.iterdir())
+        stays[folder] = f"holds what no run wrote: {', '.join(left[:5])}" + (" …" if len(left) > 5 else "")
