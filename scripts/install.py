@@ -135,7 +135,7 @@ def make_environment() -> None:
         fail(f"{VENV}: the Python of this virtual environment does not start ({e.strerror})", another)
     if old:
         fail(f"{VENV}: the Python of this virtual environment is older than 3.11", another)
-    no_pip = python("-c", "import pip", stderr=subprocess.DEVNULL)
+    no_pip = python("-m", "pip", "--version", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     if no_pip and python("-m", "ensurepip", "--default-pip", stdout=subprocess.DEVNULL):
         fail(f"{VENV}: this virtual environment has no pip, and none could be added", another)
 
