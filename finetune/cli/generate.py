@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli import present
+from finetune.cli import hardware, present
 from finetune.errors import ConfigError, plain
 
 
@@ -49,6 +49,7 @@ def command(
     if not prompt:
         raise ConfigError("--prompt: missing", 'for example --prompt "a tiger"')
     present.of_drawing(adapter or [], embedding or [], base)
+    hardware.say_idle_card()
     from finetune.sampling.generate import Request, generate
 
     request = Request(
