@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from finetune import cli
+from finetune.cli import hardware
 from finetune.config import Job
 from finetune.config.load import section_model
 
@@ -402,10 +404,34 @@ def test_models(ft: Run) -> None:
 
 def test_without_a_base_the_choice_is_said(ft: Run, imgs: Path, monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
     _, out, err = ft("lora", "--data", imgs, "--dry-run", "--json")
-    assert json.loads(out)["base"] == "tiny" and "base: tiny (no accelerator was found" in err
+    assert json.loads(out)["base"] == "tiny" and "base: tiny: draws 64-pixel emoji (no accelerator was found" in err
     monkeypatch.setenv("FT_BASE", str(base))
     _, out, err = ft("lora", "--data", imgs, "--dry-run", "--json")
     assert json.loads(out)["base"] == base.name and "from FT_BASE" in err
+
+
+@pytest.mark.parametrize(
+    ("build", "system", "said"),
+    [
+        ("cuda: Optional[str] = None", "Linux", "`pip install --force-reinstall torch==2.13.0`"),
+        ("cuda: Optional[str] = None", "Windows", "https://pytorch.org/get-started/locally"),
+        ("cuda: Optional[str] = '13.0'", "Linux", None),
+    ],
+)
+def test_a_card_that_torch_was_not_built_for_is_said(
+    build: str, system: str, said: str | None, ft: Run, imgs: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "version.py").write_text(f"__version__ = '2.13.0'\n{build}\nhip: Optional[str] = '7.0'\n")
+    monkeypatch.setattr(hardware, "DRIVER", tmp_path / "nvidia")
+    monkeypatch.setattr(hardware.shutil, "which", lambda name: None)
+    monkeypatch.setattr(hardware.platform, "system", lambda: system)
+    monkeypatch.setattr(hardware, "version", lambda package: "2.13.0+cpu")
+    monkeypatch.setattr(hardware, "find_spec", lambda package: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    words = ("lora", "--data", imgs, "--base", base, "--dry-run")
+    assert "NVIDIA" not in ft(*words)[2], "no card"
+    (tmp_path / "nvidia").mkdir()
+    line = next((line for line in ft(*words)[2].splitlines() if line.startswith("device: cpu, though an NVIDIA card")), None)
+    assert said in line if said and line else line is said
 
 
 def test_what_the_hub_answers_is_an_access_error(ft: Run, imgs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

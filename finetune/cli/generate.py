@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli import complete, present
+from finetune.cli import complete, hardware, present
 from finetune.errors import ConfigError, plain
 
 
@@ -63,6 +63,7 @@ def command(
     if not texts:
         raise ConfigError("--prompt: missing", 'for example ft generate "a tiger"')
     drawn_with = present.of_drawing(adapter or [], embedding or [], base)
+    hardware.say_idle_card()
     from finetune.sampling import generate as drawing
     from finetune.training.tracking import Tracker
 

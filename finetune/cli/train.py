@@ -3,13 +3,12 @@
 import os
 import sys
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from finetune.cli import complete, flags, present
+from finetune.cli import complete, flags, hardware, present
 from finetune.config import Job, read_yaml, recipes, resolve
 from finetune.config.load import Settings, merge, user_config
 from finetune.config.method import trained, usual_rate
@@ -66,6 +65,7 @@ def _command(name: str, table: Mapping[str, str], text: str) -> Callable[..., No
         job = make_job(name, settings, recipes.find(recipe) if recipe else None, set_ or [], flags.names(table))
         if not fresh:
             job = automatic.as_before(job)
+        hardware.say_idle_card()
         if dry_run:
             _plan(job, json_)
             return
@@ -157,7 +157,7 @@ def _with_base(resolved: Callable[[Settings], Job], given: Settings, own: Settin
     from finetune.families.source import default_base
 
     mine = read_yaml(user_config()).get("model", {}).get("base") if user_config().exists() else None
-    base, line = default_base(mine, accelerator=_accelerator())
+    base, line = default_base(mine, accelerator=hardware.accelerator())
     print(line, file=sys.stderr)
     return resolved(merge(given, {"model": {"base": base}}))
 
@@ -177,11 +177,3 @@ def _own_rate(given: Settings, recipe: Settings) -> Settings:
     made = usual_rate(*new) if {old[1], new[1]} & ONE_RATE else float(f"{rate * usual_rate(*new) / usual_rate(*old):.3g}")
     print(f"the recipe's rate {rate:g} becomes {made:g} for {' with '.join(new[:2])} on {new[2]}; --lr chooses another", file=sys.stderr)
     return {"optim": {"lr": made}}
-
-
-def _accelerator() -> bool:
-    if version("torch").endswith("+cpu"):  # as its wheel says, without the seconds of importing it
-        return False
-    import torch
-
-    return torch.accelerator.is_available()

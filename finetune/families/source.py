@@ -130,7 +130,7 @@ def default_base(user_choice: str | None, accelerator: bool) -> tuple[str, str]:
         return user_choice, f"base: {user_choice} (from your config; --base chooses another)"
     if accelerator:
         return "sd15", "base: sd15 (an accelerator was found; --base chooses another, `ft models` lists them)"
-    return "tiny", "base: tiny (no accelerator was found; --base chooses another, `ft models` lists them)"
+    return "tiny", "base: tiny: draws 64-pixel emoji (no accelerator was found; --base chooses another, `ft models` lists them)"
 
 
 def resolve(
