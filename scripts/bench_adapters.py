@@ -43,12 +43,12 @@ TRIED = SUBJECTS[:2]  # subjects that choose the rates
 HOW = ("steps", "seconds")  # what is equal
 STEPS, NEAR = 250, 0.2  # share by which a type's size may miss
 AS_FAST = 1.05  # of LoRA's time: what is no slower has no runs of its own for equal seconds
-DEMO = Path(__file__).parents[1] / "finetune" / "bases" / "demo"
+PICTURES = Path(__file__).parents[1] / "tests" / "fluent"
 
 
 def settings(kind: str, method: dict[str, Any], **more: Any) -> dict[str, Any]:
     quiet = {"run": {"holdout_every": 10**6, "checkpoint_every": 10**6}, "optim": {"steps": STEPS, "batch": 2}}
-    own = {"method": {"kind": kind, "targets": "all-linear", **method}, "data": {"path": str(DEMO)}}
+    own = {"method": {"kind": kind, "targets": "all-linear", **method}, "data": {"path": str(PICTURES)}}
     return merge(COMMON, quiet, own, more)
 
 

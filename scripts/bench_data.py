@@ -31,7 +31,7 @@ from finetune.data.scan import Origin
 from finetune.training.loop import gradient, update
 from finetune.training.run import Runner
 
-DEMO = Path("finetune/bases/demo")
+PICTURES = Path("tests/fluent")
 KINDS = 100  # different photos; the others differ in a comment alone, which makes them other files
 
 
@@ -91,7 +91,7 @@ def memory_growth(photos: Path, objects: bool) -> int:
     The memory of the process also holds what the scan needed meanwhile and the allocator keeps for later; `objects` counts what is alive.
     """
     out = photos.parent
-    drawn(filled(DEMO, out / "few"), 6)  # what is loaded once
+    drawn(filled(PICTURES, out / "few"), 6)  # what is loaded once
     if objects:
         tracemalloc.start()
     before = memory()
@@ -129,7 +129,7 @@ def drawn(encoded: Encoded, steps: int) -> None:
 
 def training_steps(out: Path, many: Encoded, steps: int) -> dict[str, float]:
     """Steps of `ft lora` on the embedded base and batches of the photos, in turn."""
-    runner = Runner(config.parse({"model": {"base": "tiny"}, "data": {"path": str(DEMO)}, "run": {"out": str(out / "run")}}))
+    runner = Runner(config.parse({"model": {"base": "tiny"}, "data": {"path": str(PICTURES)}, "run": {"out": str(out / "run")}}))
     runner.prepare()
     runner.encode()
     training, _ = runner.assemble()
@@ -154,7 +154,7 @@ def main(out: Path, count: int, steps: int) -> dict[str, Any]:
     origin, size = Origin(str(out / "photos"), Wording()), sum(p.stat().st_size for p in (out / "photos").glob("*.jpg"))
     os.environ["FT_CACHE"] = str(out / "cache")
     (out / "cache" / "index.sqlite").unlink(missing_ok=True)
-    scan.scan(Origin(str(DEMO), Wording()))  # imports and code, once
+    scan.scan(Origin(str(PICTURES), Wording()))  # imports and code, once
     made: dict[str, Any] = {"pictures": count, "megabytes": round(size / 1e6), "threads": torch.get_num_threads()}
     made |= {"scan_seconds": timed(origin), "rescan_seconds": timed(origin)}
     filled(out / "photos", out / "latents")

@@ -22,7 +22,7 @@ from finetune.training.loop import Training, gradient
 from finetune.training.optimizers import OPTIMIZERS
 from finetune.training.run import Runner
 
-DEMO = Path(__file__).parents[1] / "finetune" / "bases" / "demo"
+PICTURES = Path(__file__).parents[1] / "tests" / "fluent"
 
 
 def assembled(batch: int, stratified: bool, out: Path) -> Training:
@@ -30,7 +30,7 @@ def assembled(batch: int, stratified: bool, out: Path) -> Training:
     runner = Runner(
         config.parse(
             {
-                "model": {"base": "tiny"}, "data": {"path": str(DEMO), "caption_dropout": 0.0}, "optim": {"batch": batch},
+                "model": {"base": "tiny"}, "data": {"path": str(PICTURES), "caption_dropout": 0.0}, "optim": {"batch": batch},
                 "method": {"targets": "all-linear"}, "objective": {"stratified": stratified}, "run": {"out": str(out)},
             }
         )

@@ -1,6 +1,7 @@
 """Makes the embedded base model again from the npm packages: `python scripts/train_base.py PART --node-modules DIR --out DIR`.
 
-Parts, in order: vae, clip, judge, unet, pack, card. Each prints its log; the U-Net checkpoints and resumes.
+Parts, in order: vae, clip, judge, unet, pack, card; `pictures` makes those of the demo and of the tests.
+Each prints its log; the U-Net checkpoints and resumes.
 """
 
 import argparse
@@ -13,7 +14,7 @@ sys.path[:0] = [str(Path(__file__).parent / "base"), str(Path(__file__).parents[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["vae", "clip", "judge", "unet", "pack", "card"])
+    parser.add_argument("part", choices=["vae", "clip", "judge", "unet", "pack", "card", "pictures"])
     parser.add_argument("--node-modules", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()

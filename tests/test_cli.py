@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from finetune import cli
-from finetune.cli import hardware
+from finetune.cli import demo, hardware
 from finetune.config import Job
 from finetune.config.load import section_model
 
@@ -400,6 +400,14 @@ def test_models(ft: Run) -> None:
     assert code == 0 and out.splitlines()[0].startswith("tiny") and "sd15" in out
     code, out, _ = ft("models", "--path", "tiny")
     assert (Path(out.strip()) / "model_index.json").exists()
+    code, out, _ = ft("models", "tiny", "--json")
+    facts = json.loads(out)
+    assert code == 0 and {"fox face", "tulip"} <= set(facts["draws"]) and Path(facts["sheet"]).exists()
+    for prompt in demo.SUBJECTS:
+        assert prompt in facts["draws"], "the demo draws what the base was taught"
+    assert "not downloaded yet: ft models --download sdxl" in ft("models", "sdxl")[1]
+    code, _, err = ft("models", "sd9")
+    assert code == 2 and "sd9: is no name of a base" in err
 
 
 def test_without_a_base_the_choice_is_said(ft: Run, imgs: Path, monkeypatch: pytest.MonkeyPatch, base: Path) -> None:

@@ -4,5 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 TINY = ROOT / "tiny"
+TINY_NAMES = ROOT / "tiny.txt"  # what it was taught, a name a line
+TINY_SHEET = ROOT / "tiny.webp"  # a picture of each, drawn by it: scripts/contact_sheet.py
 DEMO_PICTURES = ROOT / "demo"
 OWL = ROOT / "owl"  # a subject that the base has never seen

@@ -7,17 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-# Concepts that the base knows and that are not among the 24 training pictures.
-SUBJECTS = ("fox face", "rabbit face", "tulip", "pear", "lemon", "bus", "taxi", "lock", "crescent moon", "gem stone")
+# What the base draws well, and none of the 24 training pictures shows.
+SUBJECTS = ("fox face", "rabbit face", "tulip", "pear", "taxi", "gem stone", "blue heart", "cherries", "crab", "deciduous tree")
 
 
 def command(
     out: Annotated[Path, typer.Option("--out", help="output folder")] = Path("runs/demo"),
-    steps: Annotated[int, typer.Option("--steps", min=1, help="training steps")] = 300,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="training steps")] = 400,
     fresh: Annotated[bool, typer.Option("--fresh", help="start over, removing what an earlier demo in --out wrote")] = False,
     json_: Annotated[bool, typer.Option("--json", help="print one JSON object at the end")] = False,
 ) -> None:
-    """Train a LoRA of a 3D style on the embedded base and draw a before/after sheet. About a minute on two CPU cores."""
+    """Teach the embedded base to draw in black ink on white, and draw a before/after sheet. About a minute on two CPU cores."""
     from finetune import cli
     from finetune.training.demo import demo
 
@@ -32,5 +32,5 @@ Done in {made["seconds"]:.0f} s. Look at the difference: {made["sheet"]}
 The adapter: {made["adapter"]}
 
 Next, try
-  ft generate --adapter {made["adapter"]} --prompt "snail" --count 4 --grid
+  ft generate --adapter {made["adapter"]} --prompt "butterfly" --count 4 --grid
   ft lora --data YOUR_PICTURES --trigger yourword --base sd15""")

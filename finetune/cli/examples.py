@@ -3,8 +3,8 @@
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "": ("ft demo", "ft lora --data ./imgs --rank 8"),
     "lora": (
-        "ft lora --data ./imgs --trigger mystyle --dry-run",
-        "ft lora --recipe sdxl-style --data ./imgs --holdout 0.1",
+        "ft lora ./imgs --trigger mystyle --dry-run",
+        "ft lora ./imgs --recipe sdxl-style --holdout 0.1",
     ),
     "dreambooth": (
         "ft dreambooth --data ./owl --token sks --class bird",
@@ -15,11 +15,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "ft ti --data ./art --token '<art>' --vectors 4 --template style",
     ),
     "generate": (
-        'ft generate --adapter runs/lora/lora.safetensors --prompt "a lighthouse" --count 4 --grid',
-        'ft generate --base tiny --prompt "a red apple" --seed 7 --steps 20',
+        'ft generate --adapter runs/lora/lora.safetensors --prompt "fox face" --count 4 --grid',
+        'ft generate --base tiny --prompt "red apple" --seed 7 --steps 20',
     ),
     "demo": ("ft demo", "ft demo --steps 100 --out runs/short"),
-    "models": ("ft models", "ft models --path tiny"),
+    "models": ("ft models", "ft models tiny"),
     "config": ("ft config", "ft config --schema"),
     "clean": ("ft clean --dry-run", "ft clean --whole runs/old --yes"),
     "cache": ("ft cache ls", "ft cache prune --max-size 10GB"),

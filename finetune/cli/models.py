@@ -1,13 +1,15 @@
 """`ft models`: the bases the package knows, and which of them are on this disk."""
 
-from typing import Annotated
+import textwrap
+from typing import Annotated, Any
 
 import typer
 
-from finetune.errors import AccessError
+from finetune.errors import AccessError, ConfigError, plain
 
 
 def command(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="one base: what there is to know of it", show_default=False)] = None,
     path: Annotated[str | None, typer.Option("--path", help="print the folder of one base", metavar="NAME", show_default=False)] = None,
     download: Annotated[
         str | None, typer.Option("--download", help="download one base now, and print its folder", metavar="NAME", show_default=False)
@@ -30,9 +32,41 @@ def command(
         folder = source.resolve(path).folder
         cli.emit({"folder": str(folder)}) if json_ else print(folder)
         return
+    if name is not None:
+        facts = _facts(name)
+        cli.emit(facts) if json_ else print(plain("\n".join(_lines(facts))))
+        return
     rows = [{"name": n, "hub": b.hub, "about": b.about, "local": b.hub is None or source.cached(b.hub)} for n, b in BASES.items()]
     if json_:
         cli.emit({"bases": rows})
         return
     for row in rows:
         print(f"{row['name']:<10} {'here' if row['local'] else 'hub ':<5} {row['hub'] or 'ships with the package':<46} {row['about']}")
+
+
+def _facts(name: str) -> dict[str, Any]:
+    """Raises:
+    ConfigError: no base has this name.
+    """
+    from finetune.bases import TINY_NAMES, TINY_SHEET
+    from finetune.families import source
+    from finetune.families.spec import BASES
+
+    if name not in BASES:
+        raise ConfigError(f"{name}: is no name of a base", f"the names are {', '.join(BASES)}; --base takes Hub ids and folders too")
+    known = BASES[name]
+    facts: dict[str, Any] = {"name": name, "about": known.about, "licence": known.licence, "hub": known.hub}
+    facts |= {"local": known.hub is None or source.cached(known.hub)}
+    if known.hub is None:
+        facts |= {"draws": TINY_NAMES.read_text(encoding="utf-8").splitlines(), "sheet": str(TINY_SHEET)}
+    return facts
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    lines = [f"{facts['name']}: {facts['about']}", f"licence: {facts['licence']}"]
+    if facts["hub"]:
+        where = "here" if facts["local"] else f"not downloaded yet: ft models --download {facts['name']}"
+        return [*lines, f"hub: {facts['hub']} ({where})"]
+    words = textwrap.fill(", ".join(facts["draws"]), 120, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    lines += [f'draws {len(facts["draws"])} things by these names, alone or with a style behind, as in "fox face, twemoji style":', words]
+    return [*lines, f"each of them as it draws it: {facts['sheet']}"]

@@ -16,10 +16,10 @@ def demo(out: Path, steps: int, fresh: bool, prompts: Sequence[str], say: Callab
     job = config.parse(
         {
             "model": {"base": "tiny"},
-            "data": {"path": str(DEMO_PICTURES)},
-            "method": {"targets": "all-linear"},  # captions are plain names, so that the style needs no word
-            "optim": {"steps": steps, "batch": 4, "lr": 2e-3, "schedule": "cosine"},
-            "run": {"out": str(out), "name": "fluent"},
+            "data": {"path": str(DEMO_PICTURES), "caption_dropout": 0.0},
+            "method": {"targets": "all-linear", "rank": 16},  # captions are plain names, so that the style needs no word
+            "optim": {"steps": steps, "batch": 4, "lr": 3e-3, "schedule": "cosine"},
+            "run": {"out": str(out), "name": "ink"},
         }
     )
     summary = train(job, fresh)

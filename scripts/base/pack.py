@@ -1,4 +1,4 @@
-"""Packs the newest checkpoint into `finetune/bases/tiny` in fp16, and the pictures of the demo, the README and the tests."""
+"""Packs the newest checkpoint into `finetune/bases/tiny` in fp16."""
 
 import json
 import shutil
@@ -6,24 +6,13 @@ from pathlib import Path
 
 import torch
 from clip import WINDOW
-from data import Emoji, emojis, on_white
+from data import emojis
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, ResNetForImageClassification
 from unet import build, schedule
-from views import views
 
-from finetune.data import keys
+from finetune.bases import TINY, TINY_NAMES
 from finetune.training import checkpoint
-
-ROOT = Path(__file__).parents[2]
-TINY, DEMO, HELD_OUT = ROOT / "finetune" / "bases" / "tiny", ROOT / "finetune" / "bases" / "demo", ROOT / "tests" / "fluent"
-SUBJECT = "owl"  # of the concepts that the base never saw, the one that README and tests teach
-
-# What the demo learns the style from: 24 pictures of many kinds. Their names are never in the demo's prompts.
-DEMO_NAMES = """
-tiger face;frog face;ladybug;octopus;rose;mushroom;red apple;watermelon;pizza;ice cream cone;birthday cake;teapot;
-rocket;red car;police car;house;bell;hammer;magnet;green book;yellow heart;robot face;ghost;balloon
-"""
 
 
 def pipeline(out: Path) -> StableDiffusionPipeline:
@@ -42,16 +31,6 @@ def pipeline(out: Path) -> StableDiffusionPipeline:
     )  # fmt: skip
 
 
-def write_pictures(folder: Path, chosen: list[Emoji], side: int) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for e in chosen:
-        assert e.fluent
-        stem = e.name.replace(" ", "-")
-        on_white(e.fluent, side).save(folder / f"{stem}.webp", quality=92, method=6)
-        (folder / f"{stem}.txt").write_text(f"{e.name}\n", encoding="utf-8")
-
-
 def train(node_modules: Path, out: Path) -> None:
     shutil.rmtree(TINY, ignore_errors=True)
     pipeline(out).to(dtype=torch.float16).save_pretrained(TINY)
@@ -64,14 +43,6 @@ def train(node_modules: Path, out: Path) -> None:
         kept = "".join(line for line in lines if '"_name_or_path"' not in line).replace('"dtype": "float16"', '"dtype": "float32"')
         config.write_text(kept, encoding="utf-8")
         json.loads(config.read_text(encoding="utf-8"))
-    names = [n.strip() for n in DEMO_NAMES.replace("\n", "").split(";") if n.strip()]
-    everyone = emojis(node_modules)
-    subject = next(e for e in everyone if e.name == SUBJECT)
-    views(subject, TINY.parent / SUBJECT, held=False)
-    views(subject, ROOT / "tests" / SUBJECT, held=True)
-    taught = {e.name: e for e in everyone if e.taught and e.fluent}
-    write_pictures(DEMO, [taught[n] for n in names], 128)
-    others = sorted((e for n, e in taught.items() if n not in names), key=lambda e: keys.number("fluent held-out", e.name))
-    write_pictures(HELD_OUT, others[:100], 64)
+    TINY_NAMES.write_text("".join(f"{e.name}\n" for e in emojis(node_modules) if e.taught), encoding="utf-8")
     size = sum(f.stat().st_size for f in TINY.rglob("*") if f.is_file())
     print(f"pack done: {size / 1e6:.1f} MB in {TINY}")

@@ -1,5 +1,6 @@
-"""The pictures beside the base: what the demo and the tests teach it, none of which it has seen; also from npm, and `pip install resvg-py`.
+"""The pictures beside the base: what the demo and the tests teach it, none of which it has seen.
 
+Needs what data.py names, npm's @iconify-json/fluent-emoji-high-contrast@1.2.6, and `pip install resvg-py`.
 Fluent Emoji's high-contrast drawings, black ink on white, for the demo (24) and held out (100); its 3D ones, which the judge knows; an owl.
 """
 
