@@ -19,7 +19,7 @@ from finetune.adapters.write import DTYPES
 from finetune.config.job import Job
 from finetune.data import prune
 from finetune.data.plan import IndexPlan, describe
-from finetune.errors import ConfigError, Stopped
+from finetune.errors import Stopped
 from finetune.families import load, source
 from finetune.methods import adapter, method
 from finetune.objectives.objective import objective
@@ -41,6 +41,7 @@ from finetune.training import (
 )
 from finetune.training.average import PowerAverages
 from finetune.training.class_pictures import ClassPictures
+from finetune.training.earlier import Earlier
 from finetune.training.encoding import Work, encode
 from finetune.training.loop import Step, Training, loop
 from finetune.training.observe import Observer, Weights, averaged
@@ -119,31 +120,17 @@ class Runner:
         if job.method.start is not None:
             base |= {"start": files.sha256(tensors_file(job.method.start))}
         self.identity = record.identity(job, base, self.accelerator.num_processes)
-        self.look_back()
+        self.earlier = Earlier.of(self.out)
+        self.earlier.refuse(job, self.identity)  # before class pictures are drawn for nothing
         self.draw_class_pictures()
         sizes, batch = buckets(job, self.family), shown(job, self.global_batch)
         cut(self.pictures, sizes, batch)
         describe(self.pictures.train, batch, sizes, self.tracker.say)
         self.identity[record.PICTURES] = self.pictures.fingerprint()
-        self.check_earlier()
-
-    def look_back(self) -> None:
-        """Finds how far an earlier run came, and refuses what differs from it, before class pictures are drawn for nothing."""
-        self.checkpoint = next(checkpoint.valid(self.out / "checkpoints"), None)
-        self.ended = summary.ended(self.out)
-        self.before = checkpoint.facts(self.checkpoint) if self.checkpoint else self.ended
-        if self.before is None:
-            return
-        identity, steps = self.before["identity"], self.job.optim.steps
-        record.refuse_changes({k: v for k, v in identity.items() if k in self.identity}, self.identity, self.out)
-        done = self.before["step"] if self.checkpoint else self.before["steps"]
-        if done > steps:
-            raise ConfigError(f"--steps {steps}: {self.out} has {done} steps already", "give more steps, or --fresh to start over")
-        if self.checkpoint is None and not summary.finished(self.before, self.job):
-            raise ConfigError(
-                f"{self.out}: holds a finished run of {done} steps without checkpoints, which can neither go on nor be written anew",
-                "--fresh starts over, another --out or --name keeps both; run.keep_finished keeps the checkpoints of all weights",
-            )
+        self.earlier.refuse_pictures(job, self.identity, self.pictures, self.tracker.say)
+        self.accelerator.wait_for_everyone()  # all have looked, before the first process removes anything
+        if self.earlier.facts is None and self.main:
+            record.clear(self.out)  # what one left that never got to a valid checkpoint
 
     def draw_class_pictures(self) -> None:
         """Makes up what is missing of the class pictures, and puts them beside the others."""
@@ -159,28 +146,9 @@ class Runner:
         self.tracker.say(f"class pictures: {len(self.pictures.classes)} in {made.folder}")
         made.own.describe(self.tracker.say)
 
-    def check_earlier(self) -> None:
-        """Whether an earlier run may go on; what one left that never got to a valid checkpoint is removed."""
-        root, job, facts = self.out / "checkpoints", self.job, self.before
-        found = checkpoint.steps(root)
-        self.accelerator.wait_for_everyone()  # all have looked, before the first process removes anything
-        if facts is None:
-            if found:
-                self.tracker.say(f"no checkpoint in {root} is whole ({len(found)} damaged); starting over")
-            if self.main:
-                record.clear(self.out)
-            return
-        record.refuse_changes(facts["identity"], self.identity, self.out, self.pictures)
-        if facts["steps"] != job.optim.steps and job.optim.schedule != "constant":
-            self.tracker.say(
-                f"note: the {job.optim.schedule} schedule of {facts['steps']} steps is now one of {job.optim.steps}; "
-                "the result is not that of so many steps from the start"
-            )
-
     def finished(self) -> dict[str, Any] | None:
-        if not (self.ended and summary.finished(self.ended, self.job)):
+        if (done := self.earlier.finished(self.job)) is None:
             return None
-        done = summary.public(self.ended)
         if self.main and not finished.summary(self.job):
             finished.write(self.job, self.family.source.folder, done)
         for text in finished.lines(self.job, done):
@@ -228,9 +196,9 @@ class Runner:
         return training, self.restore(training)
 
     def restore(self, training: Training) -> int:
-        if not self.checkpoint:
+        if not self.earlier.checkpoint:
             return 0
-        tensors, facts = checkpoint.load(self.checkpoint)
+        tensors, facts = checkpoint.load(self.earlier.checkpoint)
         training.restore(tensors)
         observer = self.observer
         observer.best = float("inf") if facts["best"] is None else facts["best"]
@@ -329,7 +297,6 @@ class Runner:
         if self.accelerator.scaler:
             facts["updates that the fp16 scaler skipped"] = training.skipped
         result.write_card(self.out, job, self.contract, written, self.family.source.licence, facts, samples)
-        change = self.observer.change
         prompts = [*job.run.sample_prompt, *filter(None, [job.trigger]), self.pictures.train[0].caption]
         said = made | {
             "files": sorted(made),
@@ -337,10 +304,7 @@ class Runner:
             "steps": job.optim.steps,
             "pictures": len(self.pictures.train),
             "held_out": len(self.pictures.held),
-            "verdict": verdict.verdict(change),
-            "held_out_loss": change["loss"] if change else None,
-            "base_held_out_loss": change["base"] if change else None,
-            "held_out_change": {k: change[k] for k in ("mean", "low", "high", "pictures")} if change else None,
+            **verdict.measured(self.observer.change),
             "best_held_out_loss": self.observer.best if best.exists() else None,
             "best_step": best_step,
             "sheet": str(self.observer.sheet) if samples else None,

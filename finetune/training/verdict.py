@@ -25,6 +25,13 @@ def verdict(change: Mapping[str, Any] | None) -> Verdict:
     return "no difference"
 
 
+def measured(change: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a summary says of a change, as the observer has it."""
+    shown = {k: change[k] for k in ("mean", "low", "high", "pictures")} if change else None
+    loss, base = (change["loss"], change["base"]) if change else (None, None)
+    return {"verdict": verdict(change), "held_out_loss": loss, "base_held_out_loss": base, "held_out_change": shown}
+
+
 def lines(job: Job, summary: Mapping[str, Any]) -> Iterator[str]:
     """The verdict on a run that ended with this summary, the sheet to look at, and lines to copy."""
     yield from _measured(job, summary) if summary["held_out_change"] else _unmeasured(job, summary)
