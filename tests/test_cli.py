@@ -589,7 +589,7 @@ def test_a_recipes_rate_is_for_what_the_recipe_trains(imgs: Path, capsys: pytest
     assert rates("dreambooth", "sd15-dreambooth", [{}, lora, lora | given, {"method": {"kind": "full"}}]) == [5e-6, 1e-4, 1e-4, 5e-6]
     assert capsys.readouterr().err.count("the recipe's rate 5e-06 becomes 0.0001 for lora with adamw on sd15") == 1
     optimizers: list[dict[str, Any]] = [{"optim": {"optimizer": name}} for name in ("adamw", "lion", "prodigy", "adafactor")]
-    assert rates("lora", "tiny-style", optimizers) == [2e-3, 4e-4, 1.0, 2e-3]
-    assert rates("lora", "tiny-style", [{"method": {"kind": "dora"}}]) == [2e-3]
+    assert rates("lora", "tiny-style", optimizers) == [3e-3, 6e-4, 1.0, 3e-3]
+    assert rates("lora", "tiny-style", [{"method": {"kind": "dora"}}]) == [3e-3]
     assert rates("lora", "sd15-style", [{"model": {"base": base}} for base in ("sd15", "owner/other", "tiny")]) == [1e-4, 1e-4, 7.5e-4]
     assert capsys.readouterr().err.count("the recipe's rate") == 3

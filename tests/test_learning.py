@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from finetune import cli, config
+from finetune.bases import DEMO_HELD_OUT as HELD_OUT
 from finetune.bases import DEMO_PICTURES, OWL
 from finetune.data import crop
 from finetune.evaluation.heldout import paired
@@ -17,9 +18,6 @@ from finetune.evaluation.judge import Judge
 from finetune.sampling import draw
 from finetune.sampling.generate import Request, generate
 from finetune.training.run import train
-
-HELD_OUT = Path(__file__).parent / "ink"
-
 
 STEPS = 200
 

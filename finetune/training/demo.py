@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune import config
-from finetune.bases import DEMO_PICTURES
+from finetune.bases import DEMO_HELD_OUT, DEMO_PICTURES
 from finetune.sampling import draw
 from finetune.sampling.generate import Request, generate
 from finetune.training.run import train
@@ -16,10 +16,10 @@ def demo(out: Path, steps: int, fresh: bool, prompts: Sequence[str], say: Callab
     job = config.parse(
         {
             "model": {"base": "tiny"},
-            "data": {"path": str(DEMO_PICTURES), "caption_dropout": 0.0},
+            "data": {"path": str(DEMO_PICTURES), "holdout": str(DEMO_HELD_OUT), "caption_dropout": 0.0},
             "method": {"targets": "all-linear", "rank": 16},  # captions are plain names, so that the style needs no word
             "optim": {"steps": steps, "batch": 4, "lr": 3e-3, "schedule": "cosine"},
-            "run": {"out": str(out), "name": "ink"},
+            "run": {"out": str(out), "name": "ink", "holdout_every": steps},
         }
     )
     summary = train(job, fresh)

@@ -14,7 +14,7 @@ from data import Emoji, emojis, on_white
 from PIL import Image
 from views import views
 
-from finetune.bases import DEMO_PICTURES, OWL
+from finetune.bases import DEMO_HELD_OUT, DEMO_PICTURES, OWL
 from finetune.data import keys
 
 TESTS = Path(__file__).parents[2] / "tests"
@@ -68,7 +68,7 @@ def demo_and_held_out(everyone: list[Emoji], ink: Ink) -> None:
     known = {e.name: e for e in everyone if e.taught and ink.body(e)}
     others = sorted((e for n, e in known.items() if n not in names), key=lambda e: keys.number("ink held-out", e.name))
     write(DEMO_PICTURES, [known[n] for n in names], lambda e, path: ink.draw(e, 128).save(path, optimize=True), ".png")
-    write(TESTS / "ink", others[:100], lambda e, path: ink.draw(e, 64).save(path, optimize=True), ".png")
+    write(DEMO_HELD_OUT, others[:100], lambda e, path: ink.draw(e, 64).save(path, optimize=True), ".png")
     print(f"pictures: {len(names)} in {DEMO_PICTURES}, 100 of {len(others)} others in {TESTS / 'ink'}")
 
 
