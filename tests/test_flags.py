@@ -16,6 +16,7 @@ from finetune import cli
 
 ROOT: Any = typer.main.get_command(cli.app)
 COUNTS = "0 1 2 3 16 17 18 24 32 1000 1001 -1 99999999999999999999".split()
+SIDES = [count for count in COUNTS if count not in ("1000", "1001")]  # those take minutes
 NUMBERS = "0 1 2 0.5 1e-3 7 100 -1 nan inf -inf 1e400 1e30 0x10 \u0661 1_0 x".split()
 WORDS = ["", " ", "x", "a b", "{name}", "{nmae}", "é", "😀", "x\udcff", "x\n", "\x1b[2J", "-", "--", "~nosuch/x", "x" * 300, "a/" * 200]
 WORDS += [r"re:(", r"re:.*", "none", "auto", "true", "null", "{a|b", "a,b", "sks", "dog", "<x>", "owner/name", "C:\\x:0.5", ":", "x:nan"]
@@ -76,6 +77,7 @@ def fitting(flag: str, option: Any, base: Path) -> list[str]:
     own = {
         "--base": [str(base)], "--data": ["imgs"], "--token": ["sks", "<x>"], "--class": ["dog"], "--prompt": ["a"], "--set": SETS,
         "--adapter": ["run/lora.safetensors", "run/lora.safetensors:0.5", "lora", "lokr", "run", "run:0.5", "run/checkpoints/step-1"],
+        "--resolution": SIDES, "--width": SIDES, "--height": SIDES,
         "--embedding": ["run/lora-tok.safetensors", "run"],
         "--to": ["diffusers", "peft", "full", "svd"], "--recipe": ["one.yaml", "tiny-style"], "--out": ["made", "imgs/made"],
     }  # fmt: skip
@@ -101,7 +103,7 @@ def draw_words(dice: random.Random, base: Path) -> list[str]:
         words += [flag] if options[flag].is_flag else [flag, dice.choice(kind)]
     for one in (p for p in command.params if not p.opts[0].startswith("--")):
         words += _alone(one, dice)
-    return words + _few(path, options, dice)
+    return words + _few(path, options, words, dice)
 
 
 def _alone(argument: Any, dice: random.Random) -> list[str]:
@@ -112,7 +114,7 @@ def _alone(argument: Any, dice: random.Random) -> list[str]:
     return [dice.choice(fits if dice.random() < 0.8 else [*PLACES, *WORDS]) for _ in range(dice.choice([0, 0, 0, 1, 1, 2]))]
 
 
-def _few(path: tuple[str, ...], options: Mapping[str, Any], dice: random.Random) -> list[str]:
+def _few(path: tuple[str, ...], options: Mapping[str, Any], words: list[str], dice: random.Random) -> list[str]:
     """What keeps a command short."""
     if path == ("generate",):
         return ["--count", "1"] if "--steps" in options and dice.random() < 0.3 else ["--count", "1", "--steps", "2"]
@@ -121,6 +123,7 @@ def _few(path: tuple[str, ...], options: Mapping[str, Any], dice: random.Random)
     if dice.random() < 0.6:
         return ["--dry-run"]
     few = ["--class-count", "2", "--set", "subject.class_steps=2"] if "--class" in options else []
+    few += ["--no-samples"] if "--sample-prompt" not in words and dice.random() < 0.9 else []
     return ["--steps", "1", "--batch", "2", "--accumulate", "1", "--fresh", *few]
 
 

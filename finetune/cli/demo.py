@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 # What the base draws well, and none of the 24 training pictures shows.
-SUBJECTS = ("fox face", "rabbit face", "tulip", "pear", "taxi", "gem stone", "blue heart", "cherries", "crab", "deciduous tree")
+SUBJECTS = ("fox face", "dog face", "tulip", "pear", "taxi", "gem stone", "blue heart", "cherries", "crab", "deciduous tree")
 
 
 def command(
