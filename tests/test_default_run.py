@@ -110,10 +110,12 @@ def test_yesterdays_run_goes_on(ft: Callable[..., str], twenty: Path, base: Path
 
 
 CHANGES = [
-    ({"mean": -0.01, "low": -0.02, "high": -0.001, "pictures": 9}, "learned"),
-    ({"mean": -0.01, "low": -0.02, "high": 0.001, "pictures": 9}, "no difference"),
-    ({"mean": 0.01, "low": 0.002, "high": 0.02, "pictures": 9}, "worse"),
-    ({"mean": -0.01, "low": None, "high": None, "pictures": 1}, "no difference"),
+    ({"mean": -0.01, "low": -0.02, "high": -0.001, "pictures": 9, "base": 0.1}, "learned"),
+    ({"mean": -0.01, "low": -0.02, "high": 0.001, "pictures": 9, "base": 0.1}, "no difference"),
+    ({"mean": 0.01, "low": 0.002, "high": 0.02, "pictures": 9, "base": 0.1}, "worse"),
+    ({"mean": -0.01, "low": None, "high": None, "pictures": 1, "base": 0.1}, "no difference"),
+    ({"mean": -4e-9, "low": -5e-9, "high": -2e-9, "pictures": 100, "base": 0.1}, "no difference"),  # a rate of 1e-8, 2 steps
+    ({"mean": 9e-5, "low": 8e-5, "high": 2e-4, "pictures": 100, "base": 0.1}, "no difference"),
     (None, "not measured"),
 ]
 

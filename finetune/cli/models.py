@@ -48,7 +48,6 @@ def _facts(name: str) -> dict[str, Any]:
     """Raises:
     ConfigError: no base has this name.
     """
-    from finetune.bases import TINY_NAMES, TINY_SHEET
     from finetune.families import source
     from finetune.families.spec import BASES
 
@@ -57,8 +56,8 @@ def _facts(name: str) -> dict[str, Any]:
     known = BASES[name]
     facts: dict[str, Any] = {"name": name, "about": known.about, "licence": known.licence, "hub": known.hub}
     facts |= {"local": known.hub is None or source.cached(known.hub)}
-    if known.hub is None:
-        facts |= {"draws": TINY_NAMES.read_text(encoding="utf-8").splitlines(), "sheet": str(TINY_SHEET)}
+    if known.names:
+        facts |= {"draws": known.names.read_text(encoding="utf-8").splitlines(), "sheet": str(known.sheet)}
     return facts
 
 

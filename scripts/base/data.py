@@ -1,4 +1,4 @@
-"""The embedded base's pictures and captions, at 64x64 on white: four styles to learn from, and Fluent 3D, which is kept for the demo.
+"""The embedded base's pictures and captions, at 64x64 on white: four styles to learn from, and Fluent 3D, which only the judge sees.
 
 All from npm: npm install --ignore-scripts emoji-datasource@16.0.0 emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 \
     noto-blob@npm:emoji-datasource-google@3.0.0 emojione@2.2.7 @lobehub/fluent-emoji-3d@1.1.0
