@@ -84,7 +84,7 @@ def test_help_is_as_wide_as_the_terminal_and_in_groups(monkeypatch: pytest.Monke
     assert 50 <= widths[60] <= 60 < widths[80] <= 80 < 140 < widths[160] <= 160
     text = said(capsys, "lora", "-h")
     assert [line for line in text.splitlines() if line and not line.startswith(" ")][1:] == [
-        "Pictures:", "Base:", "What trains:", "How it learns:", "The run and what it leaves:", "Options:", "Examples:",
+        "Arguments:", "Pictures:", "Base:", "What trains:", "How it learns:", "The run and what it leaves:", "Options:", "Examples:",
     ]  # fmt: skip
     assert set(flags.PANELS.values()) >= {p.rich_help_panel for p in COMMANDS["dreambooth"].params if p.rich_help_panel}
 
