@@ -196,7 +196,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     streams.steady()
     libraries.set_aside("bitsandbytes")
-    gc.set_threshold(100_000, 20, 100)  # importing makes many objects that stay, and next to none that need collecting
+    libraries.importing()
     try:
         with signals.watch():
             code = run()

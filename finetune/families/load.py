@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from finetune import libraries
 from finetune.families.components import Components
 from finetune.families.source import Source
 from finetune.families.spec import FamilySpec
@@ -57,5 +58,6 @@ def family(source: Source, device: torch.device | str = "cpu", dtype: torch.dtyp
     """The family object of a base; nothing but its tokenizers is loaded yet."""
     module, _, name = source.spec.implementation.partition(":")
     cls = getattr(importlib.import_module(f"finetune.families.{module}"), name)
+    libraries.imported()
     made: Family = cls(source, device, dtype)
     return made
