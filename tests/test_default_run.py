@@ -129,7 +129,7 @@ def test_a_better_step_than_the_last_is_named(settings: Any) -> None:
     said = {
         "held_out_change": CHANGES[2][0], "verdict": "worse", "base_held_out_loss": 0.1, "held_out_loss": 0.11, "best_step": 200,
         "best_held_out_loss": 0.09, "best": "run/x-best.safetensors", "steps": 300, "sheet": None, "files": ["adapter", "best"],
-        "adapter": "run/x.safetensors", "prompt": "a fox's tail",
+        "adapter": "run/x.safetensors", "prompt": "a fox's tail", "processes": 2, "pictures": 81,
     }  # fmt: skip
     lines = list(verdict.lines(config.parse(settings()), said))
     assert lines[0] == (
@@ -137,6 +137,7 @@ def test_a_better_step_than_the_last_is_named(settings: Any) -> None:
         "(95 % between +2.0 and +20.0 %)"
     )
     assert lines[1] == "best: step 200, with a loss of 0.0900: run/x-best.safetensors"
+    assert lines[3].startswith("continue: torchrun --nproc-per-node 2 -m finetune lora --recipe ")
     assert shlex.split(lines[2])[-4:] == ["--adapter", "run/x.safetensors", "--prompt", "a fox's tail"]
 
 

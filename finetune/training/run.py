@@ -309,6 +309,7 @@ class Runner:
             "best_step": best_step,
             "sheet": str(self.observer.sheet) if samples else None,
             "prompt": prompts[0],
+            "processes": self.accelerator.num_processes,
             "skipped_updates": training.skipped,
             "peak_memory_bytes": device.peak_memory(self.accelerator.device),
             "written_as": summary.written_as(job),

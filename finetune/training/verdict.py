@@ -47,7 +47,7 @@ def lines(job: Job, summary: Mapping[str, Any]) -> Iterator[str]:
     if job.method.kind == "full" and not job.run.keep_finished:
         yield "its checkpoints, which are large, were removed: --steps cannot continue it (--set run.keep_finished=true keeps them)"
     else:
-        yield f"continue: {shlex.join([*_again(job), '--steps', str(2 * summary['steps'])])}"
+        yield f"continue: {shlex.join([*_again(job, summary), '--steps', str(2 * summary['steps'])])}"
 
 
 SAID = {
@@ -69,8 +69,9 @@ def _measured(job: Job, summary: Mapping[str, Any]) -> Iterator[str]:
         f"{SAID[summary['verdict']]}: on {shown} that training never saw, the loss is {summary['held_out_loss']:.4f} where the base's is "
         f"{base:.4f}, {percent:+.1f} % ({sure})"
     )
-    if count < FEW and summary["verdict"] == "no difference":
-        yield f"{shown} can seldom tell; more would: {_measuring(job)}"
+    more = ASIDE * (count + summary["pictures"]) > count
+    if count < FEW and more and summary["verdict"] == "no difference":
+        yield f"{shown} can seldom tell; more would: {_measuring(job, summary)}"
     best = summary["best_step"]
     if best is not None and best != summary["steps"]:
         yield f"best: step {best}, with a loss of {summary['best_held_out_loss']:.4f}: {summary['best']}"
@@ -79,17 +80,19 @@ def _measured(job: Job, summary: Mapping[str, Any]) -> Iterator[str]:
 def _unmeasured(job: Job, summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"not measured whether it learned: none of {summary['pictures']} pictures was held out"
     if summary["pictures"] > 1:
-        yield f"measure: {_measuring(job)}"
+        yield f"measure: {_measuring(job, summary)}"
 
 
-def _measuring(job: Job) -> str:
+def _measuring(job: Job, summary: Mapping[str, Any]) -> str:
     out = job.run.folder.with_name(f"{job.run.folder.name}-measured")
-    return shlex.join([*_again(job), "--holdout", str(ASIDE), "--out", str(out)])
+    return shlex.join([*_again(job, summary), "--holdout", str(ASIDE), "--out", str(out)])
 
 
-def _again(job: Job) -> list[str]:
-    """The same run: its own record says all of it."""
-    return ["ft", job.command, "--recipe", str(job.run.folder / "run.yaml")]
+def _again(job: Job, summary: Mapping[str, Any]) -> list[str]:
+    """The same run, in as many processes: its own record says all of it."""
+    processes = summary["processes"]
+    program = ["ft"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes), "-m", "finetune"]
+    return [*program, job.command, "--recipe", str(job.run.folder / "run.yaml")]
 
 
 def _drawing(job: Job, summary: Mapping[str, Any]) -> list[str]:
