@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from finetune import cli, config
 from finetune.data.sample import Found, Pictures, Sample
 from finetune.errors import ConfigError
 from finetune.sampling import draw
-from finetune.training import automatic, checkpoint, plan, verdict
+from finetune.training import automatic, checkpoint, finished, plan, verdict
 from finetune.training.run import train as run_train
 
 Train = Callable[..., dict[str, Any]]
@@ -129,7 +130,7 @@ def test_a_better_step_than_the_last_is_named(settings: Any) -> None:
     said = {
         "held_out_change": CHANGES[2][0], "verdict": "worse", "base_held_out_loss": 0.1, "held_out_loss": 0.11, "best_step": 200,
         "best_held_out_loss": 0.09, "best": "run/x-best.safetensors", "steps": 300, "sheet": None, "files": ["adapter", "best"],
-        "adapter": "run/x.safetensors", "prompt": "a fox's tail", "processes": 2, "pictures": 81,
+        "adapter": "run/x.safetensors", "prompt": "a fox's tail", "processes": 2, "pictures": 81, "distinct_pictures": 81,
     }  # fmt: skip
     lines = list(verdict.lines(config.parse(settings()), said))
     assert lines[0] == (
@@ -220,3 +221,35 @@ def test_a_changed_file_is_written_again_from_the_checkpoint(train: Train, tmp_p
     path.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
     train()
     assert path.read_bytes() == right
+
+
+def test_a_copied_run_is_judged_by_its_own_files(train: Train, settings: Any, tmp_path: Path) -> None:
+    done = train(**FULL)
+    shutil.move(tmp_path / "out", tmp_path / "moved")
+    moved = config.parse(settings(**FULL, run={"out": str(tmp_path / "moved")}))
+    said = run_train(moved)
+    assert said["model"] == str(tmp_path / "moved" / "model") and said["steps"] == done["steps"], "whole, wherever it lies"
+    weights = next((tmp_path / "moved" / "model" / "unet").glob("*.safetensors"))
+    shutil.copytree(tmp_path / "moved", tmp_path / "out")
+    weights.write_bytes(weights.read_bytes()[:-5])
+    with pytest.raises(ConfigError, match="can neither go on nor be written anew"):
+        run_train(moved)
+
+
+def test_a_run_stopped_while_it_removed_its_checkpoints_removes_them(train: Train, tmp_path: Path, monkeypatch: Any) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "remove", lambda root: None)
+        train(**FULL)
+    assert checkpoint.steps(tmp_path / "out" / "checkpoints") == [2]
+    assert finished.summary(config.parse(config.read_yaml(tmp_path / "out" / "run.yaml"))) is None, "there is something left to do"
+    train(**FULL, run={"sample_prompt": ["tok"]})  # other prompts, which it cannot draw any more, are no reason to refuse
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_auto_is_taken_from_a_run_that_can_go_on_alone(ft: Callable[..., str], twenty: Path, imgs: Path) -> None:
+    ft("lora", imgs, "--no-samples")
+    assert "already finished" in ft("lora", imgs) and record()["run"]["sample_prompt"] == []
+    assert "draws before and after" in ft("lora", imgs, "--sample-prompt", "auto", "--steps", "3"), "asked for in so many words"
+    shutil.rmtree("run/checkpoints")
+    Path("run/summary.json").unlink()
+    assert "18 to train on, 2 held out" in ft("lora", twenty), "nothing is left that could go on"

@@ -64,7 +64,7 @@ def _command(name: str, table: Mapping[str, str], text: str) -> Callable[..., No
         settings = _without(settings, "--no-samples", "run.sample_prompt", []) if no_samples else settings
         job = make_job(name, settings, recipes.find(recipe) if recipe else None, set_ or [], flags.names(table))
         if not fresh:
-            job = automatic.as_before(job)
+            job = automatic.as_before(job, settings)
         hardware.say_idle_card()
         if dry_run:
             _plan(job, json_)

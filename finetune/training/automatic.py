@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
-from finetune.config import Job, read_yaml
+from finetune.config import Job, parse, read_yaml
+from finetune.config.load import Settings
 from finetune.data.sample import Pictures
 from finetune.data.scan import AUTO_FRACTION
 from finetune.errors import ConfigError
 from finetune.text import AUTO
+from finetune.training import checkpoint, summary
 
 SHARE = 0.1  # of the work of training that drawing may take
 MOST = 4  # prompts: as many rows as are looked at
@@ -15,14 +17,24 @@ PASSES = 3  # forward passes that a step's forward and backward take as long as
 RECOMPUTED = 4  # the same, with gradient checkpointing
 
 
-def as_before(job: Job) -> Job:
-    """The job with what an earlier run in its folder made of `auto`: the same command goes on, and what is finished stays so."""
-    try:
-        before = read_yaml(job.run.folder / "run.yaml")
-        held, prompts = before["data"]["holdout"], tuple(before["run"]["sample_prompt"])
-    except (ConfigError, LookupError, TypeError):  # none, or damaged
+def as_before(job: Job, given: Settings) -> Job:
+    """The job with what an earlier run in its folder made of `auto`: the same command goes on, and what is finished stays so.
+
+    What was `given` in so many words, as `--sample-prompt auto`, is chosen anew; and so is all where there is nothing to go on from.
+    """
+    out = job.run.folder
+    if not (checkpoint.steps(out / "checkpoints") or (out / summary.NAME).exists()):
         return job
-    return _with(job, held if job.data.holdout == AUTO else job.data.holdout, prompts if job.run.automatic else job.run.sample_prompt)
+    try:
+        before = parse(read_yaml(out / "run.yaml"))
+    except ConfigError:  # none, damaged, or of another version
+        return job
+    held, prompts = job.data.holdout, job.run.sample_prompt
+    if held == AUTO and "holdout" not in given.get("data", {}):
+        held = before.data.holdout
+    if job.run.automatic and "sample_prompt" not in given.get("run", {}):
+        prompts = before.run.sample_prompt
+    return _with(job, held, prompts)
 
 
 def resolved(job: Job, pictures: Pictures, calls: int) -> Job:

@@ -13,16 +13,14 @@ from typing import Any
 from finetune import __version__, files
 from finetune.config.job import Job
 from finetune.training import verdict
-from finetune.training.summary import NAME as SUMMARY
-from finetune.training.summary import public
+from finetune.training.summary import dropped, public, read
 
 NAME = "finished.json"
 
 
 def lines(job: Job, said: dict[str, Any]) -> list[str]:
     """What is said of a run that has nothing left to do."""
-    whole = job.method.kind == "full" and not job.run.keep_finished
-    more = "--fresh starts over" if whole else "--steps continues, --fresh starts over"
+    more = "--fresh starts over" if dropped(job) else "--steps continues, --fresh starts over"
     return [f"already finished: {said['steps']} steps in {job.run.folder}; nothing to do ({more})", *verdict.lines(job, said)]
 
 
@@ -35,9 +33,11 @@ def write(job: Job, base: Path, summary: dict[str, Any]) -> None:
 def summary(job: Job) -> dict[str, Any] | None:
     """What the finished run of this very job said at its end."""
     out = job.run.folder
+    if dropped(job) and (out / "checkpoints").exists():  # it was stopped before it had removed them
+        return None
     try:
         before = json.loads(files.read_text(out / NAME))
-        said: dict[str, Any] = json.loads(files.read_text(out / SUMMARY))
+        said = read(out)
         return public(said) if _facts(job, Path(before["base"]), said) == before else None
     except (OSError, ValueError, LookupError, TypeError):  # never finished, of an older version, or damaged
         return None

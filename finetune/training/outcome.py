@@ -1,14 +1,12 @@
 """What there is to draw with in a run's folder: the files that it ended with, or a step that it saved on its way. Torch-free to import."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune import files
 from finetune.errors import DataError
-from finetune.training import checkpoint
+from finetune.training import checkpoint, summary
 
 
 @dataclass(frozen=True)
@@ -72,11 +70,10 @@ def _is_run(path: Path) -> bool:
 
 def _finished(run: Path) -> Outcome:
     try:
-        summary = json.loads(files.read_text(run / "summary.json"))
-        names = {kind: str(summary[kind]) for kind in summary["files"]}
+        said = summary.read(run)
+        written = {kind: Path(said[kind]) for kind in said["files"]}
     except (OSError, ValueError, LookupError, TypeError):
         raise DataError(f"{run}: this run is not finished; {_there(run)}", _next(run)) from None
-    written = {kind: run / re.split(r"[\\/]", name)[-1] for kind, name in names.items()}  # the folder may have been moved since
     if gone := [path.name for path in written.values() if not path.exists()]:
         raise DataError(f"{run}: {gone[0]}, which this run ended with, is gone; {_there(run)}", _next(run))
     return Outcome.of(written)

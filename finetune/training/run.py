@@ -149,11 +149,17 @@ class Runner:
     def finished(self) -> dict[str, Any] | None:
         if (done := self.earlier.finished(self.job)) is None:
             return None
-        if self.main and not finished.summary(self.job):
-            finished.write(self.job, self.family.source.folder, done)
+        if self.main:
+            self.drop_checkpoints()
+            if not finished.summary(self.job):
+                finished.write(self.job, self.family.source.folder, done)
         for text in finished.lines(self.job, done):
             self.tracker.say(text)
         return done
+
+    def drop_checkpoints(self) -> None:
+        if summary.dropped(self.job):
+            checkpoint.remove(self.out / "checkpoints")
 
     def encode(self) -> None:
         accelerator = self.accelerator
@@ -303,6 +309,7 @@ class Runner:
             "out": str(self.out),
             "steps": job.optim.steps,
             "pictures": len(self.pictures.train),
+            "distinct_pictures": len({s.content for s in self.pictures.train}),
             "held_out": len(self.pictures.held),
             **verdict.measured(self.observer.change),
             "best_held_out_loss": self.observer.best if best.exists() else None,
@@ -317,8 +324,7 @@ class Runner:
         }
         summary.write(self.out, said, self.identity)
         finished.write(job, self.family.source.folder, said)
-        if job.method.kind == "full" and not job.run.keep_finished:
-            checkpoint.remove(self.out / "checkpoints")
+        self.drop_checkpoints()
         for text in [*(f"wrote {path}" for path in written.values()), *verdict.lines(job, said)]:
             self.tracker.say(text)
         self.tracker.close()

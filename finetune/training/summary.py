@@ -1,6 +1,7 @@
 """What a run says at its end, in the last file that it writes, and what that file says of whether the run is finished. Torch-free."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,43 @@ def write(out: Path, summary: dict[str, Any], identity: dict[str, Any]) -> None:
     files.write_json(out / NAME, summary | {"identity": identity, "sha256": _hashes(summary)})
 
 
+def read(out: Path) -> dict[str, Any]:
+    """What a run's last file says; the paths are those in `out`, wherever the folder was when they were written.
+
+    Raises:
+        OSError, ValueError, LookupError, TypeError: there is none, or it is damaged.
+    """
+    summary: dict[str, Any] = json.loads(files.read_text(out / NAME))
+    here = {kind: str(out / _name(summary[kind])) for kind in summary["files"]}
+    if summary.get("sheet"):
+        here["sheet"] = str(out / "samples" / _name(summary["sheet"]))
+    return summary | here | {"out": str(out)}
+
+
+def _name(path: str) -> str:
+    return re.split(r"[\\/]", path)[-1]
+
+
 def ended(out: Path) -> dict[str, Any] | None:
     """What a run's last file says, with its `identity` and its files' `sha256`; nothing where there is none, or an older version's."""
     try:
-        summary: dict[str, Any] = json.loads(files.read_text(out / NAME))
+        summary = read(out)
         return summary if all(isinstance(summary[name], dict) for name in OF_THE_RECORD) else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
 def finished(summary: dict[str, Any], job: Job) -> bool:
-    """Whether a run that ended so has nothing left to do for this job."""
-    asked = {"steps": job.optim.steps, "written_as": written_as(job), "sha256": _hashes(summary)}
-    return all(summary[name] == value for name, value in asked.items())
+    """Whether a run that ended so has nothing left to do for this job. Without checkpoints it can draw no other prompts."""
+    before, now = summary["written_as"], written_as(job)
+    if dropped(job):
+        before, now = ({k: v for k, v in written.items() if k != "prompts"} for written in (before, now))
+    return bool(summary["steps"] == job.optim.steps and before == now and summary["sha256"] == _hashes(summary))
+
+
+def dropped(job: Job) -> bool:
+    """Whether such a run removes its checkpoints when it is finished: those of all weights are large."""
+    return job.method.kind == "full" and not job.run.keep_finished
 
 
 def public(summary: dict[str, Any]) -> dict[str, Any]:
@@ -37,10 +62,11 @@ def public(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hashes(summary: dict[str, Any]) -> dict[str, str]:
-    """Of every file that a run handed over, by path; those that are gone have none."""
+    """Of every file that a run handed over, by its path in the run's folder; those that are gone have none."""
+    out = Path(summary["out"])
     places = [Path(summary[name]) for name in summary["files"]]
     found = [p for place in places for p in (sorted(place.rglob("*")) if place.is_dir() else [place])]
-    return {str(p): files.sha256(p) for p in found if p.is_file()}
+    return {p.relative_to(out).as_posix(): files.sha256(p) for p in found if p.is_file()}
 
 
 def written_as(job: Job) -> dict[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune.config import Job
+from finetune.training.summary import dropped
 
 Verdict = Literal["learned", "no difference", "worse", "not measured"]
 ASIDE = 0.25  # of the pictures are held out by the line that a run names which cannot tell
@@ -44,7 +45,7 @@ def lines(job: Job, summary: Mapping[str, Any]) -> Iterator[str]:
     if summary["sheet"]:
         yield f"look: {summary['sheet']} shows the base's pictures beside the result's"
     yield f"draw: {shlex.join(_drawing(job, summary))}"
-    if job.method.kind == "full" and not job.run.keep_finished:
+    if dropped(job):
         yield "its checkpoints, which are large, were removed: --steps cannot continue it (--set run.keep_finished=true keeps them)"
     else:
         yield f"continue: {shlex.join([*_again(job, summary), '--steps', str(2 * summary['steps'])])}"
@@ -79,7 +80,7 @@ def _measured(job: Job, summary: Mapping[str, Any]) -> Iterator[str]:
 
 def _unmeasured(job: Job, summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"not measured whether it learned: none of {summary['pictures']} pictures was held out"
-    if summary["pictures"] > 1:
+    if summary["distinct_pictures"] > 1:
         yield f"measure: {_measuring(job, summary)}"
 
 
