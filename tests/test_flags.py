@@ -16,7 +16,7 @@ from finetune import cli
 
 ROOT: Any = typer.main.get_command(cli.app)
 COUNTS = "0 1 2 3 16 17 18 24 32 1000 1001 -1 99999999999999999999".split()
-SIDES = [count for count in COUNTS if count not in ("1000", "1001")]  # those take minutes
+LARGE = ("1000", "1001")  # of pictures' sides: those take minutes
 NUMBERS = "0 1 2 0.5 1e-3 7 100 -1 nan inf -inf 1e400 1e30 0x10 \u0661 1_0 x".split()
 WORDS = ["", " ", "x", "a b", "{name}", "{nmae}", "é", "😀", "x\udcff", "x\n", "\x1b[2J", "-", "--", "~nosuch/x", "x" * 300, "a/" * 200]
 WORDS += [r"re:(", r"re:.*", "none", "auto", "true", "null", "{a|b", "a,b", "sks", "dog", "<x>", "owner/name", "C:\\x:0.5", ":", "x:nan"]
@@ -77,7 +77,6 @@ def fitting(flag: str, option: Any, base: Path) -> list[str]:
     own = {
         "--base": [str(base)], "--data": ["imgs"], "--token": ["sks", "<x>"], "--class": ["dog"], "--prompt": ["a"], "--set": SETS,
         "--adapter": ["run/lora.safetensors", "run/lora.safetensors:0.5", "lora", "lokr", "run", "run:0.5", "run/checkpoints/step-1"],
-        "--resolution": SIDES, "--width": SIDES, "--height": SIDES,
         "--embedding": ["run/lora-tok.safetensors", "run"],
         "--to": ["diffusers", "peft", "full", "svd"], "--recipe": ["one.yaml", "tiny-style"], "--out": ["made", "imgs/made"],
     }  # fmt: skip
@@ -100,6 +99,8 @@ def draw_words(dice: random.Random, base: Path) -> list[str]:
     chosen |= set(dice.sample(list(options), min(len(options), dice.randint(0, 3))))
     for flag in sorted(chosen):
         kind = fitting(flag, options[flag], base) if dice.random() < 0.9 else [*COUNTS, *NUMBERS, *WORDS, *PLACES]
+        if flag in ("--resolution", "--width", "--height"):
+            kind = [word for word in kind if word not in LARGE]
         words += [flag] if options[flag].is_flag else [flag, dice.choice(kind)]
     for one in (p for p in command.params if not p.opts[0].startswith("--")):
         words += _alone(one, dice)
