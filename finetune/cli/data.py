@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from finetune import files
-from finetune.cli import complete, flags, present
+from finetune.cli import complete, flags, present, streams
 from finetune.cli.train import any_job
 from finetune.config import Job
 from finetune.errors import ConfigError, DataError, plain
@@ -32,10 +32,6 @@ def _phase(name: str, total: int) -> Iterator[Any]:
 
     with Tracker(Path(), active=True).phase(name, total) as tick:
         yield tick
-
-
-def _say(line: str) -> None:
-    typer.echo(plain(line), err=True)
 
 
 @app.command("check")
@@ -71,7 +67,7 @@ def check(
         print(plain("\n".join(dataset.text(report))))
     if sheet and drawn:
         draw.save_png(drawn, files.home(sheet), {})
-        _say(f"wrote {sheet}")
+        streams.say(f"wrote {sheet}")
     errors, warnings = report.count("error"), report.count("warning")
     if errors or (strict and warnings):
         raise DataError(f"{errors} errors, {warnings} warnings", "each is named above" if not json_ else "")
@@ -97,7 +93,7 @@ def preview(
     draw.check_sheet(files.home(out), "--out")
     page, total = dataset.sheet(job, count)
     draw.save_png(page, files.home(out), {})
-    _say(f"{min(count, total)} of {total} pictures")
+    streams.say(f"{min(count, total)} of {total} pictures")
     cli.emit({"sheet": str(out), "pictures": total, "shown": min(count, total)}) if json_ else print(out)
 
 
@@ -124,7 +120,7 @@ def cache(
         job = _job(given, recipe, set_)
         from finetune.training import dataset
 
-        facts = dataset.encode_ahead(job, _phase, _say)
+        facts = dataset.encode_ahead(job, _phase, streams.say)
         line = f"encoded: {facts['pictures']} pictures, variants counted, and {facts['captions']} captions"
     cli.emit(facts) if json_ else print(line)
 

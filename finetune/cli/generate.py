@@ -1,13 +1,12 @@
 """`ft generate`: pictures from prompts and adapters."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from finetune.cli import complete, hardware, present
-from finetune.errors import ConfigError, plain
+from finetune.cli import complete, hardware, present, streams
+from finetune.errors import ConfigError
 
 
 def command(
@@ -71,11 +70,7 @@ def command(
         texts, *drawn_with, negative, scheduler, steps, guidance, seed, count, resolution, batch, out,
         width, height,
     )  # fmt: skip
-    drawn = drawing.generate(request, _say, Tracker(out, active=True).drawing)
-    sheet = drawing.grid(out, drawn, count, _say) if grid else None
+    drawn = drawing.generate(request, streams.say, Tracker(out, active=True).drawing)
+    sheet = drawing.grid(out, drawn, count, streams.say) if grid else None
     if json_:
         cli.emit({"pictures": drawn, "grid": str(sheet) if sheet else None})
-
-
-def _say(line: str) -> None:
-    print(plain(line), file=sys.stderr)

@@ -34,7 +34,7 @@ def command(
         return
     if name is not None:
         facts = _facts(name)
-        cli.emit(facts) if json_ else print(plain("\n".join(_lines(facts))))
+        cli.emit(facts) if json_ else print(plain("\n".join(_lines(facts, BASES[name].said))))
         return
     rows = [{"name": n, "hub": b.hub, "about": b.about, "local": b.hub is None or source.cached(b.hub)} for n, b in BASES.items()]
     if json_:
@@ -61,11 +61,11 @@ def _facts(name: str) -> dict[str, Any]:
     return facts
 
 
-def _lines(facts: dict[str, Any]) -> list[str]:
+def _lines(facts: dict[str, Any], said: str) -> list[str]:
     lines = [f"{facts['name']}: {facts['about']}", f"licence: {facts['licence']}"]
     if facts["hub"]:
         where = "here" if facts["local"] else f"not downloaded yet: ft models --download {facts['name']}"
         return [*lines, f"hub: {facts['hub']} ({where})"]
     words = textwrap.fill(", ".join(facts["draws"]), 120, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
-    lines += [f'draws {len(facts["draws"])} things by these names, alone or with a style behind, as in "fox face, twemoji style":', words]
+    lines += [f"draws {len(facts['draws'])} things by these names, {said}:", words]
     return [*lines, f"each of them as it draws it: {facts['sheet']}"]

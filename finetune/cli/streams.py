@@ -6,6 +6,8 @@ import select
 import sys
 from typing import Any
 
+from finetune.errors import plain
+
 
 class Steady(io.FileIO):
     """Counts as written what nobody takes; `lost` is what the system said of it."""
@@ -67,3 +69,8 @@ def coloured(stream: Any) -> bool:
 def painted(text: str, code: str, stream: Any) -> str:
     """Text in a colour or weight of ANSI, such as 31 for red and 1 for bold, where the stream shows it."""
     return f"\033[{code}m{text}\033[0m" if coloured(stream) else text
+
+
+def say(text: str) -> None:
+    """A line on stderr, control characters removed."""
+    print(plain(text), file=sys.stderr)

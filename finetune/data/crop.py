@@ -108,6 +108,13 @@ def to_image(pixels: "Tensor") -> Image.Image:
     return Image.fromarray(((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
 
 
+def fitted(image: Image.Image, side: int) -> Image.Image:
+    """The same in its proportions, its longer side `side` pixels; enlarged without smoothing, as a small picture is to be seen as it is."""
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
+
+
 def to_tensor(image: Image.Image) -> "Tensor":
     """[3, H, W] fp32 in [-1, 1]."""
     import numpy as np

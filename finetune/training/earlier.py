@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,19 @@ from finetune.training import checkpoint, record, summary
 
 @dataclass(frozen=True)
 class Earlier:
-    """What a folder holds of a run that this one may be the continuation of."""
+    """What the job's folder holds of a run that this one may be the continuation of."""
 
-    out: Path
+    job: Job
     checkpoint: Path | None  # the newest valid one
     ended: dict[str, Any] | None  # its last file, with its identity and its files' hashes
+    facts: dict[str, Any] | None  # its `identity` and the `steps` it was to have; None where it could not go on and was not finished
 
     @classmethod
-    def of(cls, out: Path) -> "Earlier":
-        return cls(out, next(checkpoint.valid(out / "checkpoints"), None), summary.ended(out))
+    def of(cls, job: Job) -> "Earlier":
+        newest, ended = next(checkpoint.valid(job.run.folder / "checkpoints"), None), summary.ended(job.run.folder)
+        return cls(job, newest, ended, checkpoint.facts(newest) if newest else ended)
 
-    @property
-    def facts(self) -> dict[str, Any] | None:
-        """Its `identity`, and the `steps` that it was to have; None where nothing is left of a run that could go on, or was finished."""
-        return checkpoint.facts(self.checkpoint) if self.checkpoint else self.ended
-
-    def refuse(self, job: Job, identity: dict[str, Any]) -> None:
+    def refuse(self, identity: dict[str, Any]) -> None:
         """What can be refused before class pictures are drawn; `identity` is still without the pictures.
 
         Raises:
@@ -36,32 +34,34 @@ class Earlier:
         """
         if (facts := self.facts) is None:
             return
-        record.refuse_changes({k: v for k, v in facts["identity"].items() if k in identity}, identity, self.out)
+        out, steps = self.job.run.folder, self.job.optim.steps
+        record.refuse_changes({k: v for k, v in facts["identity"].items() if k in identity}, identity, out)
         done = facts["step"] if self.checkpoint else facts["steps"]
-        if done > job.optim.steps:
-            hint = "give more steps, or --fresh to start over"
-            raise ConfigError(f"--steps {job.optim.steps}: {self.out} has {done} steps already", hint)
-        if self.checkpoint is None and not self.finished(job):
+        if done > steps:
+            raise ConfigError(f"--steps {steps}: {out} has {done} steps already", "give more steps, or --fresh to start over")
+        if self.checkpoint is None and not self.finished:
             raise ConfigError(
-                f"{self.out}: holds a finished run of {done} steps without checkpoints, which can neither go on nor be written anew",
+                f"{out}: holds a finished run of {done} steps without checkpoints, which can neither go on nor be written anew",
                 "--fresh starts over, another --out or --name keeps both; run.keep_finished keeps the checkpoints of all weights",
             )
 
-    def refuse_pictures(self, job: Job, identity: dict[str, Any], pictures: Pictures, say: Callable[[str], None]) -> None:
+    def refuse_pictures(self, identity: dict[str, Any], pictures: Pictures, say: Callable[[str], None]) -> None:
         """Raises:
         ConfigError: pictures, captions or settings differ, with the names of those that changed.
         """
+        out, o = self.job.run.folder, self.job.optim
         if (facts := self.facts) is None:
-            if damaged := len(checkpoint.steps(self.out / "checkpoints")):
-                say(f"no checkpoint in {self.out / 'checkpoints'} is whole ({damaged} damaged); starting over")
+            if damaged := len(checkpoint.steps(out / "checkpoints")):
+                say(f"no checkpoint in {out / 'checkpoints'} is whole ({damaged} damaged); starting over")
             return
-        record.refuse_changes(facts["identity"], identity, self.out, pictures)
-        if facts["steps"] != job.optim.steps and job.optim.schedule != "constant":
+        record.refuse_changes(facts["identity"], identity, out, pictures)
+        if facts["steps"] != o.steps and o.schedule != "constant":
             say(
-                f"note: the {job.optim.schedule} schedule of {facts['steps']} steps is now one of {job.optim.steps}; "
+                f"note: the {o.schedule} schedule of {facts['steps']} steps is now one of {o.steps}; "
                 "the result is not that of so many steps from the start"
             )
 
-    def finished(self, job: Job) -> dict[str, Any] | None:
-        """What it said at its end, if nothing is left to do for this job."""
-        return summary.public(self.ended) if self.ended and summary.finished(self.ended, job) else None
+    @cached_property
+    def finished(self) -> dict[str, Any] | None:
+        """What it said at its end, if nothing is left to do for this job. Reads all files that it handed over, once."""
+        return summary.public(self.ended) if self.ended and summary.finished(self.ended, self.job) else None

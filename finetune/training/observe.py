@@ -10,11 +10,15 @@ from PIL import Image
 from torch import Tensor
 
 from finetune import files
+from finetune.adapters import embedding
+from finetune.adapters.read import read
 from finetune.data import keys
 from finetune.data.encoded import Text
 from finetune.evaluation import heldout
+from finetune.families import load, source
 from finetune.families.load import Family
 from finetune.sampling import draw
+from finetune.sampling.generate import compose
 from finetune.training import checkpoint
 from finetune.training.loop import Training
 from finetune.training.optimizers import OPTIMIZERS, own_average
@@ -118,6 +122,20 @@ class Observer:
             with averaged(training):
                 state = files.safetensors(training.trainable, {"step": str(step)})
             files.write_bytes(self.best_file, state)
+
+    def draw_written(self, written: Mapping[str, Path]) -> list[tuple[str, str]]:
+        """The last samples: from the written files, by kind, not from the live networks, which have to go first. Returns as `draw` does."""
+        training, family, job = self.training, self.training.family, self.training.job
+        training.release()
+        training.accelerator.free_memory()
+        family.parts.free(*family.spec.parts)
+        where = source.resolve(str(written["model"])) if "model" in written else family.source
+        fresh = load.family(where, family.device, family.dtype)
+        adapters = [(read(written["adapter"]), 1.0)] if "adapter" in written else []
+        embeddings = [embedding.read(path) for kind, path in written.items() if kind.startswith("embedding")]
+        made = compose(fresh, adapters, embeddings, job.run.sample_prompt)
+        wanted = {p: made.texts[p] for p in job.run.sample_prompt}
+        return self.draw(fresh, made.pipeline, wanted, made.unconditional, job.optim.steps)
 
     @torch.no_grad()
     def sample(self, step: int) -> None:

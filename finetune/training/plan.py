@@ -55,8 +55,7 @@ def trainable(job: Job, family: Family, learned: dict[str, Start] | None) -> lis
         ConfigError: what cannot be attached, or trained so.
     """
     m, spec = job.method, family.spec
-    nets = {method.DENOISER: family.parts.skeleton(spec.denoiser)}
-    nets |= {p: family.parts.skeleton(p) for p in spec.text} if m.live else {}
+    nets = {k: family.parts.skeleton(part) for k, part in method.parts(family, job).items()}
     rest = job.model_copy(update={"method": m.model_copy(update={"new_tokens": ()})})
     groups = method.attach(family, nets, rest, learned)
     out: list[dict[str, Any]] = [
@@ -183,7 +182,7 @@ def plan(job: Job) -> Plan:
         "frozen_parameters": frozen,
         "file_bytes": written(job, skeleton, matched, count) * BYTES[job.run.save_dtype],
         "estimated_memory_bytes": int(memory),
-        "estimated_seconds": round(3 * flops * job.optim.batch * job.optim.accumulate * job.optim.steps / SPEED[device], 1),
+        "estimated_seconds": round(automatic.PASSES * flops * job.optim.batch * job.optim.accumulate * job.optim.steps / SPEED[device], 1),
         "sample_prompts": list(job.run.sample_prompt),
         "sample_share": round(automatic.share(job, len(job.run.sample_prompt), draw.calls(family)), 3),
         "out": str(job.run.folder),

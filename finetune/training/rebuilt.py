@@ -15,7 +15,7 @@ from finetune.families import load
 from finetune.families.load import Family
 from finetune.methods import method
 from finetune.methods.adapter import Start
-from finetune.methods.method import DENOISER, Group
+from finetune.methods.method import Group
 from finetune.training import checkpoint, optimizer, optimizers, result
 from finetune.training.checkpoint import State
 from finetune.training.optimizers import OPTIMIZERS, own_average
@@ -34,17 +34,12 @@ class Rebuilt:
 
     @classmethod
     def of(cls, folder: Path) -> "Rebuilt":
-        """Raises:
-        DataError: it is not the folder of a run.
-        """
-        if not (folder / "run.yaml").exists():
-            raise DataError(f"{folder}: is not the folder of a run", "give the --out of a run")
+        """Of a folder that holds a run."""
         job = config.parse(config.read_yaml(folder / "run.yaml"))
         family = load.family(base(job))
         for token in job.method.new_tokens:
             family.words.add(token, job.method.vectors)
-        parts = {DENOISER: family.spec.denoiser} | ({p: p for p in family.spec.text} if job.method.live else {})
-        nets = {k: family.parts.load(part) for k, part in parts.items()}
+        nets = {k: family.parts.load(part) for k, part in method.parts(family, job).items()}
         learned = start(job, family)
         return cls(folder, job, family, nets, learned, method.attach(family, nets, job, learned))
 

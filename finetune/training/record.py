@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import platform
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from finetune.config.load import section_model
 from finetune.data import sample
 from finetune.data.sample import Pictures
 from finetune.errors import ConfigError
+from finetune.training import checkpoint
 from finetune.training.finished import NAME as FINISHED
+from finetune.training.summary import NAME as SUMMARY
 
 # Settings that `identity` holds in another form: as content, and as the global batch.
 COVERED = {
@@ -84,8 +85,7 @@ def clear(out: Path) -> None:
     """Removes what an earlier run wrote, and nothing else: where there is no `run.yaml`, nothing."""
     if not (out / "run.yaml").exists():
         return
-    for folder in (out / "checkpoints").glob("step-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    checkpoint.remove(out / "checkpoints")
     for path in kept_files(out):
         path.unlink(missing_ok=True)
 
@@ -95,9 +95,9 @@ def kept_files(out: Path) -> list[Path]:
     written = [
         *(out / "samples").glob("step-*.png"),
         *(out / "averages").glob("step-*.safetensors"),
-        out / "checkpoints" / "best.safetensors",
+        out / "checkpoints" / checkpoint.BEST,
     ]
-    written += [out / name for name in ("metrics.jsonl", "summary.json", "pictures.json", FINISHED, "run.yaml")]
+    written += [out / name for name in ("metrics.jsonl", SUMMARY, "pictures.json", FINISHED, "run.yaml")]
     written += [out / "README.md"] if place(out, "").name == "README.md" else []
     return written
 

@@ -11,19 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 from finetune import config, files
-from finetune.adapters import embedding
 from finetune.adapters.contract import Contract
 from finetune.adapters.header import header_of, tensors_file
-from finetune.adapters.read import read
 from finetune.adapters.write import DTYPES
 from finetune.config.job import Job
 from finetune.data import prune
 from finetune.data.plan import IndexPlan, describe
 from finetune.errors import Stopped
-from finetune.families import load, source
+from finetune.families import load
 from finetune.methods import adapter, method
 from finetune.objectives.objective import objective
-from finetune.sampling.generate import compose
 from finetune.training import (
     checkpoint,
     device,
@@ -120,14 +117,14 @@ class Runner:
         if job.method.start is not None:
             base |= {"start": files.sha256(tensors_file(job.method.start))}
         self.identity = record.identity(job, base, self.accelerator.num_processes)
-        self.earlier = Earlier.of(self.out)
-        self.earlier.refuse(job, self.identity)  # before class pictures are drawn for nothing
+        self.earlier = Earlier.of(job)
+        self.earlier.refuse(self.identity)  # before class pictures are drawn for nothing
         self.draw_class_pictures()
         sizes, batch = buckets(job, self.family), shown(job, self.global_batch)
         cut(self.pictures, sizes, batch)
         describe(self.pictures.train, batch, sizes, self.tracker.say)
         self.identity[record.PICTURES] = self.pictures.fingerprint()
-        self.earlier.refuse_pictures(job, self.identity, self.pictures, self.tracker.say)
+        self.earlier.refuse_pictures(self.identity, self.pictures, self.tracker.say)
         self.accelerator.wait_for_everyone()  # all have looked, before the first process removes anything
         if self.earlier.facts is None and self.main:
             record.clear(self.out)  # what one left that never got to a valid checkpoint
@@ -147,7 +144,7 @@ class Runner:
         made.own.describe(self.tracker.say)
 
     def finished(self) -> dict[str, Any] | None:
-        if (done := self.earlier.finished(self.job)) is None:
+        if (done := self.earlier.finished) is None:
             return None
         if self.main:
             self.drop_checkpoints()
@@ -171,11 +168,10 @@ class Runner:
 
     def networks(self) -> dict[str, Any]:
         """What takes part in a step, by its place in it; what trains whole is a master."""
-        spec, m = self.family.spec, self.job.method
-        whole = method.taught(self.family, self.job) if m.kind == "full" else []
-        masters = DTYPES[self.job.optim.masters]
-        parts = {method.DENOISER: spec.denoiser} | ({p: p for p in spec.text} if m.live else {})
-        return {k: self.family.parts.load(part, masters if k in whole else None) for k, part in parts.items()}
+        family, job = self.family, self.job
+        whole = method.taught(family, job) if job.method.kind == "full" else []
+        masters = DTYPES[job.optim.masters]
+        return {k: family.parts.load(part, masters if k in whole else None) for k, part in method.parts(family, job).items()}
 
     def assemble(self) -> tuple[Training, int]:
         """Injects what trains, restores the newest valid checkpoint, and returns the step it stands at."""
@@ -293,7 +289,7 @@ class Runner:
                 made["best"] = str(next(iter(self.export(nets, f"{job.run.name}-best").values())))
         best_step = int(header_of(best).metadata["step"]) if best.exists() else None
         nets.clear()
-        samples = self.final_samples(written) if job.run.sample_prompt else []
+        samples = self.observer.draw_written(written) if job.run.sample_prompt else []
         facts = {
             "pictures": len(self.pictures.train),
             "class pictures": len(self.pictures.classes),
@@ -340,17 +336,3 @@ class Runner:
 
     def export(self, nets: Mapping[str, Any], name: str) -> dict[str, Path]:
         return result.write(self.out, self.job, self.family, self.contract, self.of_pictures, nets, name, self.tracker.say)
-
-    def final_samples(self, written: Mapping[str, Path]) -> list[tuple[str, str]]:
-        """Pictures from the written files, not from the live networks, which have to go first."""
-        observer, family, job = self.observer, self.family, self.job
-        observer.training.release()
-        self.accelerator.free_memory()
-        family.parts.free(*family.spec.parts)
-        where = source.resolve(str(written["model"])) if "model" in written else family.source
-        fresh = load.family(where, family.device, family.dtype)
-        adapters = [(read(written["adapter"]), 1.0)] if "adapter" in written else []
-        embeddings = [embedding.read(path) for kind, path in written.items() if kind.startswith("embedding")]
-        made = compose(fresh, adapters, embeddings, job.run.sample_prompt)
-        wanted = {p: made.texts[p] for p in job.run.sample_prompt}
-        return observer.draw(fresh, made.pipeline, wanted, made.unconditional, job.optim.steps)
