@@ -38,12 +38,11 @@ def imgs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.folder(tmp_path_factory.mktemp("data") / "imgs")
 
 
-@pytest.fixture(autouse=True)
-def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def _own_places(tmp_path_factory: pytest.TempPathFactory) -> None:
     root = tmp_path_factory.getbasetemp()
-    monkeypatch.setenv("FT_CACHE", str(root / "cache"))
-    monkeypatch.setenv("FT_CONFIG", str(root / "no-config.yaml"))
-    monkeypatch.delenv("FT_BASE", raising=False)
+    os.environ |= {"FT_CACHE": str(root / "cache"), "FT_CONFIG": str(root / "no-config.yaml")}
+    os.environ.pop("FT_BASE", None)
 
 
 @pytest.fixture

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
-from finetune import cli
+from finetune import cli, config, files
+from finetune.adapters import contract
 from finetune.adapters.contract import Contract
-from finetune.adapters.header import header_of
+from finetune.families import source
+from finetune.header import header_of
 from finetune.sampling import names
 from finetune.training import outcome
 from finetune.training.outcome import Outcome, SavedStep
@@ -215,3 +218,37 @@ def test_the_bar_moves_with_every_step_and_never_back(base: Path, tmp_path: Path
     request = Request(["a", "b"], base=str(base), steps=4, count=2, out=tmp_path, batch=3, sampler="pndm")
     generate(request, lambda text: None, lambda name, total: contextlib.nullcontext(told.append))
     assert told == sorted(told) and told[-1] == 4 and {0.75, 1.5, 2.25, 3.0, 3.25, 3.5, 3.75} <= set(told)
+
+
+@pytest.fixture
+def foreign(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a run as somebody else's machine made it: nothing here remembers its base."""
+    monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
+
+    def opened(*_: object) -> None:
+        pytest.fail("a base was opened that the user did not name")
+
+    monkeypatch.setattr(source, "_download", opened)
+    monkeypatch.setattr(source, "_single_file", opened)
+    return shutil.copytree(runs / "adapter", tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("what", ["adapter.safetensors", ".", "checkpoints/step-2"])
+@pytest.mark.parametrize("named", ["{base}", "owner/name", "model.ckpt", "/dev/zero", "owner/name\nerror: none"])
+def test_a_file_from_elsewhere_opens_no_base(what: str, named: str, base: Path, foreign: Path, draw: Drawn) -> None:
+    said = config.read_yaml(foreign / "run.yaml")
+    said["model"] |= {"base": named.format(base=base), "allow_pickle": True}
+    (foreign / "run.yaml").write_text(json.dumps(said))
+    renamed(foreign / "adapter.safetensors", base=named.format(base="random"))
+    code, _, err = draw("x", "--adapter", foreign / what, base=None)
+    assert code == 2 and "as it says itself, which is no base that is known here" in err, err
+    assert "--base " in err and "\nerror: none" not in err
+    code, _, err = draw("x", "--adapter", foreign / what, base=base)
+    assert code == 0, err
+
+
+def renamed(path: Path, **values: str) -> None:
+    """The same adapter, with another contract."""
+    said = header_of(path).metadata
+    said |= {contract.KEY: json.dumps(json.loads(said[contract.KEY]) | values)}
+    files.write_bytes(path, files.safetensors(load_file(path), said))

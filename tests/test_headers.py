@@ -11,8 +11,8 @@ import tiny
 
 from finetune import config
 from finetune.adapters.contract import KEY, Contract
-from finetune.adapters.header import header_of
 from finetune.config.load import merge
+from finetune.header import header_of
 from finetune.training import average, record
 from finetune.training.run import train
 

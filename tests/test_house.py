@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "finetune"
 
-# Each room may import the rooms named here, itself, and the five foundations (errors, files, libraries, tensors, text).
+# Each room may import the rooms named here, itself, and the six foundations (errors, files, header, libraries, tensors, text).
 MAY_IMPORT = {
     "cli": {"config", "data", "training", "sampling", "adapters", "evaluation", "families", "cli"},
     "config": {"methods"},  # the table of adapter types alone
@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "sampling": {"adapters", "config", "data", "families", "methods", "bases"},
     "training": {"config", "data", "families", "methods", "objectives", "adapters", "sampling", "evaluation", "bases"},
 }
-FOUNDATIONS = {"errors", "files", "libraries", "tensors", "text"}
+FOUNDATIONS = {"errors", "files", "header", "libraries", "tensors", "text"}
 
 
 def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:

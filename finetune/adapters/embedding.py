@@ -11,11 +11,11 @@ from torch import Tensor
 
 from finetune import files
 from finetune.adapters.contract import Contract
-from finetune.adapters.header import header_of
 from finetune.adapters.keys import EMBEDDED
 from finetune.adapters.read import Adapter
 from finetune.adapters.write import DTYPES, hashed
 from finetune.errors import DataError, FinetuneError
+from finetune.header import header_of
 
 
 @dataclass(frozen=True)

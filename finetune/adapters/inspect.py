@@ -7,12 +7,12 @@ from typing import Any
 
 from finetune.adapters import keys
 from finetune.adapters.contract import Contract
-from finetune.adapters.header import Header, header_of, tensors_file
 from finetune.adapters.leaves import RANKED
 from finetune.adapters.problems import problems
 from finetune.adapters.readers import Reading, Traits, readings, sentences
 from finetune.adapters.strength import alphas_of
 from finetune.errors import DataError, line
+from finetune.header import Header, header_of, tensors_file
 
 BAR = 24  # characters of the longest bar
 

@@ -1,8 +1,7 @@
 """A whole fine-tuned base, as a diffusers folder (trained parts in the chosen number format, the others as in its source) or one file."""
 
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ from torch import Tensor, nn
 from finetune import files
 from finetune.adapters.original import single
 from finetune.adapters.write import DTYPES, hashed
-from finetune.errors import ConfigError, FinetuneError
+from finetune.errors import AccessError, ConfigError, FinetuneError
+from finetune.families import contents
+from finetune.families.source import Source, reason
 
 CONTRACT = "finetune.json"  # beside model_index.json: how the model must be used
 
@@ -41,21 +42,25 @@ def save(net: Any, folder: Path, dtype: str) -> None:
         net.save_pretrained(folder, state_dict=state)
 
 
-def check_place(path: Path) -> None:
+def check(source: Source, path: Path, written: Collection[str]) -> None:
     """Raises:
     ConfigError: a folder that is no model is in the place of one.
+    AccessError: a component that would be copied has a link to somewhere outside of the base; `written` are those that are not.
     """
     if path.exists() and not (path / "model_index.json").exists():
         raise ConfigError(f"{path}: is there already, and is no model", "choose another --out")
+    for part in copied(source, written):
+        try:
+            contents.check_links(source.folder, part)
+        except (OSError, ValueError) as e:
+            hint = "a written model holds nothing from elsewhere: put the file itself there"
+            raise AccessError(f"--base {source.id}: {reason(e)}", hint) from e
 
 
-def copy(source: Path, to: Path, variant: str | None) -> None:
-    """A part's folder; the files of a variant under the plain names, for the written model has one set of weights."""
-    shutil.copytree(source, to)
-    for file in sorted(to.glob(f"*.{variant}[.-]*")) if variant else ():
-        if file.suffix == ".json":  # the index of several files, which it names
-            files.write_text(file, file.read_text(encoding="utf-8").replace(f".{variant}", ""))
-        file.replace(to / file.name.replace(f".{variant}", ""))
+def copied(source: Source, written: Collection[str]) -> list[str]:
+    """The components that a written model takes from its source as they are."""
+    parts = [k for k, v in source.index().items() if isinstance(v, list)]
+    return [part for part in parts if part not in written and (source.folder / part).is_dir()]
 
 
 def open_alike(folder: Path) -> None:
@@ -71,33 +76,32 @@ def open_alike(folder: Path) -> None:
 
 
 def write(
-    source: Path, variant: str | None, path: Path, nets: Mapping[str, nn.Module], dtype: str, contract: Mapping[str, Any],
-    schedule: Mapping[str, Any],
-) -> None:  # fmt: skip
+    source: Source, path: Path, nets: Mapping[str, nn.Module], dtype: str, contract: Mapping[str, Any], schedule: Mapping[str, Any]
+) -> None:
     """The pipeline of `source` with `nets` (by folder) in the place of its own, as the folder `path`: whole or not at all.
 
     `schedule` is the scheduler's config that the networks were trained with.
 
-    Parts that the source lacks, such as a safety checker that was not downloaded, are left out of the index.
+    Of the source's other components the known files are copied, and nothing else that may lie there. Those that it lacks, such as a
+    safety checker that was not downloaded, are left out of the index.
 
     Raises:
-        ConfigError: a folder that is no model is in the place.
+        ConfigError, AccessError: as `check`.
     """
-    check_place(path)
-    index: dict[str, Any] = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
-    parts = [k for k, v in index.items() if isinstance(v, list)]
-    kept = {k: v if k not in parts or (source / k).is_dir() else [None, None] for k, v in index.items() if k != "_name_or_path"}
+    check(source, path, nets)
+    same = copied(source, nets)
+    kept = {k: v if not isinstance(v, list) or k in nets or k in same else [None, None] for k, v in source.index().items()}
 
     def fill(folder: Path) -> None:
         folder.mkdir()
         kept["scheduler"] = [kept["scheduler"][0], schedule.get("_class_name", kept["scheduler"][1])]
         (folder / "model_index.json").write_text(json.dumps(kept, indent=2, sort_keys=True), encoding="utf-8")
         (folder / CONTRACT).write_text(json.dumps(dict(contract), indent=1, sort_keys=True), encoding="utf-8")
-        for part in parts:
-            if part in nets:
-                save(nets[part], folder / part, dtype)
-            elif (source / part).is_dir():
-                copy(source / part, folder / part, variant)
+        for part, net in nets.items():
+            save(net, folder / part, dtype)
+        for part in same:
+            with source.reading(part):
+                contents.copy(source.folder, part, folder / part, source.variant, source.id)
         open_alike(folder)
         own = folder / "scheduler" / "scheduler_config.json"
         if json.loads(own.read_text(encoding="utf-8")) != schedule:

@@ -1,7 +1,7 @@
 """What cannot be right in an adapter file, from its header alone. Torch-free."""
 
 from finetune.adapters import keys, leaves
-from finetune.adapters.header import Header
+from finetune.header import Header
 
 FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 INTEGERS = {"I64", "I32", "I16", "I8", "U8", "U16", "U32", "U64"}

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from finetune.adapters import fused, keys, layouts, names
 from finetune.adapters.contract import Contract
-from finetune.adapters.header import Header, header_of, tensors_file
 from finetune.adapters.problems import of_family, problems
 from finetune.adapters.readers import Traits
 from finetune.adapters.strength import Alphas, alphas_of
 from finetune.adapters.weights import Weights
 from finetune.errors import DataError
+from finetune.header import Header, header_of, tensors_file
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from finetune import files
 from finetune.adapters import layouts
-from finetune.adapters.header import tensors_file
 from finetune.adapters.read import read
 from finetune.errors import ConfigError, FinetuneError
+from finetune.header import tensors_file
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 

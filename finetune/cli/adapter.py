@@ -81,6 +81,7 @@ def average(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run with optim.ema_posthoc", show_default=False)],
     length: Annotated[float, typer.Option("--length", help="of the average, as a share of the run: 0.01 to 0.25", show_default=False)],
     name: Annotated[str | None, typer.Option("--name", help="of the file (the run's and the length)", show_default=False)] = None,
+    base: Annotated[str | None, typer.Option("--base", help="of a run that was made elsewhere", show_default=False)] = None,
     json_: Json = False,
 ) -> None:
     """Write the average of a run's weights over a length that is chosen now (Karras et al. 2024)."""
@@ -89,7 +90,7 @@ def average(
     present.run(files.home(run))
     from finetune.training.average import write
 
-    written = [str(path) for path in write(files.home(run), length, name).values()]
+    written = [str(path) for path in write(files.home(run), length, name, base).values()]
     cli.emit({"written": written}) if json_ else print("\n".join(written))
 
 

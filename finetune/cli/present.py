@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from finetune import files
 from finetune.adapters.chosen import parse_adapter
-from finetune.adapters.header import header_of, tensors_file
 from finetune.config import Job
 from finetune.errors import ConfigError, DataError
 from finetune.families import source
+from finetune.header import header_of, tensors_file
 from finetune.text import AUTO
 from finetune.training import outcome
 from finetune.training.outcome import Outcome, SavedStep
@@ -62,7 +62,7 @@ def of_drawing(adapters: Iterable[str], embeddings: Iterable[Path], base: str | 
 
 def _with_adapter(drawn: Drawn, text: str) -> Drawn:
     path, weight = parse_adapter(text)
-    if (made := _made(path)) is None:
+    if (made := _made(path, drawn.base)) is None:
         adapter(path)
         return drawn._replace(adapters=[*drawn.adapters, text])
     if made.adapter is None and weight != 1:
@@ -85,12 +85,12 @@ def _embeddings(path: Path) -> Iterable[Path]:
     return made.embeddings
 
 
-def _made(path: Path) -> Outcome | None:
+def _made(path: Path, base: str | None = None) -> Outcome | None:
     """What a run ended with; of a saved step, what it is written as now."""
     made = outcome.find(path)
     if not isinstance(made, SavedStep):
         return made
-    written = made.write()
+    written = made.write(base)
     for path in written.paths:
         print(f"wrote {path}: step {made.step} of {made.run} as a file of its own", file=sys.stderr)
     return written

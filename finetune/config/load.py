@@ -102,8 +102,16 @@ def resolve(
         ConfigError: every mistake there is, in one message.
     """
     user = user_config()
-    layers = [defaults or {}, read_yaml(user) if user.exists() else {}, read_yaml(recipe) if recipe else {}, assignments(sets), flags]
-    return parse(merge(*layers), names)
+    written = {path: read_yaml(path) for path in (user if user.exists() else None, recipe) if path}
+    said = merge(assignments(sets), flags)
+    if not _permits(said) and (path := next((p for p, settings in written.items() if _permits(settings)), None)):
+        raise ConfigError(f"{path}: model.allow_pickle is a permission, which no file gives", "--allow-pickle gives it")
+    return parse(merge(defaults or {}, *written.values(), said), names)
+
+
+def _permits(settings: Settings) -> bool:
+    model = settings.get("model")
+    return isinstance(model, Mapping) and bool(model.get("allow_pickle"))
 
 
 def parse(settings: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Job:

@@ -15,8 +15,8 @@ def tokenizer(source: Source, name: str = "tokenizer", encoder: str = "text_enco
     AccessError: missing or damaged. Without its vocabulary file the class loads all the same, with two entries, and every
         caption reads alike.
     """
-    with source.reading(name):
-        made = CLIPTokenizer.from_pretrained(source.folder / name)
+    with source.reading(name) as folder:
+        made = CLIPTokenizer.from_pretrained(folder)
         rows = int(source.config(encoder)["vocab_size"])
         if not 0.9 * rows < len(made) <= rows:
             raise ValueError(f"its vocabulary has {len(made)} entries, the text encoder {rows}")

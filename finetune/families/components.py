@@ -1,14 +1,26 @@
 """A base's networks, each loaded when a phase needs it and freed after."""
 
+import inspect
 from collections.abc import Mapping
+from math import prod
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from finetune.families.source import Source
+from finetune.header import header_of
 
 Kind = tuple[Any, torch.dtype]  # a class of diffusers or transformers, and the precision that it runs in
+
+
+SLACK = 1.02  # some readers fill in what a file may leave out
+
+
+def _keys(cls: Any) -> frozenset[str]:
+    """What a network's class knows of a config."""
+    made = getattr(cls, "config_class", None) or cls
+    return frozenset(inspect.signature(made.__init__).parameters)
 
 
 class Components:
@@ -24,13 +36,25 @@ class Components:
         """
         if name not in self.loaded or dtype not in (None, next(self.loaded[name].parameters()).dtype):
             cls, own = self.kinds[name]
-            self.source.weights(name)
-            with self.source.reading(name):
-                module = cls.from_pretrained(
-                    self.source.folder / name, variant=self.source.variant, use_safetensors=True, dtype=dtype or own
+            self._check_size(name)
+            with self.source.reading(name, _keys(cls)) as folder:
+                module, found = cls.from_pretrained(
+                    folder, variant=self.source.variant, use_safetensors=True, dtype=dtype or own, output_loading_info=True
                 )
+                if missing := sorted(found["missing_keys"]):
+                    raise ValueError(f"its weights lack {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
             self.loaded[name] = cast(nn.Module, module.to(self.device).requires_grad_(False).eval())
         return self.loaded[name]
+
+    def _check_size(self, name: str) -> None:
+        """Raises:
+        AccessError: the config is that of a network that is larger than the weights that are there: it is counted before it is made.
+        """
+        with self.source.reading(name):
+            told = sum(p.numel() for p in self.skeleton(name).parameters())
+            there = sum(prod(shape) for path in self.source.weights(name) for shape in header_of(path).shapes.values())
+            if told > there * SLACK:
+                raise ValueError(f"its config is that of a network of {told:,} numbers, and its weights are {there:,}")
 
     def free(self, *names: str) -> None:
         for name in names:

@@ -56,8 +56,8 @@ class Flux:
         }
         self.parts = Components(source, kinds, self.device)
         self.guided = bool(source.config("transformer")["guidance_embeds"])
-        with source.reading("tokenizer_2"):
-            t5 = AutoTokenizer.from_pretrained(source.folder / "tokenizer_2")
+        with source.reading("tokenizer_2") as folder:
+            t5 = AutoTokenizer.from_pretrained(folder)
             rows = int(source.config("text_encoder_2")["vocab_size"])
             if not 0.9 * rows < len(t5) <= rows:
                 raise ValueError(f"its vocabulary has {len(t5)} entries, the text encoder {rows}")

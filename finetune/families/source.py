@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bases import TINY
-from finetune.errors import AccessError, ConfigError
+from finetune.errors import AccessError, ConfigError, FinetuneError, line
+from finetune.families import contents
 from finetune.families.spec import BASES, FAMILIES, PARTS, ZERO_SNR, FamilySpec, KnownBase, not_yet
-from finetune.files import home, read_text, sha256
+from finetune.files import home, sha256
 
 RESCALE = 0.7  # of guidance, which would overexpose otherwise: the same paper, section 3.4
 # Files of the embedded base that were mended without a change to what a run sees, by the hash that earlier runs and caches know:
@@ -29,6 +30,13 @@ VARIANTS = "*/*.*.safetensors"  # such as fp16 and non_ema, beside the weights t
 
 
 INCOMPLETE = "the base is incomplete; download it again, or check the folder"
+UNKNOWN = "such a base takes more, or other, than noise and a text; `ft models` lists those that are known"
+MOST_GUIDANCE = 100
+
+
+def reason(error: Exception) -> str:
+    """What an exception says, as one line."""
+    return line(str(getattr(error, "strerror", None) or error) or type(error).__name__)
 
 
 @dataclass(frozen=True)
@@ -45,25 +53,31 @@ class Source:
     zero_snr: bool = False  # its schedule is to end in pure noise, and to be sampled from there (Lin et al. 2023, arXiv:2305.08891)
 
     def config(self, component: str) -> dict[str, Any]:
-        """A component's own JSON configuration."""
-        names = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
-        path = self.folder / component / names.get(component, "config.json")
+        """A component's own JSON configuration, without what could choose code.
+
+        Raises:
+            AccessError: it cannot be read, or asks for what is not supported.
+        """
+        name = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}.get(component, "config.json")
         try:
-            value: dict[str, Any] = json.loads(read_text(path))
+            value, _ = contents.cleaned(component, name, contents.read_json(self.folder / component / name))
         except (OSError, ValueError) as e:
-            raise AccessError(f"--base {self.id}: cannot read {component}/{path.name}", INCOMPLETE) from e
+            raise AccessError(f"--base {self.id}: cannot read {component}/{name} ({reason(e)})", INCOMPLETE) from e
         return value | ZERO_SNR if component == "scheduler" and self.zero_snr else value
 
     @contextmanager
-    def reading(self, component: str) -> Iterator[None]:
-        """What a library raises for a missing or damaged component, as an AccessError that names it."""
-        from safetensors import SafetensorError
-
+    def reading(self, component: str, keys: Collection[str] | None = None) -> Iterator[Path]:
+        """The folder that a library may read a component from, whose config has no other than these `keys`; and whatever the library
+        raises for one that is missing or damaged, as an AccessError that names it."""
         try:
-            yield
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
-            reason = (str(e).splitlines() or [type(e).__name__])[0]
-            raise AccessError(f"--base {self.id}: cannot load {component} ({reason})", INCOMPLETE) from e
+            with contents.shown(self.folder / component, self.id, keys) as folder:
+                yield folder
+        except (FinetuneError, MemoryError):
+            raise
+        except Exception as e:  # libraries raise OSError, ValueError, KeyError, TypeError, RuntimeError and more
+            if "out of memory" in str(e).lower() or "DefaultCPUAllocator" in str(e):
+                raise
+            raise AccessError(f"--base {self.id}: cannot load {component} ({reason(e)})", INCOMPLETE) from e
 
     def weights(self, component: str) -> list[Path]:
         """The weight files of a component, in this variant.
@@ -79,8 +93,7 @@ class Source:
 
     def index(self) -> dict[str, Any]:
         """The pipeline's own `model_index.json`."""
-        value: dict[str, Any] = json.loads(read_text(self.folder / "model_index.json"))
-        return value
+        return contents.pipeline(self.folder)
 
     def sampler(self, name: str | None) -> Any:
         """A diffusers scheduler by the family's short name (its default one), made from the base's own config."""
@@ -164,6 +177,12 @@ def resolve(
     return _read(hub_id, folder, commit, variant, known)
 
 
+def known_name(base: str) -> str | None:
+    """The short name of a known base, or of the Hub's id of one."""
+    ids = {entry.hub.partition("@")[0]: name for name, entry in BASES.items() if entry.hub}
+    return base if base in BASES else ids.get(base)
+
+
 def check(base: str) -> None:
     """Raises:
     AccessError: it cannot be a base: it is no known name, is not on this disk, and cannot be a Hub id.
@@ -191,7 +210,7 @@ def _single_file(base: str, path: Path, weights: bool, prediction: str | None, a
 
     if path.suffix != ".safetensors":
         if not (allow_pickle and path.suffix in single_file.PICKLES):
-            hint = "convert the file to safetensors, or --allow-pickle, which takes its tensors and runs nothing"
+            hint = "convert it to safetensors; a run's --allow-pickle does, which takes its tensors and runs nothing"
             raise AccessError(f"--base {base}: only .safetensors files are opened; others can run code", hint)
         name, path = path.stem, single_file.unpickle(path)
     else:
@@ -202,15 +221,18 @@ def _single_file(base: str, path: Path, weights: bool, prediction: str | None, a
 
 
 def _read(name: str, folder: Path, revision: str | None, variant: str | None, known: KnownBase | None) -> Source:
-    index = folder / "model_index.json"
     try:
-        pipeline = json.loads(read_text(index))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise AccessError(f"--base {name}: {folder} holds no readable model_index.json", "a base is a diffusers pipeline folder") from e
+        pipeline = line(contents.pipeline(folder)["_class_name"], 60)
+    except (OSError, ValueError) as e:
+        raise AccessError(
+            f"--base {name}: {folder} holds no readable model_index.json ({reason(e)})", "a base is a diffusers pipeline folder"
+        ) from e
     for spec in FAMILIES:
         if pipeline in spec.pipelines:
-            guidance = known.guidance if known else _told(folder).get("guidance")
-            return Source(name, folder, spec, revision, variant, guidance, known.licence if known else None)
+            guidance = known.guidance if known else _told_guidance(folder)
+            made = Source(name, folder, spec, revision, variant, guidance, known.licence if known else None)
+            _check_understood(made)
+            return made
     pipelines = ", ".join(p for spec in FAMILIES for p in spec.pipelines)
     if family := not_yet(name, pipeline):
         raise AccessError(f"--base {name}: {family} is not supported yet; known pipelines are: {pipelines}", "`ft models` lists bases")
@@ -219,13 +241,39 @@ def _read(name: str, folder: Path, revision: str | None, variant: str | None, kn
     )
 
 
-def _told(folder: Path) -> dict[str, Any]:
+def _told_guidance(folder: Path) -> float | None:
     """What a fine-tune of ours says of its use; nothing of any other folder."""
     try:
-        value: dict[str, Any] = json.loads(read_text(folder / "finetune.json"))
+        value = contents.read_json(folder / "finetune.json").get("guidance")
     except (OSError, ValueError):
-        return {}
-    return value
+        return None
+    return float(value) if isinstance(value, int | float) and 0 <= value <= MOST_GUIDANCE else None
+
+
+def _check_understood(source: Source) -> None:
+    """Raises:
+    AccessError: a config asks the denoiser or its noise for what is not understood, or sizes contradict each other.
+    """
+    spec = source.spec
+    configs = {part: source.config(part) for part in ("scheduler", *spec.parts)}
+    for part, settings in spec.understood.items():
+        for key, values in settings.items():
+            if key in configs[part] and not any(configs[part][key] == v for v in values):
+                said = line(json.dumps(configs[part][key]), 60)
+                known = ", ".join(json.dumps(v) for v in values)
+                raise AccessError(f"--base {source.id}: {part} has {key} {said}; {spec.name} is known with {known}", UNKNOWN)
+
+    def size(name: str) -> Any:
+        part, _, key = name.partition(".")
+        return configs[part].get(key)
+
+    for whole, summands in spec.sums.items():
+        told, parts = size(whole), [size(name) for name in summands]
+        if told is None or None in parts:  # the class's own, or shown to be none when it is loaded
+            continue
+        if not all(isinstance(n, int) for n in (told, *parts)) or told != sum(parts):
+            said = " + ".join(f"{name} {line(str(n), 20)}" for name, n in zip(summands, parts, strict=True))
+            raise AccessError(f"--base {source.id}: its {whole} is {line(str(told), 20)}, and {said} do not add up to it", UNKNOWN)
 
 
 def _download(hub_id: str, revision: str | None, variant: str | None, weights: bool) -> tuple[Path, str]:

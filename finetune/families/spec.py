@@ -88,7 +88,8 @@ STABLE_DIFFUSION = FamilySpec(
     embedding_keys={"text_encoder": "emb_params"},
     understood={"unet": UNET_ASKED, "scheduler": DISCRETE},
     sums={
-        "unet.in_channels": ("vae.latent_channels",), "unet.out_channels": ("vae.latent_channels",),
+        "unet.in_channels": ("vae.latent_channels",),
+        "unet.out_channels": ("vae.latent_channels",),
         "unet.cross_attention_dim": ("text_encoder.hidden_size",),
     },
     codes=dict.fromkeys(KINDS, STABILITY) | {"adapter": "diffusers"},
@@ -109,7 +110,8 @@ STABLE_DIFFUSION_XL = FamilySpec(
     embedding_keys={"text_encoder": "clip_l", "text_encoder_2": "clip_g"},
     understood={"unet": UNET_ASKED | {"addition_embed_type": ("text_time",)}, "scheduler": DISCRETE},
     sums={
-        "unet.in_channels": ("vae.latent_channels",), "unet.out_channels": ("vae.latent_channels",),
+        "unet.in_channels": ("vae.latent_channels",),
+        "unet.out_channels": ("vae.latent_channels",),
         "unet.cross_attention_dim": ("text_encoder.hidden_size", "text_encoder_2.hidden_size"),
     },
     codes=dict.fromkeys(KINDS, STABILITY),

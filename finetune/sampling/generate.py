@@ -1,5 +1,6 @@
 """Pictures from prompts and adapter files, held to what the files say about their use."""
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,11 +19,10 @@ from finetune.adapters.read import Adapter, read
 from finetune.config import read_yaml
 from finetune.data import lettering
 from finetune.data.encoded import Text, texts
-from finetune.errors import ConfigError, DataError
-from finetune.families import load, source
+from finetune.errors import ConfigError, DataError, line
+from finetune.families import load, source, trust
 from finetune.families.load import Family
 from finetune.families.source import Source
-from finetune.families.spec import BASES
 from finetune.sampling import apply, draw, names, prompt
 
 MOST = 100  # of guidance: beyond it, and far before, all is noise
@@ -54,35 +54,54 @@ def choose_base(asked: str | None, adapters: Sequence[Adapter | Embedding]) -> S
     Raises:
         ConfigError: they name different ones, or none does.
     """
-    named = [_named(a) for a in adapters if a.contract]
-    bases = {str(n["base"]) for n in named}
-    if not asked and len(bases) > 1:
+    own = [said for a in adapters if a.contract and (said := own_base(a.path.parent))]
+    named = {} if asked else {a.path: _named(a) for a in adapters if a.contract}
+    bases = set(named.values())
+    if len(bases) > 1:
         raise ConfigError(f"the adapters were trained on different bases: {', '.join(sorted(bases))}", "choose one with --base")
     if not asked and adapters and not bases:
         raise ConfigError(f"{adapters[0].path}: does not say its base", "give --base")
-    how = next((n for n in named if not asked or n["base"] == asked), {})
-    base = asked or str(how.get("base", "tiny"))
+    base = asked or next(iter(bases), "tiny")
+    how = next((said for said in own if said["base"] == base), {})
     prediction = how.get("prediction_type") or next((a.contract.prediction_type for a in adapters if a.contract), None)
     single = files.home(base).is_file() and prediction in ("epsilon", "v_prediction")
-    where = source.resolve(
-        base, how.get("variant"), prediction=prediction if single else None, allow_pickle=bool(how.get("allow_pickle", False))
-    )
+    where = source.resolve(base, how.get("variant"), prediction=prediction if single else None)
     ends = {a.contract.zero_terminal_snr for a in adapters if a.contract}
     if len(ends) > 1:
         raise ConfigError("some of the adapters were trained with zero terminal SNR, and others not", "draw with them one at a time")
     return replace(where, zero_snr=ends == {True})
 
 
-def _named(adapter: Adapter | Embedding) -> dict[str, Any]:
-    """The base in the header; for a local one, whose path no header holds, what the `run.yaml` beside the file says of it."""
+def _named(adapter: Adapter | Embedding) -> str:
+    """The base to draw with. A file from elsewhere may name what it likes: only what is known, or what the user has trained on, is opened.
+
+    Raises:
+        ConfigError: it names another base.
+    """
     contract = adapter.contract
     assert contract  # noqa: S101  asked only of adapters that have one
-    run = adapter.path.parent / "run.yaml"
-    said = read_yaml(run).get("model", {}) if run.exists() else {}
-    local = "/" not in contract.base and contract.base not in BASES
-    if said and (local or said.get("base") == contract.base):
-        return dict(said)
-    return {"base": contract.base + (f"@{contract.base_revision}" if contract.base_revision and "/" in contract.base else "")}
+    said, told = own_base(adapter.path.parent), contract.base
+    if said and (told == said["base"] or "/" not in told):  # no header holds a path
+        return str(said["base"])
+    if known := source.known_name(told):
+        return known
+    pinned = told + (f"@{contract.base_revision}" if contract.base_revision and "/" in told else "")
+    if mine := next((name for name in (pinned, told) if "/" in told and trust.trusted(name)), None):
+        return mine
+    raise ConfigError(
+        f"{adapter.path}: was trained on {line(pinned)}, as it says itself, which is no base that is known here",
+        f"--base {shlex.quote(line(pinned))} draws with that, if you trust it; --base FOLDER with your own copy",
+    )
+
+
+def own_base(folder: Path) -> dict[str, Any]:
+    """What the run in that folder says of its base, where that is one that the user has trained on."""
+    if not (folder / "run.yaml").is_file():
+        return {}
+    said = read_yaml(folder / "run.yaml").get("model")
+    if not (isinstance(said, dict) and isinstance(said.get("base"), str) and trust.trusted(said["base"])):
+        return {}
+    return said
 
 
 def check(family: Family, request: Request, adapters: Sequence[Adapter | Embedding]) -> str:

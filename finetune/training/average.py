@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from finetune import files
 from finetune.adapters.contract import TAGS
-from finetune.adapters.header import header_of
 from finetune.errors import ConfigError, DataError
+from finetune.header import header_of
 from finetune.training.checkpoint import State
 from finetune.training.rebuilt import Rebuilt
 
@@ -98,8 +98,9 @@ def averaged(snapshots: Iterable[Path], length: float) -> tuple[dict[str, Tensor
     return out, steps[-1]
 
 
-def write(folder: Path, length: float, name: str | None) -> dict[str, Path]:
-    """Writes what a finished run would have written with an average of that length, beside its own files; by kind.
+def write(folder: Path, length: float, name: str | None, base: str | None = None) -> dict[str, Path]:
+    """Writes what a finished run would have written with an average of that length, beside its own files; by kind. `base` as
+    for `Rebuilt.of`.
 
     Raises:
         ConfigError: the length is out of range, or the run kept no averages.
@@ -111,7 +112,7 @@ def write(folder: Path, length: float, name: str | None) -> dict[str, Path]:
         raise DataError(f"{folder}: is not the folder of a run", "give the --out of a run")
     if not snapshots:
         raise ConfigError(f"{folder}: kept no averages", "train with --set optim.ema_posthoc=true")
-    run = Rebuilt.of(folder)
+    run = Rebuilt.of(folder, base)
     tensors, step = averaged(snapshots, length)
     run.put(tensors, "averages")
     data = {k: v for k, v in header_of(snapshots[-1]).metadata.items() if k != TAGS or run.job.run.publish_tags}

@@ -35,15 +35,16 @@ class SavedStep:
     run: Path
     step: int
 
-    def write(self) -> Outcome:
-        """The files that the run would have ended with at this step, written beside its own. Loads its base.
+    def write(self, base: str | None = None) -> Outcome:
+        """The files that the run would have ended with at this step, written beside its own. Loads its base, or the `base` that the user
+        names where the run was made elsewhere.
 
         Raises:
             DataError: the checkpoint is damaged.
         """
         from finetune.training.rebuilt import write_step
 
-        return Outcome.of(write_step(self.run, self.step))
+        return Outcome.of(write_step(self.run, self.step, base))
 
 
 def find(path: Path) -> Outcome | SavedStep | None:

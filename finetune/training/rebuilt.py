@@ -1,5 +1,6 @@
 """The networks of a run as they began, built from its folder, to write files of weights that it put down on its way."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 
 from finetune import config
 from finetune.config import Job
-from finetune.errors import DataError
-from finetune.families import load
+from finetune.errors import ConfigError, DataError, line
+from finetune.families import load, trust
 from finetune.families.load import Family
 from finetune.methods import method
 from finetune.methods.adapter import Start
@@ -33,9 +34,21 @@ class Rebuilt:
     groups: list[Group]
 
     @classmethod
-    def of(cls, folder: Path) -> "Rebuilt":
-        """Of a folder that holds a run."""
+    def of(cls, folder: Path, named: str | None = None) -> "Rebuilt":
+        """Of a folder that holds a run; `named` is the base that the user names. What the run names itself is opened only where it is
+        known, or the user has trained on it.
+
+        Raises:
+            ConfigError: its base is another, and none is named.
+        """
         job = config.parse(config.read_yaml(folder / "run.yaml"))
+        asked = job.model.base if trust.trusted(job.model.base) else named
+        if asked is None:
+            raise ConfigError(
+                f"{folder}: was trained on {line(job.model.base)}, as it says itself, which is no base that is known here",
+                f"--base {shlex.quote(line(job.model.base))} uses that, if you trust it",
+            )
+        job = job.model_copy(update={"model": job.model.model_copy(update={"base": asked, "allow_pickle": False})})
         family = load.family(base(job))
         for token in job.method.new_tokens:
             family.words.add(token, job.method.vectors)
@@ -66,8 +79,8 @@ class Rebuilt:
         return result.write(self.folder, job, family, said, data, self.nets, name)
 
 
-def write_step(folder: Path, step: int) -> dict[str, Path]:
-    """Writes what the run of this folder would have written, had it ended at a saved step; by kind.
+def write_step(folder: Path, step: int, base: str | None = None) -> dict[str, Path]:
+    """Writes what the run of this folder would have written, had it ended at a saved step; by kind. `base` as for `Rebuilt.of`.
 
     Raises:
         DataError: the step is not there, or damaged.
@@ -76,7 +89,7 @@ def write_step(folder: Path, step: int) -> dict[str, Path]:
     if not checkpoint.is_valid(saved):
         raise DataError(f"{saved}: is damaged", "another saved step, or the same command again")
     tensors, _ = checkpoint.load(saved)
-    run = Rebuilt.of(folder)
+    run = Rebuilt.of(folder, base)
     run.put(_under(tensors, "trainable/"), "saved weights")
     if average := _average(run, tensors):
         run.put(average, "saved averages")

@@ -62,8 +62,8 @@ def check(job: Job, family: Family, start: Mapping[str, Start] | None = None) ->
             f"--sample-prompt: the last pictures are drawn from the written file, and as one file a base of width {width} is no known one",
             "--format diffusers writes a folder",
         )
-    if job.method.kind == "full":
-        model.check_place(job.run.folder / "model")
+    if job.method.kind == "full" and job.run.format != "single":
+        model.check(family.source, job.run.folder / "model", [method.parts(family, job)[k] for k in method.taught(family, job)])
     if not job.method.adapts:
         return []
     nets = {DENOISER: family.parts.skeleton(spec.denoiser)}
@@ -219,7 +219,7 @@ def write_model(
     schedule = family.source.config("scheduler")
     if family.source.zero_snr:  # the base's own sampler may not know how to begin at pure noise
         schedule |= {"_class_name": family.spec.samplers[family.spec.sampler]}
-    model.write(family.source.folder, family.source.variant, path, own, job.run.save_dtype, asdict(said), schedule)
+    model.write(family.source, path, own, job.run.save_dtype, asdict(said), schedule)
     return path
 
 

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 
 from finetune import config, files
 from finetune.adapters.contract import Contract
-from finetune.adapters.header import header_of, tensors_file
 from finetune.adapters.write import DTYPES
 from finetune.config.job import Job
 from finetune.data import prune
 from finetune.data.plan import IndexPlan, describe
 from finetune.errors import Stopped
-from finetune.families import load
+from finetune.families import load, trust
+from finetune.header import header_of, tensors_file
 from finetune.methods import adapter, method
 from finetune.objectives.objective import objective
 from finetune.training import (
@@ -90,6 +90,7 @@ class Runner:
         self.pictures.describe(self.tracker.say)
         with self.accelerator.main_process_first():  # which may download or unpack it for all
             where = requirements.base(job)
+            trust.remember(job.model.base)
         dtype = device.DTYPES[device.precision(job, self.accelerator.device)]
         self.family = load.family(where, self.accelerator.device, dtype)
         drawn = job.run.automatic
