@@ -15,6 +15,19 @@ def plain(text: str) -> str:
     return _CONTROL.sub("?", text)
 
 
+def unbroken(text: str) -> str:
+    """The same as one line: whatever it quotes, it forges no second one."""
+    return plain(text.replace("\n", "?"))
+
+
+_BROKEN = re.compile(r"\n(?! {7}\S)")  # where a message goes on that lists several mistakes, it is indented
+
+
+def message(text: str) -> str:
+    """What an error says, with no line that could be taken for another message."""
+    return plain(_BROKEN.sub("?", text))
+
+
 def line(text: str, most: int = 200) -> str:
     """Untrusted text as one plain line of at most `most` characters: it can forge no line of a report."""
     flat = plain(" ".join(text.split()))

@@ -1,15 +1,18 @@
 """The header of a safetensors file, checked before anything else of the file is believed. Torch-free."""
 
-import json
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from finetune import files
-from finetune.errors import DataError
+from finetune.errors import DataError, line
+from finetune.text import from_json
 
 MOST_HEADER = 100_000_000  # bytes: what the format allows
+MOST_KEY = 1000  # letters of a tensor's name
+MOST_SIZE = 2**48  # of a tensor's axis, and of the file in bytes
 BITS = {
     "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16, "F8_E4M3": 8,
     "F8_E5M2": 8, "I8": 8, "U8": 8, "BOOL": 8,
@@ -49,18 +52,21 @@ def header_of(file: Path) -> Header:
     twice: list[str] = []
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [k for k, _ in found]
-        twice.extend(sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else [])
-        return dict(found)
+        made = dict(found)
+        if len(made) < len(found):
+            twice.extend(sorted(k for k, count in Counter(k for k, _ in found).items() if count > 1))
+        return made
 
     try:
-        top = json.loads(raw.decode("utf-8"), object_pairs_hook=pairs)
+        top = from_json(raw.decode("utf-8"), pairs)
         metadata = {str(k): str(v) for k, v in (top.pop("__metadata__", None) or {}).items()}
-        shapes = {k: tuple(int(n) for n in v["shape"]) for k, v in top.items()}
+        shapes = {k: tuple(_size(n) for n in v["shape"]) for k, v in top.items()}
         dtypes = {k: str(v["dtype"]) for k, v in top.items()}
-        spans = sorted((int(v["data_offsets"][0]), int(v["data_offsets"][1]), k) for k, v in top.items())
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as e:
+        spans = sorted((_size(v["data_offsets"][0]), _size(v["data_offsets"][1]), k) for k, v in top.items())
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as e:
         raise DataError(f"{file}: not a readable safetensors file ({type(e).__name__} in its header)", _disguised(file)) from e
+    if long := next((k for k in top if len(k) > MOST_KEY), None):
+        raise DataError(f"{file}: not a readable safetensors file (a name of {len(long)} letters: {line(long, 40)})")
     end = max((stop for _, stop, _ in spans), default=0)
     if end != size - 8 - length:
         raise DataError(f"{file}: not a readable safetensors file (its header promises {end} bytes, {size - 8 - length} are there)")
@@ -71,6 +77,17 @@ def header_of(file: Path) -> Header:
             raise DataError(f"{file}: not a readable safetensors file (its header gives {key} a wrong place)")
         before = stop
     return Header(shapes, dtypes, metadata, twice)
+
+
+def _size(value: object) -> int:
+    """A count of numbers or bytes.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if type(value) is not int or not 0 <= value <= MOST_SIZE:
+        raise ValueError(value)
+    return value
 
 
 def _disguised(file: Path) -> str:

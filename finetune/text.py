@@ -1,8 +1,10 @@
 """Text from outside, such as captions and names: what can be read of it, and what it must not hold. Torch-free."""
 
+import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 HALF = re.compile(r"[\ud800-\udfff]")  # of a character, which cannot be written as UTF-8
 WEIGHT = re.compile(r"\([^()]+:\s*[+-]?(\d+\.?\d*|\.\d+)\s*\)")  # (x:1.3), as other tools weigh words
@@ -35,6 +37,21 @@ def decoded(data: bytes) -> str:
     if wrong := flaw(text):
         raise ValueError(f"not UTF-8: it holds {wrong}")
     return text
+
+
+Pairs = Callable[[list[tuple[str, Any]]], Any]
+
+
+def from_json(text: str | bytes, pairs: Pairs | None = None) -> Any:
+    """What JSON from outside says; `pairs` makes objects.
+
+    Raises:
+        ValueError: it is none, or is nested so deeply that nothing reads it.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=pairs)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def says(text: str, word: str) -> bool:

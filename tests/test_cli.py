@@ -24,6 +24,7 @@ from finetune import cli
 from finetune.cli import demo, hardware
 from finetune.config import Job
 from finetune.config.load import section_model
+from finetune.families import trust
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -476,6 +477,7 @@ def test_an_adapter_of_another_shape_or_of_other_weights_is_refused(ft: Run, img
     next(iter(state.values())).view(-1)[0] += 1
     save_file(state, changed / "unet" / "diffusion_pytorch_model.safetensors")
     (tmp_path / "out" / "run.yaml").write_text(f"model: {{base: {changed}}}\ndata: {{path: x}}\n")
+    trust.remember(str(changed))
     code, _, err = ft(*words)
     assert code == 3 and "trained on other weights" in err
     assert ft(*words, "--base", changed)[0] == 0, "asked for by name, it is used"

@@ -19,15 +19,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from finetune import cli, config, files
-from finetune.adapters import embedding, model
+from finetune.adapters import embedding
 from finetune.adapters.read import read
 from finetune.config.load import merge
 from finetune.config.optim import Optim
 from finetune.data.captions import Wording
 from finetune.data.encoded import texts
 from finetune.errors import ConfigError, DataError, FinetuneError
-from finetune.families import load, source
-from finetune.methods import method, textual_inversion
+from finetune.families import contents, load, source
+from finetune.methods import adapter, method, textual_inversion
 from finetune.methods.method import Group
 from finetune.sampling import apply, draw
 from finetune.training import optimizer, optimizers
@@ -245,8 +245,8 @@ def test_a_base_of_one_variant_leaves_a_model_of_none(make: Make, bases: Bases, 
     assert all(torch.equal(t, plain[k]) for k, t in pipe.text_encoder.state_dict().items())
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / "model.fp16-00001-of-00002.safetensors").write_bytes(b"1")
-    (tmp_path / "part" / "model.safetensors.index.fp16.json").write_text('{"a": "model.fp16-00001-of-00002.safetensors"}')
-    model.copy(tmp_path / "part", tmp_path / "plain", "fp16")
+    (tmp_path / "part" / "model.safetensors.index.fp16.json").write_text('{"weight_map": {"a": "model.fp16-00001-of-00002.safetensors"}}')
+    contents.copy(tmp_path, "part", tmp_path / "plain", "fp16", "x")
     assert sorted(f.name for f in (tmp_path / "plain").iterdir()) == ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]
     assert "fp16" not in (tmp_path / "plain" / "model.safetensors.index.json").read_text()
 
@@ -565,3 +565,12 @@ def test_several_tokens_leave_a_file_each(make: Make) -> None:
     summary = train(config.parse(settings))
     tokens = [embedding.read(Path(summary[k])).token for k in ("embedding", "embedding_2")]
     assert tokens == ["<x>", "<y>"] and method.DENOISER not in summary
+
+
+def test_a_regular_expression_cannot_run_for_ever() -> None:
+    names = {n: n for n in ["a" * 60 + "!"] * 3}
+    with pytest.raises(ConfigError, match="takes too long"):
+        adapter.searched("method.targets", r"^(a|aa|a?)+$", names)
+    with pytest.raises(ConfigError, match="1001 letters"):
+        adapter.searched("method.targets", "a" * 1001, names)
+    assert adapter.searched("x", "a!$", names) == ["a" * 60 + "!"]

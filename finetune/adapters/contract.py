@@ -3,9 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
+
+from finetune.errors import line
+from finetune.text import from_json
 
 KEY = "ft.contract"
+MOST = 10**9  # of any number: beyond it, and for infinity and nan, the contract is damaged and counts as none
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,16 @@ class Contract:
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> "Contract | None":
-        """The one in a file's header, or None for a file of another tool."""
+        """The one in a file's header, or None for a file of another tool. Each of its texts but the trigger is one line."""
         try:
-            made = cls(**json.loads(metadata[KEY]))
-        except (KeyError, ValueError, TypeError):
+            told: dict[str, Any] = from_json(metadata[KEY])
+            texts = {k: line(v) for k, v in told.items() if isinstance(v, str) and k != "trigger"}
+            made = cls(**told | texts)
+        except (KeyError, ValueError, TypeError, AttributeError):
             return None
-        texts = (made.base, made.base_sha256, made.family, made.prediction_type, made.sampler)
+        names = (made.base, made.base_sha256, made.family, made.prediction_type, made.sampler)
         numbers = (made.resolution, made.guidance, made.steps, made.rank, made.training_alpha, made.trained_steps)
-        right = all(isinstance(x, str) for x in texts) and all(isinstance(x, int | float) for x in numbers)
+        right = all(isinstance(x, str) for x in names) and all(isinstance(x, int | float) and abs(x) <= MOST for x in numbers)
         right = right and isinstance(made.zero_terminal_snr, bool)
         return made if right and all(isinstance(x, str | None) for x in (made.base_revision, made.trigger, made.adapter)) else None
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -14,8 +15,12 @@ from finetune.adapters.contract import Contract
 from finetune.adapters.keys import EMBEDDED
 from finetune.adapters.read import Adapter
 from finetune.adapters.write import DTYPES, hashed
-from finetune.errors import DataError, FinetuneError
+from finetune.errors import DataError, FinetuneError, line
 from finetune.header import header_of
+from finetune.text import blank, flaw
+
+MOST_VECTORS = 512  # of one token: what the longest text encoder reads
+MOST_LETTERS = 200
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,10 @@ def read(path: Path) -> Embedding:
         DataError: missing, not safetensors, or not an embedding.
     """
     metadata = header_of(path).metadata
-    state = load_file(path)
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError, ValueError) as e:
+        raise DataError(f"{path}: not a readable safetensors file ({line(str(e))})") from e
     rows = {k: t.float() for k, t in state.items() if t.is_floating_point() and t.ndim in (1, 2)}
     rows = {k: t[None] if t.ndim == 1 else t for k, t in rows.items()}
     known = rows.keys() <= EMBEDDED and bool(rows)
@@ -93,4 +101,8 @@ def read(path: Path) -> Embedding:
     if bad := [k for k, t in rows.items() if not torch.isfinite(t).all()]:
         raise DataError(f"{path}: {bad[0]} holds numbers that are not finite")
     token = metadata.get("token") or (path.stem if known else next(iter(rows)))
+    if blank(token) or token != line(token, MOST_LETTERS) or flaw(token):
+        raise DataError(f"{path}: its token {line(repr(token), 60)} is no word", f"a word of at most {MOST_LETTERS} letters")
+    if (vectors := len(next(iter(rows.values())))) > MOST_VECTORS:
+        raise DataError(f"{path}: {vectors} vectors for one token; no text encoder reads more than {MOST_VECTORS}")
     return Embedding(path, token, rows, metadata)

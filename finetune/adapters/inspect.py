@@ -57,9 +57,10 @@ class Report:
         lines = [f"{name:<9}{line(value, 400)}" for name, value in rows]
         if self.norms:
             most = max(self.norms.values()) or 1.0
-            width = max(map(len, self.norms))
+            norms = {line(block, 60): n for block, n in self.norms.items()}
+            width = max(map(len, norms))
             lines += ["norms of the change, by block:"]
-            lines += [f"  {block:<{width}} {'█' * round(BAR * n / most):<{BAR}} {n:.4g}" for block, n in self.norms.items()]
+            lines += [f"  {block:<{width}} {'█' * round(BAR * n / most):<{BAR}} {n:.4g}" for block, n in norms.items()]
         return "\n".join([*lines, *(f"problem  {line(p, 400)}" for p in self.problems)])
 
     def facts(self) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """How strong an adapter file means its changes to be, where that stands beside its tensors. Torch-free."""
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from finetune import files
-from finetune.errors import DataError
+from finetune.errors import DataError, line
+from finetune.text import from_json
 
 
 @dataclass(frozen=True)
@@ -17,15 +19,75 @@ class Alphas:
 
     configs: Mapping[str, Mapping[str, Any]]  # by part; "" is any
 
+    @cached_property
+    def _patterns(self) -> dict[int, "Patterns"]:
+        return {id(config): Patterns.of(config) for config in self.configs.values()}
+
     def strength(self, part: str, module: str, rank: int) -> float | None:
         config = self.configs.get(part) or self.configs.get("denoiser" if not part.startswith("text_encoder") else part)
         if not config:
             return None
-        # As PEFT looks them up: the first pattern that the end of the name matches, as a regular expression.
-        patterns = config.get("alpha_pattern") or {}
-        key = next((p for p in patterns if re.match(rf"(.*\.)?({p})$", module)), None)
-        alpha = patterns[key] if key else config.get("lora_alpha", config.get("r"))
+        alpha = self._patterns[id(config)].find(module)
+        if alpha is None:
+            alpha = config.get("lora_alpha", config.get("r"))
         return None if alpha is None else float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+MOST_WILD = 100  # patterns with a wildcard in a file
+DEPTH = 32  # of a layer's name
+_WILD = ".*"
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """An `alpha_pattern`: values by the ends of layers' names. PEFT takes them for regular expressions; in a file from elsewhere one could
+    run for ever, so that here each is a name, in which `.*` is whatever stands there and `^` in front begins it."""
+
+    values: Sequence[Any]
+    places: Mapping[str, int]  # of the names without a wildcard: which comes first counts
+    wild: Sequence[tuple[int, str]]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Patterns":
+        """Raises:
+        ValueError: a pattern that is no name, or too many with a wildcard.
+        """
+        values = config.get("alpha_pattern") or {}
+        wild = [(i, p) for i, p in enumerate(values) if _WILD in p]
+        if odd := next((p for p in values if not _NAME.fullmatch(p)), None):
+            raise ValueError(f"the alpha_pattern {line(odd, 60)} is no layer's name, nor one with .* in it")
+        if len(wild) > MOST_WILD:
+            raise ValueError(f"{len(wild)} entries of alpha_pattern have a wildcard; {MOST_WILD} are read")
+        plain = {p.replace("\\.", "."): i for i, p in reversed([*enumerate(values)]) if _WILD not in p}
+        return cls([*values.values()], plain, wild)
+
+    def find(self, module: str) -> Any:
+        """The value for a layer; None where no pattern is its."""
+        parts = module.split(".")[-DEPTH:]
+        ends = [f"^{module}", *(".".join(parts[i:]) for i in range(len(parts)))]
+        found = [self.places[end] for end in ends if end in self.places]
+        found += [i for i, pattern in self.wild if _fits(pattern, ends)]
+        return self.values[min(found)] if found else None
+
+
+_NAME = re.compile(r"\^?(?:[\w-]|\\?\.|\.\*)*")
+
+
+def _fits(pattern: str, ends: Sequence[str]) -> bool:
+    """Whether one of a name's ends is such a pattern. What stands between wildcards is looked for from left to right, once."""
+    first, *middle, last = pattern.replace("\\.", ".").split(_WILD)
+    for end in ends:
+        if not (end.startswith(first) and end.endswith(last) and len(end) >= len(first) + len(last)):
+            continue
+        at, stop = len(first), len(end) - len(last)
+        for piece in middle:
+            at = end.find(piece, at, stop)
+            if at < 0:
+                break
+            at += len(piece)
+        else:
+            return True
+    return False
 
 
 def alphas_of(path: Path, metadata: Mapping[str, str]) -> Alphas:
@@ -34,19 +96,29 @@ def alphas_of(path: Path, metadata: Mapping[str, str]) -> Alphas:
     """
     try:
         if path.is_dir():
-            config = json.loads(files.read_text(path / "adapter_config.json"))
-            float(config["lora_alpha"]), int(config["r"]), dict(config.get("alpha_pattern") or {})
+            config = from_json(files.read_text(path / "adapter_config.json"))
+            _check(config | {"lora_alpha": config["lora_alpha"], "r": config["r"]})
             if config.get("peft_type", "LORA") != "LORA":
                 raise DataError(
                     f"{path}: a PEFT adapter of the type {config['peft_type']} is not understood here", "load it with PEFT itself"
                 )
             return Alphas({"denoiser": config})
         configs: dict[str, dict[str, Any]] = {}
-        for name, value in json.loads(metadata.get("lora_adapter_metadata", "{}")).items():
+        for name, value in from_json(metadata.get("lora_adapter_metadata", "{}")).items():
             part, _, setting = name.partition(".")
             configs.setdefault(part if part.startswith("text_encoder") else "denoiser", {})[setting] = value
         for config in configs.values():
-            float(config.get("lora_alpha") or 0), dict(config.get("alpha_pattern") or {})
+            _check(config)
         return Alphas(configs)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise DataError(f"{path}: no readable r and lora_alpha ({e})") from e
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
+        raise DataError(f"{path}: no readable r and lora_alpha ({line(str(e))})") from e
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    """Raises:
+    ValueError, TypeError, AttributeError: a strength that is no number, or a pattern that is not understood.
+    """
+    numbers = [config.get("lora_alpha") or 0, config.get("r") or 0, *dict(config.get("alpha_pattern") or {}).values()]
+    if wrong := next((n for n in numbers if isinstance(n, bool) or not isinstance(n, int | float) or not isfinite(n)), None):
+        raise ValueError(f"{wrong!r} is no strength")
+    Patterns.of(config)

@@ -15,7 +15,7 @@ import typer
 
 from finetune import __version__, files, libraries
 from finetune.cli import adapter, cache, clean, data, demo, generate, help, models, recipe, settings, streams, train
-from finetune.errors import ConfigError, FinetuneError, Interruption, ResourceError, plain
+from finetune.errors import ConfigError, FinetuneError, Interruption, ResourceError, message
 from finetune.training import signals
 
 SCHEMA_VERSION = 1  # of the object that --json prints: docs/json.md
@@ -77,9 +77,9 @@ def root(version: bool = typer.Option(False, "--version", callback=_version, is_
 def report(error: FinetuneError) -> int:
     """`error: ...` and `hint: ...` on stderr, control characters removed; returns the exit code."""
     if _first() or error.exit_code == 1 or not error.shared:
-        print(f"{streams.painted('error:', '1;31', sys.stderr)} {plain(error.message)}", file=sys.stderr)
+        print(f"{streams.painted('error:', '1;31', sys.stderr)} {message(error.message)}", file=sys.stderr)
         if error.hint:
-            print(f"{streams.painted('hint:', '36', sys.stderr)} {plain(error.hint)}", file=sys.stderr)
+            print(f"{streams.painted('hint:', '36', sys.stderr)} {message(error.hint)}", file=sys.stderr)
     return error.exit_code
 
 
@@ -171,7 +171,7 @@ def _asks_json(words: list[str]) -> bool:
 
 def error_facts(error: FinetuneError) -> dict[str, Any]:
     """What went wrong, for scripts."""
-    return {"code": error.code, "message": plain(error.message), "hint": plain(error.hint) or None, "exit_code": error.exit_code}
+    return {"code": error.code, "message": message(error.message), "hint": message(error.hint) or None, "exit_code": error.exit_code}
 
 
 def _print_answer(code: int, error: FinetuneError | None) -> None:

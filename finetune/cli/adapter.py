@@ -7,7 +7,7 @@ import typer
 
 from finetune import files
 from finetune.cli import complete, present
-from finetune.errors import plain
+from finetune.errors import plain, unbroken
 
 app = typer.Typer(help="Inspect, convert, average and verify adapter files.", no_args_is_help=True)
 File = Annotated[
@@ -114,6 +114,6 @@ def verify(
     if json_:
         cli.emit(verdict.facts())
     else:
-        print("\n".join(map(plain, verdict.lines())))
+        print("\n".join(map(unbroken, verdict.lines())))
     if verdict.differs:
         raise typer.Exit(BAD_FILE)

@@ -9,7 +9,7 @@ import typer
 
 from finetune import files
 from finetune.cli.clean import size
-from finetune.errors import plain
+from finetune.errors import unbroken
 from finetune.training import stored
 
 app = typer.Typer(help="List the cache, and keep it small: latents, captions, class pictures, unpacked bases.", no_args_is_help=True)
@@ -29,8 +29,8 @@ def ls(json_: Json = False) -> None:
     for row in rows:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["used"]))
         holder = f"; in use: {row['in_use']}" if row["in_use"] else ""
-        print(plain(f"{row['kind']:<14} {size(row['bytes']):>9}  {used}  {row['name'][:12]:<12}  {row['about']}{holder}"))
-    print(plain(f"{size(sum(e.size for e in there))} in {files.cache_root()}"))
+        print(unbroken(f"{row['kind']:<14} {size(row['bytes']):>9}  {used}  {row['name'][:12]:<12}  {row['about']}{holder}"))
+    print(unbroken(f"{size(sum(e.size for e in there))} in {files.cache_root()}"))
 
 
 @app.command("prune")
@@ -50,7 +50,7 @@ def prune(
         cli.emit({"removed": [] if dry_run else _rows(goes), "can_go": _rows(goes) if dry_run else [], "bytes_left": stays})
         return
     for row in _rows(goes):
-        print(plain(f"{row['kind']:<14} {size(row['bytes']):>9}  {row['name'][:12]:<12}  {row['about'] if dry_run else ''}".rstrip()))
+        print(unbroken(f"{row['kind']:<14} {size(row['bytes']):>9}  {row['name'][:12]:<12}  {row['about'] if dry_run else ''}".rstrip()))
     print(f"{'would free' if dry_run else 'freed'} {size(sum(e.size for e in goes))}; {size(stays)} stay")
     if stays > limit:
         print("the rest is used by runs that are running: `ft cache ls`", file=sys.stderr)

@@ -9,7 +9,7 @@ import typer
 
 from finetune import files
 from finetune.cli import complete
-from finetune.errors import ConfigError, plain
+from finetune.errors import ConfigError, unbroken
 from finetune.training import clean, stored
 
 RUNS = Path("runs")  # where they lie unless --out says otherwise
@@ -68,7 +68,7 @@ def _show(found: clean.Findings) -> None:
         path = item.run if item.kind == "run" and item.run else item.path
         lines[path] = item.kind, item.size + lines.get(path, ("", 0))[1]
     for path, (kind, count) in lines.items():
-        print(plain(f"{kind:<13} {size(count):>9}  {path}"))
+        print(unbroken(f"{kind:<13} {size(count):>9}  {path}"))
     _say_stays(found.stays, False)
     print(f"{size(found.size)} can go" if found.items else "nothing to free")
     if cached := stored.total():
@@ -77,7 +77,7 @@ def _show(found: clean.Findings) -> None:
 
 def _say_stays(stays: dict[Path, str], quiet: bool) -> None:
     for path, reason in stays.items() if not quiet else ():
-        print(plain(f"stays: {path}: {reason}"), file=sys.stderr)
+        print(unbroken(f"stays: {path}: {reason}"), file=sys.stderr)
 
 
 def _ask() -> None:

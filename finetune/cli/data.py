@@ -11,7 +11,7 @@ from finetune import files
 from finetune.cli import complete, flags, present, streams
 from finetune.cli.train import any_job
 from finetune.config import Job
-from finetune.errors import ConfigError, DataError, plain
+from finetune.errors import ConfigError, DataError, unbroken
 
 app = typer.Typer(help="Check, show, caption and encode pictures before training.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
@@ -64,7 +64,7 @@ def check(
     if json_:
         cli.emit(report.data())
     else:
-        print(plain("\n".join(dataset.text(report))))
+        print("\n".join(map(unbroken, dataset.text(report))))
     if sheet and drawn:
         draw.save_png(drawn, files.home(sheet), {})
         streams.say(f"wrote {sheet}")

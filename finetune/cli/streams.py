@@ -6,7 +6,7 @@ import select
 import sys
 from typing import Any
 
-from finetune.errors import plain
+from finetune.errors import unbroken
 
 
 class Steady(io.FileIO):
@@ -73,4 +73,4 @@ def painted(text: str, code: str, stream: Any) -> str:
 
 def say(text: str) -> None:
     """A line on stderr, control characters removed."""
-    print(plain(text), file=sys.stderr)
+    print(unbroken(text), file=sys.stderr)

@@ -13,7 +13,7 @@ from finetune.config import Job, read_yaml, recipes, resolve
 from finetune.config.load import Settings, merge, user_config
 from finetune.config.method import trained, usual_rate
 from finetune.config.optim import ONE_RATE
-from finetune.errors import ConfigError, plain
+from finetune.errors import ConfigError, plain, unbroken
 from finetune.text import AUTO
 from finetune.training import automatic
 
@@ -74,7 +74,7 @@ def _command(name: str, table: Mapping[str, str], text: str) -> Callable[..., No
 
         summary = None if fresh or "WORLD_SIZE" in os.environ else finished.summary(job)
         if summary:
-            print(plain("\n".join(finished.lines(job, summary))), file=sys.stderr)
+            print("\n".join(map(unbroken, finished.lines(job, summary))), file=sys.stderr)
         else:
             from finetune.training import launch
 

@@ -11,12 +11,12 @@ from typing import Any, get_args
 import platformdirs
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from finetune import files
 from finetune.config.data import Source
 from finetune.config.job import Job
-from finetune.errors import ConfigError
+from finetune.config.yaml import MOST_LETTERS, parsed
+from finetune.errors import ConfigError, line
 
 Settings = dict[str, Any]  # nested: {"optim": {"lr": 1e-4}}
 
@@ -43,18 +43,18 @@ def own_settings() -> Settings:
 
 
 def read_yaml(path: Path) -> Settings:
-    """A YAML 1.2 mapping (in 1.1, `1e-4` is text and `no` is false).
+    """A YAML mapping.
 
     Raises:
         ConfigError: no such file, not UTF-8, not YAML, a key twice, or no mapping.
     """
     try:
-        value = YAML(typ="safe", pure=True).load(files.read_text(path))
+        with files.opened(path) as f:
+            value = parsed(f.read(4 * MOST_LETTERS + 1).decode())
     except FileNotFoundError as e:
         raise ConfigError(f"{path}: no such file", "give the path of a recipe, such as recipes/sd15-style.yaml") from e
-    except (OSError, UnicodeDecodeError, YAMLError) as e:
-        reason = " ".join(str(getattr(e, "strerror", None) or e).split())
-        raise ConfigError(f"{path}: not a readable YAML file: {reason}") from e
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{path}: not a readable YAML file: {line(str(getattr(e, 'strerror', None) or e), 400)}") from e
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -81,8 +81,8 @@ def assignments(pairs: Iterable[str]) -> Settings:
         if not (equals and dot and section and key):
             raise ConfigError(f"--set {pair}: expected section.key=value", "for example --set optim.weight_decay=0.1")
         try:
-            value = YAML(typ="safe", pure=True).load(text)
-        except YAMLError as e:
+            value = parsed(text)
+        except ValueError as e:
             raise ConfigError(f"--set {pair}: the value is not YAML") from e
         out = merge(out, {section: {key: value}})
     return out

@@ -1,6 +1,5 @@
 """Pictures that lie many in one file: webdataset tar shards and Parquet tables with image bytes. Torch-free."""
 
-import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from functools import lru_cache, partial
@@ -10,11 +9,12 @@ from typing import Any
 from finetune import files
 from finetune.data.captions import in_words
 from finetune.data.decode import EXTENSIONS
+from finetune.data.file import reading
 from finetune.data.folder import lines
 from finetune.data.sample import Found, Item, Problem
 from finetune.data.tables import Columns, said
-from finetune.errors import DataError
-from finetune.text import decoded
+from finetune.errors import DataError, line
+from finetune.text import decoded, from_json
 
 TEXTS = (".txt", ".caption")
 
@@ -42,24 +42,24 @@ def tar_items(path: Path, label: str, found: Found, columns: Columns, each_line:
         DataError: not a plain tar file.
     """
     groups: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
+    whole = path.stat().st_size
+    with reading(str(path), "not a tar file", "compressed shards cannot be read in place; `gunzip` them" if _packed(path) else ""):
         files.check_regular(path)
         with tarfile.open(path, "r:") as tar:
             for m in tar:
+                if m.size < 0 or m.offset_data + m.size > whole or tar.offset <= m.offset:
+                    raise tarfile.ReadError(f"{line(m.name, 60)} lies outside of it")
                 folder, _, file = m.name.rpartition("/")
                 stem, _, end = file.partition(".")
-                if m.isfile() and not file.startswith("."):
+                if m.issparse():  # what is read in place would be something else
+                    found.dropped[f"{label}/{m.name}"] = "a file with holes inside an archive"
+                elif m.isfile() and not file.startswith("."):
                     groups.setdefault(f"{folder}/{stem}".lstrip("/"), {})[f".{end.lower()}"] = (m.offset_data, m.size)
                 elif not m.isdir() and not m.isfile():
                     found.dropped[f"{label}/{m.name}"] = "a link inside an archive"
             behind = tar.offset
-    except (tarfile.TarError, OSError) as e:
-        hint = "compressed shards cannot be read in place; `gunzip` them" if path.suffix in (".gz", ".tgz") else ""
-        raise DataError(f"{path}: not a tar file ({e})", hint) from e
-    with path.open("rb") as f:
-        f.seek(behind)
-        if any(f.read().strip(b"\0")):
-            found.problems.append(Problem(label, f"damaged or joined: {path.stat().st_size - behind} bytes behind its end are not read"))
+        if _holds(path, behind):
+            found.problems.append(Problem(label, f"damaged or joined: {whole - behind} bytes behind its end are not read"))
     place = str(path)
     for stem, members in groups.items():
         pictures = [end for end in members if end in EXTENSIONS]
@@ -74,6 +74,17 @@ def tar_items(path: Path, label: str, found: Found, columns: Columns, each_line:
         yield Item(name, partial(_part, place, offset, size, name), stamp(path, offset), own, in_words(stem.rpartition("/")[2]))
 
 
+def _packed(path: Path) -> bool:
+    return path.suffix in (".gz", ".tgz")
+
+
+def _holds(path: Path, behind: int) -> bool:
+    """Whether a file has anything but zeros behind a place."""
+    with files.opened(path) as f:
+        f.seek(behind)
+        return any(part.strip(b"\0") for part in iter(partial(f.read, 2**20), b""))
+
+
 def _own(name: str, members: Mapping[str, Any], found: Found, columns: Columns, each_line: bool) -> tuple[str, ...]:
     """The caption of a sample: its text file, or the caption of its JSON file."""
     try:
@@ -81,7 +92,7 @@ def _own(name: str, members: Mapping[str, Any], found: Found, columns: Columns, 
             if end in members:
                 return lines(decoded(members[end]()), each_line)
         if ".json" in members:
-            row = json.loads(members[".json"]())
+            row = from_json(members[".json"]())
             column = columns.caption_of(list(row)) if isinstance(row, dict) else None
             return said(row[column] if column else None, name, found)
     except ValueError as e:
@@ -96,24 +107,21 @@ def parquet_items(path: Path, label: str, found: Found, columns: Columns) -> Ite
     Raises:
         DataError: not a Parquet file, or without a column of pictures.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with reading(str(path), "not a Parquet file"):
         files.check_regular(path)
         table = pq.ParquetFile(path)
         there = table.schema_arrow.names
-    except (OSError, ValueError, pa.ArrowException) as e:
-        raise DataError(f"{path}: not a Parquet file ({e})") from e
     picture, caption = columns.image_of(there), columns.caption_of(there)
     if picture is None:
         raise DataError(f"{path}: no column of pictures; there are {', '.join(there)}", "--set data.image_column=NAME says which")
     if caption is None:
         found.note(f"no caption column is known among {', '.join(there)}; data.caption_column names one", label)
     for group in range(table.num_row_groups):
-        texts = (
-            table.read_row_group(group, [caption]).column(0).to_pylist() if caption else [None] * table.metadata.row_group(group).num_rows
-        )
+        with reading(f"{path}, group {group}", "cannot be read"):
+            count = table.metadata.row_group(group).num_rows
+            texts = table.read_row_group(group, [caption]).column(0).to_pylist() if caption else [None] * count
         for row, text in enumerate(texts):
             name = f"{label}/{group}.{row}"
             read = partial(_cell, str(path), group, picture, row, name)
@@ -121,10 +129,8 @@ def parquet_items(path: Path, label: str, found: Found, columns: Columns) -> Ite
 
 
 def _cell(path: str, group: int, column: str, row: int, name: str) -> bytes:
-    try:
+    with reading(name, "cannot be read"):
         value = _column(path, group, column)[row].as_py()
-    except (OSError, ValueError, IndexError) as e:
-        raise DataError(f"{name}: cannot be read ({e})", "the file is damaged; fetch it again") from e
     return image_bytes(value, name)
 
 

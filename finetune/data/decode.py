@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Literal, NamedTuple
 from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
 from finetune.errors import DataError
+from finetune.text import from_json
 
 # The file's bytes decide, not its name; EPS and other formats that run programs are not among them.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")  # MPO, of phones, is opened as JPEG
@@ -106,7 +106,7 @@ def _drawn(image: Image.Image) -> bool:
     if image.info.get("Software") == SOFTWARE:
         return True
     try:
-        parameters = json.loads(image.info.get("parameters", ""))
+        parameters = from_json(image.info.get("parameters", ""))
     except (ValueError, TypeError):
         return False
     return isinstance(parameters, dict) and (not parameters or {"prompt", "seed", "base", "scheduler"} <= parameters.keys())

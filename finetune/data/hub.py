@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.archives import image_bytes
-from finetune.data.file import read_file
+from finetune.data.file import read_file, reading
 from finetune.data.sample import Found, Item
 from finetune.data.tables import Columns, said
 from finetune.errors import AccessError, ConfigError, DataError
@@ -31,8 +31,9 @@ def items(place: str, split: str | None, found: Found, columns: Columns) -> Iter
         raise DataError(
             f"{place}: no column of pictures; there are {', '.join(table.column_names)}", "--set data.image_column=NAME says which"
         )
-    texts = table[caption] if caption else [None] * len(table)
-    pictures, stamp, roots = _encoded(table, picture), table._fingerprint, _roots(place)
+    with reading(place, "cannot be read"):
+        texts = table[caption] if caption else [None] * len(table)
+        pictures, stamp, roots = _encoded(table, picture), table._fingerprint, _roots(place)
     if caption is None:
         found.note(f"no caption column is known among {', '.join(table.column_names)}; data.caption_column names one", place)
     for i, text in enumerate(texts):
@@ -52,14 +53,27 @@ def _table(place: str, split: str | None) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
+    if Path(place).is_dir():
+        with reading(place, "not a folder that `save_to_disk` wrote"):
+            return _checked(_split(place, datasets.load_from_disk(place), split))
     try:
-        if Path(place).is_dir():
-            made = datasets.load_from_disk(place)
-        else:
-            name, _, revision = place.partition("@")
-            made = datasets.load_dataset(name, revision=revision or None)
+        name, _, revision = place.partition("@")
+        made = datasets.load_dataset(name, revision=revision or None)
     except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetsError, ValueError, OSError) as e:
         raise AccessError(f"--data {place}: no such folder, and no dataset that the Hub gives ({str(e).splitlines()[0]})", HINT) from e
+    return _split(place, made, split)
+
+
+def _checked(table: Any) -> Any:
+    """A table whose offsets lead nowhere else: a damaged one would end the process."""
+    table.data.table.validate(full=True)
+    return table
+
+
+def _split(place: str, made: Any, split: str | None) -> Any:
+    """Raises:
+    ConfigError: there are several splits and none is chosen, or the chosen one is not there.
+    """
     if not isinstance(made, dict):
         return made
     if split is None and len(made) > 1 and "train" not in made:
@@ -84,10 +98,8 @@ def _encoded(table: Any, picture: str) -> Any:
 
 
 def _cell(table: Any, row: int, roots: tuple[Path, ...], name: str) -> bytes:
-    try:
+    with reading(name, "cannot be read", "the dataset is damaged; fetch it again"):
         value = next(iter(table[row].values()))
-    except (OSError, ValueError, IndexError) as e:
-        raise DataError(f"{name}: cannot be read ({e})", "the dataset is damaged; fetch it again") from e
     if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
         path = Path(value["path"]).resolve()
         if not any(path.is_relative_to(root) for root in roots):

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from finetune import files
+from finetune.text import from_json
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS found (place TEXT, name TEXT, value TEXT, PRIMARY KEY (place, name)) WITHOUT ROWID;
@@ -35,7 +36,7 @@ class Index:
         with self._using():
             self.base.executemany("INSERT OR IGNORE INTO asked VALUES (?)", [(name,) for name in names])
             rows = dict(self.base.execute(f"SELECT name, value FROM found WHERE place = ? AND name IN ({marks})", (self.place, *names)))  # noqa: S608
-        return [json.loads(rows[name]) if name in rows else None for name in names]
+        return [from_json(rows[name]) if name in rows else None for name in names]
 
     def put(self, values: Iterable[tuple[str, Any]]) -> None:
         with self._using():

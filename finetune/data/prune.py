@@ -1,7 +1,6 @@
 """Which runs use which entries of the cache, so that what no run uses can be removed."""
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 from finetune import files
 from finetune.errors import ResourceError
+from finetune.text import from_json
 
 YOUNG = 24 * 3600  # seconds for which a run counts that has not written its folder yet
 
@@ -49,7 +49,7 @@ def notes() -> Iterator[Note]:
     """Of all runs that used the cache; a damaged one counts as none."""
     for path in sorted(_folder().glob("*.json")):
         with suppress(OSError, ValueError, LookupError, TypeError):
-            told = json.loads(files.read_text(path))
+            told = from_json(files.read_text(path))
             yield Note(path, Path(told["out"]), dict(told["used"]), path.stat().st_mtime)
 
 

@@ -2,17 +2,16 @@
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune import files
-from finetune.data.file import text
+from finetune.data.file import reading, text
 from finetune.data.sample import Found, Problem
 from finetune.errors import DataError
-from finetune.text import Names, blank
+from finetune.text import Names, blank, from_json
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
@@ -119,11 +118,9 @@ def _rows(path: Path, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        try:
+        with reading(str(path), "not a Parquet file"):
             files.check_regular(path)
             rows = pq.read_table(path).to_pylist()
-        except (OSError, ValueError) as e:
-            raise DataError(f"{path}: not a Parquet file ({e})") from e
         yield from ((f"{path.name}, row {i}", row) for i, row in enumerate(rows))
         return
     if (contents := text(str(path), path.name, found)) is not None:
@@ -152,7 +149,7 @@ def _json_lines(name: str, contents: str, found: Found) -> Iterator[tuple[str, d
             continue
         where = f"{name}, line {number}"
         try:
-            row = json.loads(line, object_pairs_hook=_once)
+            row = from_json(line, _once)
         except ValueError as e:
             found.problems.append(Problem(where, f"not JSON ({e})"))
             continue

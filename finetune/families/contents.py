@@ -4,7 +4,6 @@ Libraries obey whatever lies beside a network: a config can name code, kernels o
 loads an adapter. So they are shown known files alone, with cleaned configs; and only such files go into a model that is published.
 """
 
-import json
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 
 from finetune import files
 from finetune.errors import line
+from finetune.text import from_json
 
 MOST_BYTES = 64 * 2**20  # of a JSON file: tokenizers have the largest, of some MB
 MOST_NUMBER, MOST_LAYERS, MOST_BLOCKS = 10**6, 1000, 64  # of a network's config: a size, a count of layers, entries of a list
@@ -68,10 +68,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = f.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise ValueError(f"{path.name} has more than {MOST_BYTES >> 20} MB")
-    try:
-        value = json.loads(data)
-    except RecursionError as e:
-        raise ValueError(f"{path.name} is nested too deeply") from e
+    value = from_json(data)
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} holds no JSON object")
     return value

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bases import TINY
-from finetune.errors import AccessError, ConfigError, FinetuneError, line
+from finetune.errors import AccessError, ConfigError, line
 from finetune.families import contents
 from finetune.families.spec import BASES, FAMILIES, PARTS, ZERO_SNR, FamilySpec, KnownBase, not_yet
 from finetune.files import home, sha256
@@ -72,7 +72,7 @@ class Source:
         try:
             with contents.shown(self.folder / component, self.id, keys) as folder:
                 yield folder
-        except (FinetuneError, MemoryError):
+        except (AccessError, MemoryError):
             raise
         except Exception as e:  # libraries raise OSError, ValueError, KeyError, TypeError, RuntimeError and more
             if "out of memory" in str(e).lower() or "DefaultCPUAllocator" in str(e):

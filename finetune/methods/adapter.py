@@ -1,6 +1,7 @@
 """Adapters on a network: PEFT's layers, injected, seeded, and handed over layout-free. The types are in rows.py."""
 
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeVar
 
 import peft
+import regex
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -61,8 +63,7 @@ def matching(net: nn.Module, targets: str, choices: Mapping[str, tuple[str, ...]
     if targets == "all":
         return adaptable
     if targets.startswith(REGEX):
-        pattern = compiled("method.targets", targets.removeprefix(REGEX))
-        found = {targets: [n for n in adaptable if pattern.search(n)]}
+        found = {targets: searched("method.targets", targets.removeprefix(REGEX), {n: n for n in adaptable})}
     else:
         endings = choices.get(targets) or [t.strip() for t in targets.split(",") if t.strip()]
         found = {e: [n for n in adaptable if n == e or n.endswith(f".{e}") or fnmatchcase(n, e)] for e in endings}
@@ -76,13 +77,31 @@ def matching(net: nn.Module, targets: str, choices: Mapping[str, tuple[str, ...]
     return [n for n in adaptable if n in wanted]
 
 
-def compiled(setting: str, pattern: str) -> re.Pattern[str]:
+MOST_PATTERN, PATIENCE = 1000, 1.0  # letters of a regular expression; seconds that it may take, which for names is no time at all
+
+
+def searched(setting: str, pattern: str, names: Mapping[str, str]) -> list[str]:
+    """The names that a regular expression is found in, or in their shorter forms.
+
+    Raises:
+        ConfigError: it is none, or one that runs for ever.
+    """
     if not pattern:
         raise ConfigError(f"{setting}: an empty regular expression matches everything", "name what is meant, or --targets all")
+    if len(pattern) > MOST_PATTERN:
+        raise ConfigError(f"{setting}: a regular expression of {len(pattern)} letters; {MOST_PATTERN} are read", "list the layers' endings")
+    ends = time.monotonic() + PATIENCE
     try:
-        return re.compile(pattern)
-    except re.error as e:
+        made = regex.compile(pattern)
+
+        def found(name: str) -> bool:
+            return made.search(name, timeout=max(ends - time.monotonic(), 1e-3)) is not None
+
+        return [n for n, short in names.items() if found(n) or (short != n and found(short))]
+    except (regex.error, RecursionError) as e:
         raise ConfigError(f"{setting} {pattern}: no regular expression ({e})", "escape what is meant as it stands with a backslash") from e
+    except TimeoutError as e:
+        raise ConfigError(f"{setting} {pattern}: takes too long, as nested repetitions do", "write it more simply, or list endings") from e
 
 
 def spread(setting: str, patterns: Mapping[str, V], names: Iterable[str]) -> dict[str, V]:
@@ -96,8 +115,7 @@ def spread(setting: str, patterns: Mapping[str, V], names: Iterable[str]) -> dic
     by: dict[str, str] = {}
     names = list(names)
     for text, value in patterns.items():
-        pattern = compiled(setting, text)
-        found = [n for n in names if pattern.search(n) or pattern.search(n.partition(".")[2])]
+        found = searched(setting, text, {n: n.partition(".")[2] for n in names})
         if not found:
             raise ConfigError(f"{setting} {text}: matches nothing that trains, such as {names[0] if names else 'nothing'}", "correct it")
         if both := next((n for n in found if n in by), None):

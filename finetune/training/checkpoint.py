@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune import files
+from finetune.text import from_json
 
 if TYPE_CHECKING:  # whoever only looks for checkpoints need not wait for torch
     from torch import Tensor
@@ -61,7 +62,7 @@ def remove(root: Path) -> None:
 def is_valid(folder: Path) -> bool:
     """Whether every file has the size and the hash that the manifest says."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = from_json(files.read_text(folder / "manifest.json"))
         return bool(manifest) and all(
             (folder / name).stat().st_size == m["size"] and files.sha256(folder / name) == m["sha256"] for name, m in manifest.items()
         )
@@ -76,7 +77,7 @@ def valid(root: Path) -> Iterator[Path]:
 
 def facts(folder: Path) -> dict[str, Any]:
     """What was saved beside the tensors, and the `step`."""
-    found: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = from_json(files.read_text(folder / "state.json"))
     return found
 
 

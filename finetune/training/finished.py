@@ -4,7 +4,6 @@ What this cannot tell (a dataset of the Hub, another version, a file whose time 
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from finetune import __version__, files
 from finetune.config.job import Job
+from finetune.text import from_json
 from finetune.training import verdict
 from finetune.training.summary import dropped, public, read
 
@@ -36,7 +36,7 @@ def summary(job: Job) -> dict[str, Any] | None:
     if dropped(job) and (out / "checkpoints").exists():  # it was stopped before it had removed them
         return None
     try:
-        before = json.loads(files.read_text(out / NAME))
+        before = from_json(files.read_text(out / NAME))
         said = read(out)
         return public(said) if _facts(job, Path(before["base"]), said) == before else None
     except (OSError, ValueError, LookupError, TypeError):  # never finished, of an older version, or damaged

@@ -14,6 +14,7 @@ from finetune.config.load import section_model
 from finetune.data import sample
 from finetune.data.sample import Pictures
 from finetune.errors import ConfigError
+from finetune.text import from_json
 from finetune.training import checkpoint
 from finetune.training.finished import NAME as FINISHED
 from finetune.training.summary import NAME as SUMMARY
@@ -75,7 +76,7 @@ def write_pictures(out: Path, pictures: Pictures) -> None:
 
 def _changed_pictures(out: Path, pictures: Pictures) -> str:
     try:
-        before = json.loads(files.read_text(out / "pictures.json"))
+        before = from_json(files.read_text(out / "pictures.json"))
         return sample.changed(before, pictures.record())
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # of an older run, or damaged
         return ""

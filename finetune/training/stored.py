@@ -3,7 +3,6 @@
 Nothing here is lost for good: latents, captions and class pictures are made again, bases unpacked again.
 """
 
-import json
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from finetune import files
 from finetune.data import prune
 from finetune.errors import ConfigError
+from finetune.text import from_json
 from finetune.training import lock
 
 CLASSES = "class-pictures"  # the folder of all class pictures that bases drew
@@ -130,7 +130,7 @@ def about(entry: Entry) -> str:
     if entry.path.is_file():
         return "weights of a pickled base"
     with suppress(OSError, ValueError, LookupError, TypeError):
-        pipeline = json.loads(files.read_text(entry.path / "model_index.json"))["_class_name"]
+        pipeline = from_json(files.read_text(entry.path / "model_index.json"))["_class_name"]
         return f"configs of {pipeline}" if entry.path.name.startswith("configs-") else f"unpacked {pipeline}"
     return "base"
 

@@ -1,12 +1,12 @@
 """What a run says at its end, in the last file that it writes, and what that file says of whether the run is finished. Torch-free."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from finetune import files
 from finetune.config.job import Job
+from finetune.text import from_json
 
 NAME = "summary.json"
 OF_THE_RECORD = ("identity", "sha256")  # what a summary says for later runs alone
@@ -23,7 +23,7 @@ def read(out: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError, LookupError, TypeError: there is none, or it is damaged.
     """
-    summary: dict[str, Any] = json.loads(files.read_text(out / NAME))
+    summary: dict[str, Any] = from_json(files.read_text(out / NAME))
     here = {kind: str(out / _name(summary[kind])) for kind in summary["files"]}
     if summary.get("sheet"):
         here["sheet"] = str(out / "samples" / _name(summary["sheet"]))

@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from finetune import files
-from finetune.errors import ConfigError, plain
+from finetune.errors import ConfigError, unbroken
+from finetune.text import from_json
 
 SMOOTHING = 0.9
 
@@ -41,7 +42,7 @@ class Tracker:
     task: Any
 
     def say(self, message: str) -> None:
-        self.console.print(escape(plain(message)), soft_wrap=True)
+        self.console.print(escape(unbroken(message)), soft_wrap=True)
 
     def rewind(self, step: int) -> None:
         """Forgets metrics after `step`: a resumed run writes them again."""
@@ -67,7 +68,7 @@ class Tracker:
     def phase(self, name: str, total: int) -> Iterator[Any]:
         """A bar on a terminal; off one, a line when the phase ends. Yields a function that counts one."""
         began, count = time.monotonic(), 0
-        with self._progress(escape(plain(name)), total) as advance:
+        with self._progress(escape(unbroken(name)), total) as advance:
 
             def tick() -> None:
                 nonlocal count
@@ -127,6 +128,6 @@ class Tracker:
 
 def _step(line: str) -> float:
     try:
-        return float(json.loads(line)["step"])
+        return float(from_json(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
