@@ -1,6 +1,8 @@
 """Pictures as files: what is decoded how, and what is cut of them."""
 
 import io
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,3 +151,26 @@ def test_a_profile_that_cannot_be_read_is_left_aside(junk: bytes, kind: str) -> 
     assert decode.header(buffer.getvalue(), "x").notes == ("unreadable ICC profile ignored",)
     made = decode.decode(buffer.getvalue(), "x")
     assert made.notes == ("unreadable ICC profile ignored",) and made.image.size == (24, 20)
+
+
+PEAK = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from finetune.data import decode
+data = open(sys.argv[1], "rb").read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with ThreadPoolExecutor(4) as pool:
+    list(pool.map(lambda _: decode.decode(data, "x").notes, range(4)))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB there")
+@pytest.mark.parametrize("mode", ["RGBA", pytest.param("LA", marks=pytest.mark.slow), pytest.param("I;16", marks=pytest.mark.slow)])
+def test_four_large_pictures_are_decoded_within_bounds(mode: str, tmp_path: Path) -> None:
+    side = 8000
+    image = Image.fromarray(np.zeros((side, side), np.uint16)) if mode == "I;16" else Image.new(mode, (side, side))
+    image.save(tmp_path / "a.png", compress_level=1)
+    del image
+    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "a.png")], capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 1024 < 2**30 + side * side * 4

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from finetune.text import from_json
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")  # MPO, of phones, is opened as JPEG
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif"}
 MOST_PIXELS = 89_478_485  # Pillow warns above it
+PIXEL = 14  # bytes that decoding takes for each, at most
+ROOM = 2**30  # bytes that all threads decode in, but for a single picture that takes more
+STRIP = 2**20  # numbers that are rescaled at once
 ORIENTATION = 0x0112  # EXIF
 HEADER_VERSION = 2  # of what `header` tells: raise it when it tells more
 SOFTWARE = "finetune"  # what a picture that was drawn here says of itself
@@ -24,6 +28,9 @@ VERSION = 3  # part of every cache key: raise it when the same file would decode
 
 
 Mask = Image.Image  # L: white is what counts
+# Larger than what the system's allocator keeps of the memory of pictures that are gone.
+Image.core.set_block_size(2**26)  # type: ignore[attr-defined]
+_waiting, _taken = threading.Condition(), 0
 
 
 def content(data: bytes) -> str:
@@ -95,7 +102,8 @@ def header(data: bytes, name: str) -> Header:
     with _named(name):
         image = _open(data, name)
         if not _whole(data, image):
-            image.load()
+            with _room(image.size):
+                image.load()
         turned = _orientation(image, data)
         width, height = image.size if turned < 5 else image.size[::-1]
         return Header(width, height, tuple(_notes(image, turned, "{background}")), _transparent(image), _drawn(image))
@@ -139,10 +147,30 @@ def decode(data: bytes, name: str, background: str = "white") -> Decoded:
     with _named(name):
         image = _open(data, name)
         notes = _notes(image, _orientation(image, data), background)
-        image.load()
-        image = _srgb(_eight_bits(_direct(ImageOps.exif_transpose(image))))
-        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-        return Decoded(_opaque(image, background), tuple(notes), alpha)
+        with _room(image.size):
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            image = _srgb(_eight_bits(_direct(image)))
+            if image.has_transparency_data and image.mode != "RGBA":
+                image = image.convert("RGBA")
+            alpha = image.getchannel("A") if image.mode == "RGBA" else None
+            return Decoded(_opaque(image, background), tuple(notes), alpha)
+
+
+@contextmanager
+def _room(pixels: tuple[int, int]) -> Iterator[None]:
+    """Waits until a picture can be decoded beside those that other threads decode; a very large one is decoded alone."""
+    global _taken
+    size = min(pixels[0] * pixels[1] * PIXEL, ROOM)
+    with _waiting:
+        _waiting.wait_for(lambda: _taken + size <= ROOM)
+        _taken += size
+    try:
+        yield
+    finally:
+        with _waiting:
+            _taken -= size
+            _waiting.notify_all()
 
 
 def _transparent(image: Image.Image) -> bool:
@@ -180,13 +208,16 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     import numpy as np
 
     # Pillow's own conversion clips 16-bit grey at 255, which turns a picture white.
-    values = np.asarray(image, dtype=np.float64)
-    most = values.max()
+    values = np.asarray(image)
+    most = float(values.max())
     if image.mode == "F":
         top = 1.0 if most <= 1 else 255.0 if most <= 255 else 65535.0
     else:  # "I" are whole numbers of 32 bits, of whatever range
         top = 65535.0 if image.mode != "I" or 255 < most <= 65535 else max(255.0, most)
-    return Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8), "L")
+    out, rows = np.empty(values.shape, np.uint8), max(1, STRIP // values.shape[1])
+    for i in range(0, len(values), rows):
+        out[i : i + rows] = np.clip(values[i : i + rows].astype(np.float64) / top * 255 + 0.5, 0, 255)
+    return Image.fromarray(out, "L")
 
 
 def _profile(image: Image.Image) -> "ImageCms.ImageCmsProfile | Literal[False] | None":
@@ -217,8 +248,7 @@ def _srgb(image: Image.Image) -> Image.Image:
 
 
 def _opaque(image: Image.Image, background: str) -> Image.Image:
-    if not image.has_transparency_data:
+    if image.mode != "RGBA":
         return image.convert("RGB")
-    rgba = image.convert("RGBA")
     colour = (*ImageColor.getrgb(background)[:3], 255)
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, colour), rgba).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
