@@ -10,11 +10,13 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import platformdirs
+import psutil
 
 from finetune.errors import ResourceError
 
@@ -77,17 +79,15 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
     Raises:
         ResourceError: the disk is full or the place is not writable.
     """
-    temporary = path.parent / f".tmp-{path.name}-{os.getpid()}"
+    temporary = _passing("tmp", path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             fill(temporary)
-            for file in [temporary] if temporary.is_file() else [f for f in temporary.rglob("*") if f.is_file()]:
-                with file.open("rb+") as f:
-                    os.fsync(f.fileno())
+            _sync(temporary)
             if path.is_dir() and temporary.is_file():
                 raise IsADirectoryError(errno.EISDIR, "a folder is in the place of the file")
-            aside = path.parent / f".old-{path.name}-{os.getpid()}"
+            aside = _passing("old", path)
             if path.is_dir():
                 path.rename(aside)
             temporary.replace(path)
@@ -104,17 +104,46 @@ def publish(folder: Path, fill: Callable[[Path], object]) -> None:
     """`write` for a folder whose name says its content: what is there already, or is put there meanwhile, is as good and stays."""
     if folder.exists():
         return
-    temporary = folder.parent / f".tmp-{folder.name}-{os.getpid()}"
+    temporary = _passing("tmp", folder)
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             fill(temporary)
+            _sync(temporary)
             temporary.rename(folder)
+            _sync_folder(folder.parent)
         except OSError:
             if not folder.exists():
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_aside(folder: Path) -> Path:
+    """Renames what is to be removed, so that nobody sees half of it."""
+    return folder.rename(_passing("tmp", folder))
+
+
+def _passing(kind: str, path: Path) -> Path:
+    """A name beside a path that says whose it is: of which process, and when that began, as numbers of processes are used again."""
+    return path.with_name(f".{kind}-{path.name}-{os.getpid()}.{_began(os.getpid())}")
+
+
+@lru_cache(maxsize=8)
+def _began(process: int) -> int:
+    """When a process began, in seconds since 1970."""
+    return int(psutil.Process(process).create_time())
+
+
+def _sync(path: Path) -> None:
+    """Has the disk hold a file, or a folder with all that is in it."""
+    if path.is_dir():
+        for inside in path.iterdir():
+            _sync(inside)
+        _sync_folder(path)
+    elif path.is_file():
+        with path.open("rb+") as f:
+            os.fsync(f.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
@@ -126,7 +155,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-_LEFT = re.compile(r"\.(tmp|old|probe)-(?:(.+)-)?(\d+)")  # what `write`, `publish` and `check_writable` name, and their process
+_LEFT = re.compile(r"\.(tmp|old|probe)-(?:(.+)-)?(\d+)(?:\.(\d+))?")  # what `write`, `publish` and `check_writable` name, and their process
 
 
 def left_behind(folder: Path, age: float = 0) -> Iterator[Path]:
@@ -134,7 +163,7 @@ def left_behind(folder: Path, age: float = 0) -> Iterator[Path]:
     a file: of a folder that was being replaced."""
     for path in sorted(folder.glob(".*")):
         told = _LEFT.fullmatch(path.name)
-        if told is None or _alive(int(told[3])) or time.time() - path.lstat().st_mtime < age:
+        if told is None or _alive(int(told[3]), told[4]) or time.time() - path.lstat().st_mtime < age:
             continue
         kind, name = told[1], told[2] or ""
         replaced = any(other.name.startswith(f".old-{name}-") for other in folder.glob(".old-*"))
@@ -142,17 +171,18 @@ def left_behind(folder: Path, age: float = 0) -> Iterator[Path]:
             yield path
 
 
-def _alive(process: int) -> bool:
-    """Whether a process of this number runs here; where that cannot be asked, yes."""
-    if os.name != "posix":  # Windows would end it
-        return True
+def _alive(process: int, began: str | None) -> bool:
+    """Whether the process of this number that began then runs here; where that cannot be asked, yes."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        there = psutil.Process(process).create_time()
+        return began is None or abs(there - int(began)) < SAME
+    except psutil.NoSuchProcess:
         return False
-    except (OSError, OverflowError):  # another user's; or a number that is none
+    except (psutil.Error, OverflowError, ValueError):  # another user's; or a number that is none
         return True
-    return True
+
+
+SAME = 3  # seconds: clocks are set
 
 
 def touch(path: Path) -> None:
@@ -172,7 +202,7 @@ def check_writable(folder: Path) -> None:
     """Raises:
     ResourceError: nothing can be written in `folder`; said before a run has cost anything.
     """
-    probe = folder / f".probe-{os.getpid()}"
+    probe = _passing("probe", folder / "x")
     write_bytes(probe, b"")
     probe.unlink()
 

@@ -36,7 +36,7 @@ class Index:
         with self._using():
             self.base.executemany("INSERT OR IGNORE INTO asked VALUES (?)", [(name,) for name in names])
             rows = dict(self.base.execute(f"SELECT name, value FROM found WHERE place = ? AND name IN ({marks})", (self.place, *names)))  # noqa: S608
-        return [from_json(rows[name]) if name in rows else None for name in names]
+        return [_value(rows.get(name)) for name in names]
 
     def put(self, values: Iterable[tuple[str, Any]]) -> None:
         with self._using():
@@ -60,6 +60,14 @@ class Index:
             if _held(e):
                 self.base.close()
                 self.base = _nowhere()
+
+
+def _value(text: Any) -> Any:
+    """None for what is no JSON, too: it is looked at again."""
+    try:
+        return from_json(text)
+    except (ValueError, TypeError):
+        return None
 
 
 def _open() -> sqlite3.Connection:

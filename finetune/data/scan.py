@@ -110,7 +110,7 @@ def scan(origin: Origin, given: Iterable[Item] | None = None) -> Found:
     with ThreadPoolExecutor() as pool:
         while part := list(islice(stream, PART)):
             count += len(part)
-            rows = index.get([item.stamp for item in part])
+            rows = [row if _is_row(row) else None for row in index.get([item.stamp for item in part])]
             looked = iter(pool.map(_look, [item for item, row in zip(part, rows, strict=True) if row is None]))
             fresh: list[tuple[str, list[Any]]] = []
             for item, known in zip(part, rows, strict=True):
@@ -134,6 +134,14 @@ def _look(item: Item) -> "list[Any] | Problem":
         return [decode.content(data), *decode.header(data, item.name)]
     except DataError as e:
         return Problem(item.name, e.message.removeprefix(f"{item.name}: "), e.hint)
+
+
+def _is_row(row: Any) -> bool:
+    """Whether what was kept is such a row: whatever else stands there was not written here."""
+    match row:
+        case [str(), int(width), int(height), [*notes], bool(), bool()]:
+            return width > 0 and height > 0 and all(isinstance(note, str) for note in notes)
+    return False
 
 
 def _add(item: Item, row: "list[Any] | Problem", origin: Origin, found: Found) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # whoever only looks for checkpoints need not wait for torch
 
 State = dict[str, "Tensor"]
 BEST = "best.safetensors"
+PARTS = ("state.safetensors", "state.json")
 
 
 def of_step(root: Path, step: int) -> Path:
@@ -36,18 +37,22 @@ def save(root: Path, step: int, tensors: State, more: dict[str, Any], keep: int)
         folder.mkdir()
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / "state.safetensors")
         (folder / "state.json").write_text(json.dumps({"step": step} | more, sort_keys=True), encoding="utf-8")
-        parts = ["state.safetensors", "state.json"]
-        manifest = {p: {"size": (folder / p).stat().st_size, "sha256": files.sha256(folder / p)} for p in parts}
+        manifest = {p: {"size": (folder / p).stat().st_size, "sha256": files.sha256(folder / p)} for p in PARTS}
         (folder / "manifest.json").write_text(json.dumps(manifest, sort_keys=True), encoding="utf-8")
 
     folder = of_step(root, step)
     files.write(folder, fill)
+    prune(root, step, keep)
+    return folder
+
+
+def prune(root: Path, step: int, keep: int) -> None:
+    """Removes what a run at this step does not go on from: older checkpoints than the newest `keep`, later ones, and halves of some."""
     found = steps(root)
     for old in [s for s in found if s > step] + [s for s in found if s <= step][keep:]:
         shutil.rmtree(of_step(root, old), ignore_errors=True)
     for half in [*root.glob(".tmp-step-*"), *root.glob(".old-step-*")]:
         shutil.rmtree(half, ignore_errors=True)
-    return folder
 
 
 def remove(root: Path) -> None:
@@ -63,7 +68,7 @@ def is_valid(folder: Path) -> bool:
     """Whether every file has the size and the hash that the manifest says."""
     try:
         manifest = from_json(files.read_text(folder / "manifest.json"))
-        return bool(manifest) and all(
+        return manifest.keys() >= set(PARTS) and all(
             (folder / name).stat().st_size == m["size"] and files.sha256(folder / name) == m["sha256"] for name, m in manifest.items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -15,7 +15,7 @@ from finetune.config import read_yaml
 from finetune.errors import ConfigError, DataError
 from finetune.training import checkpoint, lock, record, stored, summary
 
-PARTS = {"state.safetensors", "state.json", "manifest.json"}  # of a checkpoint
+PARTS = {*checkpoint.PARTS, "manifest.json"}
 SECTIONS = {"model", "data", "method", "objective", "optim", "run"}  # of a run's record
 SCRATCH = ".job.yaml"  # what the first of several processes hands to the others
 
@@ -126,10 +126,19 @@ def _is_result(path: Path) -> bool:
 
 
 def _half_written(folder: Path) -> Iterator[Item]:
-    places = [folder, *(folder / name for name in ("checkpoints", "samples", "averages"))]
-    for path in [*(p for place in places for p in files.left_behind(place)), folder / SCRATCH]:
+    for path in [*_left_behind(folder), folder / SCRATCH]:
         if path.exists():
             yield Item("half-written", path, files.size(path), folder)
+
+
+def _left_behind(folder: Path) -> Iterator[Path]:
+    for place in (folder, *(folder / name for name in ("checkpoints", "samples", "averages"))):
+        yield from files.left_behind(place)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes left half-written, in a run's folder that this process holds and in the cache."""
+    _remove((Item("half-written", path, 0, None) for path in [*_left_behind(folder), *stored.left_behind()]), Findings())
 
 
 def remove(items: Iterable[Item], whole: bool = False) -> Findings:

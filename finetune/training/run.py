@@ -23,6 +23,7 @@ from finetune.methods import adapter, method
 from finetune.objectives.objective import objective
 from finetune.training import (
     checkpoint,
+    clean,
     device,
     finished,
     lock,
@@ -86,6 +87,7 @@ class Runner:
         job = self.job
         if self.main:
             prune.begin(self.out)
+            clean.sweep(self.out)
         self.pictures = pictures(job)
         self.pictures.describe(self.tracker.say)
         with self.accelerator.main_process_first():  # which may download or unpack it for all
@@ -319,6 +321,7 @@ class Runner:
             "written_as": summary.written_as(job),
             "versions": record.versions(),
         }
+        checkpoint.prune(self.out / "checkpoints", job.optim.steps, job.run.keep)
         summary.write(self.out, said, self.identity)
         finished.write(job, self.family.source.folder, said)
         self.drop_checkpoints()

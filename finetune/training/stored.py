@@ -3,7 +3,6 @@
 Nothing here is lost for good: latents, captions and class pictures are made again, bases unpacked again.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -160,9 +159,7 @@ def remove(entry: Entry) -> None:
         for path in _drawn(entry.path):
             path.unlink(missing_ok=True)
     elif entry.path.is_dir():
-        aside = entry.path.with_name(f".tmp-{entry.path.name}-{os.getpid()}")
-        entry.path.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(files.put_aside(entry.path), ignore_errors=True)
     else:
         entry.path.unlink(missing_ok=True)
     with suppress(OSError):  # not empty

@@ -45,9 +45,11 @@ class Tracker:
         self.console.print(escape(unbroken(message)), soft_wrap=True)
 
     def rewind(self, step: int) -> None:
-        """Forgets metrics after `step`: a resumed run writes them again."""
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.active and self.path.exists() else []
-        kept = [line for line in lines if _step(line) <= step]
+        """Forgets metrics after `step`, which a resumed run writes again, and what is none; goes on from those that stay."""
+        lines = files.read_text(self.path, "replace").splitlines() if self.active and self.path.exists() else []
+        kept = [line for line in lines if _number(line, "step") <= step]
+        smooth = [s for s in (_number(line, "loss_smooth") for line in kept) if math.isfinite(s)]
+        self.smooth = smooth[-1] if smooth else None
         if kept != lines:
             files.write_text(self.path, "".join(f"{line}\n" for line in kept))
 
@@ -126,8 +128,8 @@ class Tracker:
         sys.stderr.flush()
 
 
-def _step(line: str) -> float:
+def _number(line: str, name: str) -> float:
     try:
-        return float(from_json(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        return float(from_json(line)[name])
+    except (ValueError, LookupError, TypeError, OverflowError):
         return float("inf")
