@@ -216,3 +216,43 @@ def test_caption_dropout_puts_what_inference_uses(settings: Callable[..., dict[s
 
     assert (share(0.0), share(1.0)) == (0, 1)
     assert abs(share(0.25) - 0.25) < 0.1
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 4
+    path.write_bytes(data)
+
+
+def begins(path: Path) -> int:
+    """Where the tensors begin in a safetensors file."""
+    return 8 + int.from_bytes(path.read_bytes()[:8], "little")
+
+
+@pytest.mark.parametrize("where", ["latent", "caption", "header", "key", "older", "cut"])
+def test_what_is_damaged_is_made_anew_and_said(
+    where: str, train: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = Path(train(optim={"steps": 4}, run={"out": str(tmp_path / "a")})["adapter"]).read_bytes()
+    shards = list((tmp_path / "cache" / ("texts" if where == "caption" else "latents")).rglob("*.safetensors"))
+    assert shards
+    for path in shards:
+        if where == "cut":
+            path.write_bytes(path.read_bytes()[:-9])
+        elif where == "older":
+            save_file({k: t for k, t in load_file(path).items() if k != "sum"}, path)
+        else:  # the largest tensors come last, or all are as large
+            flip(path, {"header": 12, "key": begins(path) + 80}.get(where, path.stat().st_size * 3 // 4))
+    capsys.readouterr()
+    again = Path(train(optim={"steps": 4}, run={"out": str(tmp_path / "b")})["adapter"]).read_bytes()
+    assert again == whole
+    assert "made anew" in capsys.readouterr().err or where == "key"  # another's key is not found, and encoded as if it were new
+
+
+def test_held_out_rows_are_checked_too(train: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    how = {"data": {"holdout": "0.3"}, "optim": {"steps": 2}}
+    first = train(**how, run={"out": str(tmp_path / "a")})
+    for path in (tmp_path / "cache" / "latents").rglob("*.safetensors"):
+        flip(path, path.stat().st_size * 3 // 4)
+    again = train(**how, run={"out": str(tmp_path / "b")})
+    assert again["best_held_out_loss"] == first["best_held_out_loss"]

@@ -74,6 +74,7 @@ class Encoded:
     samples: Sequence[Sample]
     latents: Cache
     pixels: Pixels = field(default_factory=Pixels)
+    encode_again: "Callable[[Job], None]" = lambda job: None  # what is damaged on the disk, before it is read again
     placed: dict[bytes, Text] = field(default_factory=dict)  # on the device, where all fit
 
     def __getitem__(self, sample: Sample) -> Latents:
@@ -82,7 +83,12 @@ class Encoded:
 
     def look_up(self, sample: Sample, variant: int) -> Latents:
         name = self.pixels.key(sample, variant)
-        return Latents(**(self.placed.get(name) or self.latents[name]))
+        return Latents(**(self.placed.get(name) or self._row(name, sample, variant)))
+
+    def _row(self, name: bytes, sample: Sample, variant: int) -> Text:
+        if not self.latents.sound(name):
+            self.encode_again(Job(name, sample, self.pixels.augment.view(sample.content, variant)))
+        return self.latents[name]
 
     def batches(self, slots: Sequence[Slot], seed: int, step: int, caption_dropout: float) -> list[Batch]:
         """One batch for each size among the slots."""
@@ -109,11 +115,12 @@ class Encoded:
 
     def place(self, device: torch.device, room: int) -> bool:
         """Moves all latents to the device if they take no more than `room` bytes there; says whether it did."""
-        every = {self.pixels.key(s, v) for s in self.samples for v in range(self.pixels.augment.count)}
-        names = {n for n in every if n in self.latents}  # held-out pictures have but one variant
-        if sum(t.nbytes for n in names for t in self.latents[n].values()) > room:
+        every = {self.pixels.key(s, v): (s, v) for s in self.samples for v in range(self.pixels.augment.count)}
+        there = {n: of for n, of in every.items() if n in self.latents}  # held-out pictures have but one variant
+        if sum(map(self.latents.size, there)) > room:
             return False
-        self.placed = {n: {k: v if k == "crop" else v.to(device) for k, v in self.latents[n].items()} for n in names}
+        rows = {n: self._row(n, *of) for n, of in there.items()}
+        self.placed = {n: {k: v if k == "crop" else v.to(device) for k, v in row.items()} for n, row in rows.items()}
         return True
 
 
@@ -182,6 +189,8 @@ def _encode(family: "Family", jobs: Sequence[Job], background: str, pool: Thread
     pixels = torch.stack([to_tensor(p.image) for p in made])
     padded = torch.cat([pixels, pixels[-1:].expand(_at_once(jobs[0].sample.size) - len(jobs), *pixels.shape[1:])])
     mean, deviation = (t[: len(jobs)].cpu() for t in family.encode(padded))
+    if odd := next((job for job, *row in zip(jobs, mean, deviation, strict=True) if not all(t.isfinite().all() for t in row)), None):
+        raise DataError(f"{odd.sample.name}: the autoencoder of {family.source.id} makes no finite numbers of it", "remove the picture")
     rows = [{"mean": m, "deviation": d, "crop": torch.tensor(p.crop)} for m, d, p in zip(mean, deviation, made, strict=True)]
     grid = Size(*mean.shape[-2:])
     masks = [None if p.mask is None else _mask(job, p.mask, grid) for job, p in zip(jobs, made, strict=True)]
@@ -247,8 +256,11 @@ def encode_captions(family: "Family", names: Mapping[str, bytes], store: Cache, 
     """Encodes what `store` lacks; one caption at a time, as what is kept must not depend on its neighbours."""
     try:
         for caption, name in names.items():
-            if name not in store:
-                store.put(name, texts(family, [caption])[0])
+            if not store.sound(name):
+                row = texts(family, [caption])[0]
+                if not all(t.isfinite().all() for t in row.values()):
+                    raise DataError(f"the text encoder of {family.source.id} makes no finite numbers of {caption[:60]!r}")
+                store.put(name, row)
             tick()
     finally:
         store.flush()

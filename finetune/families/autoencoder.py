@@ -26,8 +26,9 @@ def _affine(vae: Any) -> tuple[Tensor | float, Tensor | float]:
 @torch.no_grad()
 def encode(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """[B, 3, H, W] in [-1, 1] -> posterior mean and deviation [B, C, H/f, W/f]."""
-    posterior = vae.encode(pixels.to(vae.device, torch.float32)).latent_dist
     shift, scale = _affine(vae)
+    with torch.autocast(vae.device.type, enabled=False):
+        posterior = vae.encode(pixels.to(vae.device, torch.float32)).latent_dist
     return (posterior.mean - shift) * scale, posterior.std * scale
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from finetune.config.job import Job
-from finetune.data import encoded, prune
+from finetune.data import encoded, keys, prune
 from finetune.data.cache import Cache
 from finetune.data.encoded import Encoded, Text, caption_keys
 from finetune.data.sample import Pictures
@@ -51,10 +51,17 @@ def encode(job: Job, family: Family, pictures: Pictures, prompts: Sequence[str],
         used = {store.root: [j.name for batch in jobs for j in batch]}
         prune.remember(work.note or job.run.folder, used | ({encoded.texts_of(family).root: names.values()} if names else {}))
     _latents(family, jobs, shown.background, store, work)
-    made = Encoded(pictures.all, store, shown)
+    made = Encoded(pictures.all, store, shown, lambda job: _again(family, job, shown.background, store))
     if family.device.type == "cuda":
         made.place(family.device, int(torch.cuda.mem_get_info(family.device)[0] * ROOM))
     return made, _texts(family, names, work) if names else {}
+
+
+def _again(family: Family, job: encoded.Job, background: str, store: Cache) -> None:
+    """Encodes a picture whose latents were damaged since they were looked for, as it was before."""
+    with keys.global_rng("encode again"):
+        encoded.encode_pictures(family, [[job]], background, store, lambda count: None)
+    family.parts.free("vae")
 
 
 def _latents(family: Family, jobs: list[list[encoded.Job]], background: str, store: Cache, work: Work) -> None:
