@@ -231,6 +231,40 @@ def safetensors(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) ->
     return len(text).to_bytes(8, "little") + text + plain[8 + size :]
 
 
+SEAL = "sha256"
+
+
+def sealed(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> bytes:
+    """`safetensors` with a hash of the tensors and the other metadata, by which `open_sealed` finds what was damaged."""
+    return safetensors(tensors, {**metadata, SEAL: _seal(safetensors(tensors, metadata))})
+
+
+def open_sealed(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
+    """The tensors, in memory, and the metadata of a file that `sealed` made.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged; or of an older version, which had no seal.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    data = read(path)
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = dict(header["__metadata__"])
+        seal, tensors = metadata.pop(SEAL), load(data)
+    except (ValueError, LookupError, TypeError, SafetensorError, RecursionError) as e:
+        raise ValueError(f"{path} is damaged") from e
+    if _seal(safetensors(tensors, metadata)) != seal:
+        raise ValueError(f"{path} is damaged")
+    return tensors, metadata
+
+
+def _seal(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 KINDS = {
     stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFDIR: "a folder",
 }  # fmt: skip

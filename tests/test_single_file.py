@@ -199,7 +199,7 @@ def test_a_single_file_is_drawn_with_as_it_was_trained(base: Path, tmp_path: Pat
 
 def test_several_processes_may_publish_one_folder(tmp_path: Path) -> None:
     """Forty at once, each under its own temporary name, as processes have."""
-    gate = threading.Barrier(8)
+    gate = threading.Barrier(8, timeout=60)
 
     def fill(folder: Path) -> None:
         folder.mkdir()
@@ -210,6 +210,7 @@ def test_several_processes_may_publish_one_folder(tmp_path: Path) -> None:
         files.publish(tmp_path / f"round-{i // 8}", fill)
         return (tmp_path / f"round-{i // 8}" / "a").read_text()
 
-    with mock.patch("os.getpid", threading.get_ident), ThreadPoolExecutor(8) as pool:
+    began = mock.patch("finetune.files._began", lambda process: 0)
+    with mock.patch("os.getpid", threading.get_ident), began, ThreadPoolExecutor(8) as pool:
         assert set(pool.map(one, range(40))) == {"whole"}
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"round-{i}" for i in range(5)]

@@ -15,7 +15,7 @@ import typer
 
 from finetune import __version__, files, libraries
 from finetune.cli import adapter, cache, clean, data, demo, generate, help, models, recipe, settings, streams, train
-from finetune.errors import ConfigError, FinetuneError, Interruption, ResourceError, message
+from finetune.errors import ConfigError, FinetuneError, Interruption, ResourceError, line, message
 from finetune.training import signals
 
 SCHEMA_VERSION = 1  # of the object that --json prints: docs/json.md
@@ -134,9 +134,11 @@ def _app(words: list[str]) -> Any:
         raise files.refused(e, Path(os.fsdecode(e.filename))) from e
     except RuntimeError as e:
         # torch.OutOfMemoryError on accelerators; on a CPU a bare RuntimeError
-        if type(e).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator" not in str(e):
-            raise
-        raise _out_of_memory(str(e).split(". ")[0]) from e
+        if type(e).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(e):
+            raise _out_of_memory(str(e).split(". ")[0]) from e
+        if any(words in str(e) for words in ("can't start new thread", "unable to mmap", "unable to open file")):
+            raise ResourceError(line(str(e)), "the system gives no more threads, files or memory: `ulimit -a` shows the limits") from e
+        raise
 
 
 def _out_of_memory(message: str) -> FinetuneError:

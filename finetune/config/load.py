@@ -18,6 +18,7 @@ from finetune.config.job import Job
 from finetune.config.yaml import MOST_LETTERS, parsed
 from finetune.errors import ConfigError, line
 
+MOST_MISTAKES = 20  # that are said at once
 Settings = dict[str, Any]  # nested: {"optim": {"lr": 1e-4}}
 
 
@@ -121,7 +122,8 @@ def parse(settings: Mapping[str, Any], names: Mapping[str, str] | None = None) -
     try:
         return Job.model_validate(settings)
     except ValidationError as e:
-        lines = [_describe(error, names or {}) for error in e.errors()]
+        lines = [line(_describe(error, names or {}), 400) for error in e.errors()[:MOST_MISTAKES]]
+        lines += [f"and {e.error_count() - len(lines)} more"] if e.error_count() > len(lines) else []
         raise ConfigError("\n       ".join(lines), "`ft COMMAND --help` lists the flags, `ft config` every setting") from e
 
 

@@ -65,5 +65,5 @@ class Components:
     def skeleton(self, name: str) -> nn.Module:
         """A component without weights, on the meta device: for counting."""
         cls, config = self.kinds[name][0], self.source.config(name)
-        with torch.device("meta"):
+        with self.source.reading(name), torch.device("meta"):
             return cast(nn.Module, cls.from_config(config) if hasattr(cls, "from_config") else cls(cls.config_class.from_dict(config)))

@@ -4,6 +4,7 @@ Libraries obey whatever lies beside a network: a config can name code, kernels o
 loads an adapter. So they are shown known files alone, with cleaned configs; and only such files go into a model that is published.
 """
 
+import json
 import os
 import re
 import shutil
@@ -116,14 +117,31 @@ def _check_index(index: dict[str, Any]) -> None:
         raise ValueError("its index names files that are no weights of it")
 
 
+# Sizes that are reckoned with here; classes have others, which they check themselves.
+_SIZES = frozenset({
+    "sample_size", "in_channels", "out_channels", "cross_attention_dim", "vocab_size", "max_position_embeddings", "hidden_size",
+    "latent_channels", "d_model", "joint_attention_dim", "pooled_projection_dim", "projection_class_embeddings_input_dim",
+    "addition_time_embed_dim", "projection_dim",
+})  # fmt: skip
+
+
 def _check_sizes(config: dict[str, Any]) -> None:
     for key, value in config.items():
-        numbers = _numbers(value)
+        if (key in _SIZES and not _is_size(value)) or (key == "block_out_channels" and not _are_sizes(value)):
+            raise ValueError(f"its {key} is {line(json.dumps(value), 40)}")
         if isinstance(value, list) and len(value) > MOST_BLOCKS:
             raise ValueError(f"its {line(key, 60)} has {len(value)} entries; {MOST_BLOCKS} are believed")
-        most = MOST_LAYERS if _LAYERS.search(key) else MOST_NUMBER
+        numbers, most = _numbers(value), MOST_LAYERS if _LAYERS.search(key) else MOST_NUMBER
         if any(abs(n) > most for n in numbers):
             raise ValueError(f"its {line(key, 60)} is {max(map(abs, numbers)):.4g}; {most} is believed")
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (type(value) is int and value > 0)
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(n) is int and n > 0 for n in value)
 
 
 def _numbers(value: Any) -> list[int]:

@@ -6,7 +6,9 @@ The configs and tokenizers that such a file lacks ship with the package (`config
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +58,10 @@ def unpickle(path: Path) -> Path:
     """
     target = files.cache_root() / "bases" / f"{files.sha256(path)}.safetensors"
     if target.exists():
-        files.touch(target)
-        return target
+        with suppress(OSError, ValueError):  # damaged: it is taken out again
+            files.open_sealed(target)
+            files.touch(target)
+            return target
     import torch
 
     try:
@@ -66,7 +70,7 @@ def unpickle(path: Path) -> Path:
         tensors = {str(k): v.contiguous() for k, v in state.items() if isinstance(v, torch.Tensor)}
     except Exception as e:  # UnpicklingError, RuntimeError, AttributeError, EOFError: whatever a file that is no checkpoint leads to
         raise AccessError(f"--base {path}: not a checkpoint of tensors alone ({type(e).__name__}); nothing in it was run") from e
-    files.write_bytes(target, files.safetensors(tensors, {}))
+    files.write_bytes(target, files.sealed(tensors, {}))
     return target
 
 
@@ -154,9 +158,12 @@ def unpack(checkpoint: Checkpoint) -> Path:
     config = skeleton(checkpoint.configs)
     key = hashlib.sha256(f"{files.sha256(checkpoint.path)} {config.name}".encode()).hexdigest()
     folder = files.cache_root() / "bases" / key
-    if (folder / "model_index.json").exists():
-        files.touch(folder)
-        return folder
+    if folder.exists():
+        if _whole(folder):
+            files.touch(folder)
+            return folder
+        print(f"note: {folder} is damaged, or of an older version: the base is unpacked anew", file=sys.stderr)
+        shutil.rmtree(files.put_aside(folder), ignore_errors=True)
     import diffusers
     import torch
 
@@ -180,3 +187,21 @@ def _save(pipeline: Any, configs: dict[str, Any], folder: Path) -> None:
     pipeline.save_pretrained(folder, safe_serialization=True)
     scheduler = "scheduler/scheduler_config.json"  # as the file says, not as the library guesses from its keys
     (folder / scheduler).write_text(json.dumps(configs[scheduler], indent=1), encoding="utf-8")
+    (folder / HASHES).write_text(json.dumps(_hashes(folder), sort_keys=True), encoding="utf-8")
+
+
+HASHES = "sha256.json"  # of all other files of an unpacked base
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        return bool(json.loads(files.read_text(folder / HASHES)) == _hashes(folder))
+    except (OSError, ValueError):
+        return False
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    from finetune.families.source import file_hash
+
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != HASHES)
+    return {path.relative_to(folder).as_posix(): file_hash(path) for path in found}

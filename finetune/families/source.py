@@ -39,6 +39,17 @@ def reason(error: Exception) -> str:
     return line(str(getattr(error, "strerror", None) or error) or type(error).__name__)
 
 
+class Config(dict[str, Any]):
+    """A component's settings; one that it lacks is an AccessError."""
+
+    def __init__(self, base: str, name: str, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.base, self.name = base, name
+
+    def __missing__(self, key: str) -> Any:
+        raise AccessError(f"--base {self.base}: {self.name} does not say {key}", INCOMPLETE)
+
+
 @dataclass(frozen=True)
 class Source:
     """A base on this disk. `id` names it without a path: short name, Hub id, or the folder's name."""
@@ -63,7 +74,7 @@ class Source:
             value, _ = contents.cleaned(component, name, contents.read_json(self.folder / component / name))
         except (OSError, ValueError) as e:
             raise AccessError(f"--base {self.id}: cannot read {component}/{name} ({reason(e)})", INCOMPLETE) from e
-        return value | ZERO_SNR if component == "scheduler" and self.zero_snr else value
+        return Config(self.id, f"{component}/{name}", value | ZERO_SNR if component == "scheduler" and self.zero_snr else value)
 
     @contextmanager
     def reading(self, component: str, keys: Collection[str] | None = None) -> Iterator[Path]:
@@ -114,11 +125,11 @@ class Source:
             texts = [p for kind in ("*.json", "*.txt") for p in (self.folder / component).glob(kind)]
             weights = self.weights(component) if component in self.spec.parts else []
             for path in sorted([*texts, *weights]):
-                digest.update(f"{component}/{path.name} {_hash(path)}\n".encode())
+                digest.update(f"{component}/{path.name} {file_hash(path)}\n".encode())
         return digest.hexdigest()
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
     """sha256 of a file; the Hub's cache names its large files by it, which saves reading them twice."""
     blob = path.resolve()
     if blob.parent.name == "blobs" and len(blob.name) == 64:

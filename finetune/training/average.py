@@ -12,13 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from finetune import files
 from finetune.adapters.contract import TAGS
 from finetune.errors import ConfigError, DataError
-from finetune.header import header_of
 from finetune.training.checkpoint import State
 from finetune.training.rebuilt import Rebuilt
 
@@ -62,7 +60,7 @@ class PowerAverages:
 
     def put_down(self, folder: Path, step: int, data: Mapping[str, str]) -> None:
         """With what the files of the run say of the data, which may be elsewhere when an average is written."""
-        files.write_bytes(folder / f"step-{step:08d}.safetensors", files.safetensors(self.state(), data))
+        files.write_bytes(folder / f"step-{step:08d}.safetensors", files.sealed(self.state(), data))
 
 
 Numbers = NDArray[np.float64]
@@ -85,17 +83,26 @@ def combination(steps: Sequence[int], length: float) -> Numbers:
     return found.reshape(len(steps), len(TRACKED))
 
 
-def averaged(snapshots: Iterable[Path], length: float) -> tuple[dict[str, Tensor], int]:
-    """The average of a length by parameter, and the step at which it ends."""
+def averaged(snapshots: Iterable[Path], length: float) -> tuple[dict[str, Tensor], int, dict[str, str]]:
+    """The average of a length by parameter, the step at which it ends, and what the last snapshot says of the data.
+
+    Raises:
+        DataError: a snapshot is damaged.
+    """
     paths = sorted(snapshots)
     steps = [int(p.stem.removeprefix("step-")) for p in paths]
     out: dict[str, Tensor] = {}
     for path, row in zip(paths, combination(steps, length), strict=True):
-        for key, tensor in load_file(path).items():
+        try:
+            tensors, data = files.open_sealed(path)
+        except (OSError, ValueError) as e:
+            hint = f"the average of the others is another; to take it all the same, remove {path.name}"
+            raise DataError(f"{path}: is damaged, or of an older version", hint) from e
+        for key, tensor in tensors.items():
             which, _, name = key.partition("/")
             term = tensor.double() * float(row[int(which)])
             out[name] = out[name] + term if name in out else term
-    return out, steps[-1]
+    return out, steps[-1], data
 
 
 def write(folder: Path, length: float, name: str | None, base: str | None = None) -> dict[str, Path]:
@@ -113,7 +120,7 @@ def write(folder: Path, length: float, name: str | None, base: str | None = None
     if not snapshots:
         raise ConfigError(f"{folder}: kept no averages", "train with --set optim.ema_posthoc=true")
     run = Rebuilt.of(folder, base)
-    tensors, step = averaged(snapshots, length)
+    tensors, step, said = averaged(snapshots, length)
     run.put(tensors, "averages")
-    data = {k: v for k, v in header_of(snapshots[-1]).metadata.items() if k != TAGS or run.job.run.publish_tags}
+    data = {k: v for k, v in said.items() if k != TAGS or run.job.run.publish_tags}
     return run.write(step, name or f"{run.job.run.name}-average-{length:g}", data)

@@ -13,7 +13,7 @@ from finetune import __version__, files
 from finetune.config.job import Job
 from finetune.text import from_json
 from finetune.training import verdict
-from finetune.training.summary import dropped, public, read
+from finetune.training.summary import dropped, public, read, whole
 
 NAME = "finished.json"
 
@@ -38,7 +38,7 @@ def summary(job: Job) -> dict[str, Any] | None:
     try:
         before = from_json(files.read_text(out / NAME))
         said = read(out)
-        return public(said) if _facts(job, Path(before["base"]), said) == before else None
+        return public(said) if _facts(job, Path(before["base"]), said) == before and whole(said) else None
     except (OSError, ValueError, LookupError, TypeError):  # never finished, of an older version, or damaged
         return None
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -55,6 +55,13 @@ def averaged(training: Training) -> Weights:
     return Weights(training, dict(zip(training.trainable, shadow, strict=True)) if shadow else None)
 
 
+class Best(NamedTuple):
+    """Trainable parameters by name, and the step that they are of."""
+
+    tensors: dict[str, Tensor]
+    step: int
+
+
 @dataclass
 class Observer:
     """Draws and measures in the first process; the model is put back as it was."""
@@ -94,6 +101,17 @@ class Observer:
     def best_file(self) -> Path:
         return self.out / "checkpoints" / checkpoint.BEST
 
+    def best_state(self) -> "Best | None":
+        """The weights with the lowest held-out loss; nothing where none was measured, or its file is damaged, which is said."""
+        if not self.best_file.exists():
+            return None
+        try:
+            tensors, facts = files.open_sealed(self.best_file)
+            return Best(tensors, int(facts["step"]))
+        except (OSError, ValueError, LookupError):
+            self.tracker.say(f"note: {self.best_file} is damaged: what was best on held-out pictures is not written")
+            return None
+
     def measure(self, step: int) -> None:
         """The held-out loss; from step 1 on also its change against the base on the same pictures, timesteps and noises."""
         if not self.active:
@@ -120,7 +138,7 @@ class Observer:
         if step > 0 and mean < self.best:
             self.best = mean
             with averaged(training):
-                state = files.safetensors(training.trainable, {"step": str(step)})
+                state = files.sealed(training.trainable, {"step": str(step)})
             files.write_bytes(self.best_file, state)
 
     def draw_written(self, written: Mapping[str, Path]) -> list[tuple[str, str]]:

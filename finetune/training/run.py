@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from finetune import config, files
 from finetune.adapters.contract import Contract
@@ -18,7 +17,7 @@ from finetune.data import prune
 from finetune.data.plan import IndexPlan, describe
 from finetune.errors import Stopped
 from finetune.families import load, trust
-from finetune.header import header_of, tensors_file
+from finetune.header import tensors_file
 from finetune.methods import adapter, method
 from finetune.objectives.objective import objective
 from finetune.training import (
@@ -282,22 +281,21 @@ class Runner:
         self.accelerator.wait_for_everyone()
         if not self.main:
             return {}
-        job, best = self.job, self.observer.best_file
+        job, best = self.job, self.observer.best_state()
         nets = dict(training.step.nets.items())
         with averaged(training):
             written = self.export(nets, job.run.name)
         made = {kind: str(path) for kind, path in written.items()}
-        if best.exists():
-            with Weights(training, load_file(best)):
+        if best:
+            with Weights(training, best.tensors):
                 made["best"] = str(next(iter(self.export(nets, f"{job.run.name}-best").values())))
-        best_step = int(header_of(best).metadata["step"]) if best.exists() else None
         nets.clear()
         samples = self.observer.draw_written(written) if job.run.sample_prompt else []
         facts = {
             "pictures": len(self.pictures.train),
             "class pictures": len(self.pictures.classes),
             "pictures a step": self.global_batch,
-            "best held-out loss": f"{self.observer.best:.4f}" if best.exists() else "not measured",
+            "best held-out loss": f"{self.observer.best:.4f}" if best else "not measured",
         }
         if self.accelerator.scaler:
             facts["updates that the fp16 scaler skipped"] = training.skipped
@@ -311,8 +309,8 @@ class Runner:
             "distinct_pictures": len({s.content for s in self.pictures.train}),
             "held_out": len(self.pictures.held),
             **verdict.measured(self.observer.change),
-            "best_held_out_loss": self.observer.best if best.exists() else None,
-            "best_step": best_step,
+            "best_held_out_loss": self.observer.best if best else None,
+            "best_step": best.step if best else None,
             "sheet": str(self.observer.sheet) if samples else None,
             "prompt": prompts[0],
             "processes": self.accelerator.num_processes,

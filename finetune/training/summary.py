@@ -48,7 +48,12 @@ def finished(summary: dict[str, Any], job: Job) -> bool:
     before, now = summary["written_as"], written_as(job)
     if dropped(job):
         before, now = ({k: v for k, v in written.items() if k != "prompts"} for written in (before, now))
-    return bool(summary["steps"] == job.optim.steps and before == now and summary["sha256"] == _hashes(summary))
+    return bool(summary["steps"] == job.optim.steps and before == now and whole(summary))
+
+
+def whole(summary: dict[str, Any]) -> bool:
+    """Whether the files that a run handed over are as it wrote them."""
+    return bool(summary["sha256"] == _hashes(summary))
 
 
 def dropped(job: Job) -> bool:
