@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -40,7 +41,7 @@ class Index:
 
     def put(self, values: Iterable[tuple[str, Any]]) -> None:
         with self._using():
-            rows = [(self.place, name, json.dumps(value)) for name, value in values]
+            rows = [(self.place, name, _sealed(json.dumps(value))) for name, value in values]
             self.base.executemany("INSERT OR REPLACE INTO found VALUES (?, ?, ?)", rows)
 
     def close(self, forget: bool) -> None:
@@ -62,10 +63,14 @@ class Index:
                 self.base = _nowhere()
 
 
+def _sealed(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}{text}"
+
+
 def _value(text: Any) -> Any:
-    """None for what is no JSON, too: it is looked at again."""
+    """None for what was not written so, too: it is looked at again."""
     try:
-        return from_json(text)
+        return from_json(text[8:]) if text == _sealed(text[8:]) else None
     except (ValueError, TypeError):
         return None
 
