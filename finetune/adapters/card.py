@@ -3,12 +3,14 @@
 import html
 import io
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from ruamel.yaml import YAML
 
 from finetune.adapters.contract import Contract
+from finetune.errors import plain
 
 TAGS = {
     "stable-diffusion": ("stable-diffusion", "stable-diffusion-diffusers"),
@@ -33,7 +35,7 @@ def place(folder: Path, name: str) -> Path:
 
 def escape(text: str) -> str:
     """Text that Markdown shows as it is: no markup, no HTML, one line."""
-    return _SPECIAL.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    return _SPECIAL.sub(r"\\\1", html.escape(plain(" ".join(text.split())), quote=False))
 
 
 def front_matter(contract: Contract, files: Mapping[str, str], licence: str | None, samples: Sequence[tuple[str, str]]) -> str:
@@ -45,12 +47,12 @@ def front_matter(contract: Contract, files: Mapping[str, str], licence: str | No
     if licence:
         facts["license"] = licence
     if contract.trigger:
-        facts["instance_prompt"] = contract.trigger
+        facts["instance_prompt"] = plain(contract.trigger)
     kinds = {"adapter": ("lora", "template:sd-lora"), "embedding": ("textual_inversion",), "model": ()}
     own = [tag for kind, tags in kinds.items() if kind in files for tag in tags]
     facts["tags"] = ["text-to-image", "diffusers", "diffusers-training", *own, *TAGS[contract.family]]
     if samples:
-        facts["widget"] = [{"text": prompt, "output": {"url": str(PurePosixPath(path))}} for prompt, path in samples]
+        facts["widget"] = [{"text": plain(prompt), "output": {"url": str(PurePosixPath(path))}} for prompt, path in samples]
     yaml, text = YAML(), io.StringIO()
     yaml.default_flow_style, yaml.width = False, 4096
     yaml.dump(facts, text)
@@ -68,11 +70,11 @@ WHAT = {
 def _use(contract: Contract, files: Mapping[str, str], rows: Mapping[str, str]) -> str:
     """How the files are drawn with: a line for `ft`, and a program for diffusers that stands beside them. `rows` are the embedding's keys
     by text encoder."""
-    words = [f"--base {_code(files['model'])}"] if "model" in files else []
-    words += [f"--adapter {_code(files['adapter'])}"] if "adapter" in files else []
-    words += [f"--embedding {_code(f)}" for kind, f in files.items() if kind.startswith("embedding")]
-    prompt = _code(contract.trigger or "…").replace('"', "'")
-    said = f'    ft generate {" ".join(words)} --prompt "{prompt}"\n\nor in diffusers:\n\n```python\n{_program(contract, files, rows)}```\n'
+    words = [f"--base {_word(files['model'])}"] if "model" in files else []
+    words += [f"--adapter {_word(files['adapter'])}"] if "adapter" in files else []
+    words += [f"--embedding {_word(f)}" for kind, f in files.items() if kind.startswith("embedding")]
+    line = f"ft generate {' '.join(words)} --prompt {_word(contract.trigger or '…')}"
+    said = f"    {line}\n\nor in diffusers:\n\n```python\n{_program(contract, files, rows)}```\n"
     if "embedding" in files:
         names = [PurePosixPath(f).stem for kind, f in files.items() if kind.startswith("embedding")]
         said += f"\nIn ComfyUI the word is the file's name: {' '.join(f'`embedding:{_code(n)}`' for n in names)}.\n"
@@ -159,4 +161,12 @@ Whether the training pictures may be used so is for whoever publishes this to sa
 
 
 def _code(text: str) -> str:
-    return " ".join(text.replace("`", "'").split())
+    return plain(" ".join(text.replace("`", "'").split()))
+
+
+def _word(text: str) -> str:
+    """For a shell, which does nothing with it: in the quotes that all of them know, where they are enough."""
+    flat = plain(" ".join(text.split()))
+    if re.fullmatch(r"[\w./-]+", flat):
+        return flat
+    return f'"{flat}"' if re.fullmatch(r"[^\"$`\\!%]*", flat) else shlex.quote(flat)

@@ -15,6 +15,7 @@ from finetune.errors import DataError, line
 from finetune.header import Header, header_of, tensors_file
 
 BAR = 24  # characters of the longest bar
+MOST_TEXT = 1000  # letters of a text that a header says
 
 
 @dataclass
@@ -91,10 +92,10 @@ def inspect(path: Path, norms: bool = False) -> Report:
         alphas=_alphas(path, found, top),
         dtypes=dict(Counter(top.dtypes.values())),
         bytes=file.stat().st_size,
-        trigger=top.metadata.get("modelspec.trigger_phrase") or top.metadata.get("trained_words"),
-        base=contract.base if contract else top.metadata.get("ss_sd_model_name"),
-        contract=asdict(contract) if contract else None,
-        title=top.metadata.get("modelspec.title"),
+        trigger=_text(top.metadata.get("modelspec.trigger_phrase") or top.metadata.get("trained_words")),
+        base=_text(contract.base if contract else top.metadata.get("ss_sd_model_name")),
+        contract={k: _text(v) if isinstance(v, str) else v for k, v in asdict(contract).items()} if contract else None,
+        title=_text(top.metadata.get("modelspec.title")),
         embeddings={token: top.shapes[next(iter(rows.values()))][0] for token, rows in found.embeddings.items()},
         readers=[asdict(r) for r in _readers(found, top)],
         problems=[] if embedded else _problems(found, top),
@@ -105,6 +106,11 @@ def inspect(path: Path, norms: bool = False) -> Report:
         except DataError as e:
             report.problems.append(e.message)
     return report
+
+
+def _text(said: str | None) -> str | None:
+    """What a header says, as one line of at most MOST_TEXT letters."""
+    return said and line(said, MOST_TEXT)
 
 
 def embeds(top: Header) -> bool:
