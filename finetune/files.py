@@ -171,6 +171,15 @@ def left_behind(folder: Path, age: float = 0) -> Iterator[Path]:
             yield path
 
 
+def sweep(folder: Path, name: str) -> None:
+    """Removes what killed processes left half-written of one file or folder."""
+    for path in left_behind(folder):
+        if (told := _LEFT.fullmatch(path.name)) and told[2] == name:
+            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
 def _alive(process: int, began: str | None) -> bool:
     """Whether the process of this number that began then runs here; where that cannot be asked, yes."""
     try:

@@ -123,3 +123,13 @@ def test_what_a_killed_process_left_goes_at_the_next_start(train: Train, tmp_pat
     shutil.rmtree(out / "samples", ignore_errors=True)
     train(optim={"steps": 7})
     assert not any(path.exists() for path in left) and all(path.exists() for path in stays)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\x89PNG\r\n"])
+def test_a_damaged_picture_of_the_base_is_left_out(damaged: bytes, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = {"sample_prompt": ["a disc"], "sample_every": 2}
+    train(data={"resolution": 16}, optim={"steps": 2}, run=drawn)
+    (picture,) = (tmp_path / "out" / "samples").glob("step-000000-*.png")
+    picture.write_bytes(damaged)
+    said = train(data={"resolution": 16}, optim={"steps": 3}, run=drawn)
+    assert Path(said["sheet"]).exists() and "the sheet is without it" in capsys.readouterr().err

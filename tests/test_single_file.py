@@ -214,3 +214,16 @@ def test_several_processes_may_publish_one_folder(tmp_path: Path) -> None:
     with mock.patch("os.getpid", threading.get_ident), began, ThreadPoolExecutor(8) as pool:
         assert set(pool.map(one, range(40))) == {"whole"}
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"round-{i}" for i in range(5)]
+
+
+def test_a_pickle_with_tied_weights_is_taken_out_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
+    state = load_file(original_layout.write(base, tmp_path / "model.safetensors"))
+    first = next(iter(state))
+    torch.save({"state_dict": state | {"tied": state[first], "cut": state[first][:1]}}, tmp_path / "model.ckpt")
+    made = single_file.unpickle(tmp_path / "model.ckpt")
+    found = load_file(made)
+    assert found.keys() == state.keys() | {"tied", "cut"} and torch.equal(found["tied"], state[first])
+    assert single_file.unpickled(tmp_path / "model.ckpt") == made
+    made.write_bytes(made.read_bytes()[:-1] + b"\1")
+    assert single_file.unpickled(tmp_path / "model.ckpt") is None, "it is damaged"

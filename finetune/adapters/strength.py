@@ -118,7 +118,8 @@ def _check(config: Mapping[str, Any]) -> None:
     """Raises:
     ValueError, TypeError, AttributeError: a strength that is no number, or a pattern that is not understood.
     """
-    numbers = [config.get("lora_alpha") or 0, config.get("r") or 0, *dict(config.get("alpha_pattern") or {}).values()]
+    said = [config.get(name) for name in ("lora_alpha", "r")]
+    numbers = [*(n for n in said if n is not None), *dict(config.get("alpha_pattern") or {}).values()]
     if wrong := next((n for n in numbers if isinstance(n, bool) or not isinstance(n, int | float) or not isfinite(n)), None):
         raise ValueError(f"{wrong!r} is no strength")
     Patterns.of(config)

@@ -130,6 +130,8 @@ def _app(words: list[str]) -> Any:
         raise _out_of_memory("out of memory") from e
     except OSError as e:
         if not isinstance(e.filename, str | bytes):  # no path is at fault
+            if _nowhere():
+                raise ResourceError("the folder that this runs in is gone", "cd to one that is there") from e
             raise
         raise files.refused(e, Path(os.fsdecode(e.filename))) from e
     except RuntimeError as e:
@@ -139,6 +141,13 @@ def _app(words: list[str]) -> Any:
         if any(words in str(e) for words in ("can't start new thread", "unable to mmap", "unable to open file")):
             raise ResourceError(line(str(e)), "the system gives no more threads, files or memory: `ulimit -a` shows the limits") from e
         raise
+
+
+def _nowhere() -> bool:
+    try:
+        return not os.getcwd()
+    except OSError:
+        return True
 
 
 def _out_of_memory(message: str) -> FinetuneError:

@@ -11,13 +11,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from finetune import files
 from finetune.errors import AccessError, ConfigError
 from finetune.families.spec import ZERO_SNR
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIGS = Path(__file__).parent / "configs"
 HINT = "save it as a diffusers folder, then --base FOLDER"
@@ -56,22 +59,42 @@ def unpickle(path: Path) -> Path:
     Raises:
         AccessError: it holds anything but tensors, or is damaged.
     """
-    target = files.cache_root() / "bases" / f"{files.sha256(path)}.safetensors"
-    if target.exists():
-        with suppress(OSError, ValueError):  # damaged: it is taken out again
-            files.open_sealed(target)
-            files.touch(target)
-            return target
+    if (there := unpickled(path)) is not None:
+        return there
     import torch
 
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # refuses what would run
         state = found.get("state_dict", found)
-        tensors = {str(k): v.contiguous() for k, v in state.items() if isinstance(v, torch.Tensor)}
+        tensors = _apart({str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)})
     except Exception as e:  # UnpicklingError, RuntimeError, AttributeError, EOFError: whatever a file that is no checkpoint leads to
         raise AccessError(f"--base {path}: not a checkpoint of tensors alone ({type(e).__name__}); nothing in it was run") from e
-    files.write_bytes(target, files.sealed(tensors, {}))
-    return target
+    files.write_bytes(_unpickled(path), files.sealed(tensors, {}))
+    return _unpickled(path)
+
+
+def _apart(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """Each in memory of its own, as safetensors has them: tied weights share theirs."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        out[name] = (tensor.clone() if place in seen else tensor).contiguous()
+        seen.add(place)
+    return out
+
+
+def unpickled(path: Path) -> Path | None:
+    """What `unpickle` made of the same bytes earlier, if it is whole."""
+    with suppress(OSError, ValueError):
+        files.open_sealed(_unpickled(path))
+        files.touch(_unpickled(path))
+        return _unpickled(path)
+    return None
+
+
+def _unpickled(path: Path) -> Path:
+    return files.cache_root() / "bases" / f"{files.sha256(path)}.safetensors"
 
 
 def look(path: Path, prediction: str | None) -> Checkpoint:

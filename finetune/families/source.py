@@ -220,10 +220,11 @@ def _single_file(base: str, path: Path, weights: bool, prediction: str | None, a
     from finetune.families import single_file
 
     if path.suffix != ".safetensors":
-        if not (allow_pickle and path.suffix in single_file.PICKLES):
+        there = single_file.unpickled(path) if path.suffix in single_file.PICKLES else None
+        if there is None and not (allow_pickle and path.suffix in single_file.PICKLES):
             hint = "convert it to safetensors; a run's --allow-pickle does, which takes its tensors and runs nothing"
             raise AccessError(f"--base {base}: only .safetensors files are opened; others can run code", hint)
-        name, path = path.stem, single_file.unpickle(path)
+        name, path = path.stem, there or single_file.unpickle(path)
     else:
         name = path.stem
     checkpoint = single_file.look(path, prediction)

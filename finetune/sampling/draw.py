@@ -12,10 +12,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from finetune import files
-from finetune.data import keys, lettering
+from finetune.data import decode, keys, lettering
 from finetune.data.crop import fitted, to_image
 from finetune.data.decode import SOFTWARE
 from finetune.data.encoded import Text
+from finetune.data.file import read_file
 from finetune.errors import ConfigError, FinetuneError, line
 from finetune.families.load import Family
 
@@ -150,9 +151,12 @@ def check_sheet(path: Path, flag: str) -> None:
 
 
 def open_png(path: Path | str) -> Image.Image:
-    """A picture that `save_png` wrote, RGB."""
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    """A picture that `save_png` wrote, RGB.
+
+    Raises:
+        DataError: it is missing, or damaged since.
+    """
+    return decode.decode(read_file(str(path)), str(path)).image
 
 
 LABEL, GAP, HEAD = 240, 4, 20  # pixels: of the widest label, between pictures, and above columns

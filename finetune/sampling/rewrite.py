@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from finetune import files
 from finetune.adapters import dense
 from finetune.adapters.convert import convert
 from finetune.adapters.read import read
@@ -22,6 +23,8 @@ def rewrite(
         DataError, ConfigError: see `convert`; or the file does not fit the base.
     """
     needed = to in ("full", "svd") and dense.needs_base(read(path, family).modules)
+    if out is not None and out.parent.is_dir():
+        files.sweep(out.parent, out.name)
     return convert(path, to, out, family, rank, _weights(path, base) if needed else None, say)
 
 

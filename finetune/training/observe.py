@@ -14,6 +14,7 @@ from finetune.adapters import embedding
 from finetune.adapters.read import read
 from finetune.data import keys
 from finetune.data.encoded import Text
+from finetune.errors import DataError
 from finetune.evaluation import heldout
 from finetune.families import load, source
 from finetune.families.load import Family
@@ -194,9 +195,19 @@ class Observer:
             made.append((prompt, f"samples/step-{step:06d}-{name}.png"))
             draw.save_png(image, self.out / made[-1][1], facts)
             base = folder / f"step-000000-{name}.png"
-            rows.append((prompt, [draw.open_png(base), image] if base.exists() else [image]))
+            rows.append((prompt, [*self._beside(base), image]))
         if step > 0:
             columns = ["base", f"step {step}"] if all(len(images) == 2 for _, images in rows) else []
             self.sheet = folder / f"step-{step:06d}.png"
             draw.save_png(draw.sheet(rows, columns), self.sheet, {})
         return made
+
+    def _beside(self, base: Path) -> list[Image.Image]:
+        """The base's own picture; none where it was not drawn, or is damaged, which is said."""
+        if not base.exists():
+            return []
+        try:
+            return [draw.open_png(base)]
+        except DataError as e:
+            self.tracker.say(f"note: {e.message}: the sheet is without it")
+            return []
