@@ -1,0 +1,73 @@
+"""Figures of all attacks, by commit and seed, in one JSON, and the tables made of them."""
+
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .ledger import Ledger
+
+ROOT = Path(__file__).parents[2]
+FILE, PAGE = ROOT / "docs" / "reliability.json", ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+Figures = dict[str, Any]  # commit -> attack -> kind -> seed -> tally
+
+
+def commit() -> str:
+    """The commit that is attacked, with a + if the working tree's package differs from it."""
+    name = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()  # noqa: S607
+    changed = subprocess.run(["git", "status", "--porcelain", "finetune"], cwd=ROOT, capture_output=True, text=True).stdout  # noqa: S607
+    return (name or "unknown") + ("+" if changed.strip() else "")
+
+
+def merge(before: Mapping[str, Any], seed: int, tally: Mapping[str, Any]) -> dict[str, Any]:
+    """The tallies of one kind with one more; of the same seed again, the one with more trials stays."""
+    known = before.get(str(seed))
+    return {**before, str(seed): known if known and known["tried"] > tally["tried"] else dict(tally)}
+
+
+def add(ledger: Ledger, file: Path = FILE) -> None:
+    figures: Figures = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    attacks = figures.setdefault(commit(), {}).setdefault(ledger.attack, {})
+    for kind, tally in ledger.facts().items():
+        assert isinstance(tally, dict)
+        attacks[kind] = merge(attacks.get(kind, {}), ledger.seed, tally)
+    file.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def summed(seeds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One tally of those of several seeds."""
+    ends: dict[str, int] = {}
+    for tally in seeds.values():
+        for end, count in tally["ends"].items():
+            ends[end] = ends.get(end, 0) + count
+    most = {name: max(t[name] for t in seeds.values()) for name in ("slowest", "largest")}
+    return {"tried": sum(t["tried"] for t in seeds.values()), "survived": sum(t["survived"] for t in seeds.values()), "ends": ends} | most
+
+
+def tables(figures: Figures) -> str:
+    """Markdown, the newest commit first as the file has them."""
+    lines: list[str] = []
+    for name, attacks in figures.items():
+        lines += [f"### Commit {name}", ""]
+        for attack, kinds in attacks.items():
+            lines += [f"`{attack}`, seeds {', '.join(sorted({s for k in kinds.values() for s in k}, key=int))}:", ""]
+            lines += ["| kind | tried | survived | lost | ended | slowest | most memory |", "|---|---|---|---|---|---|---|"]
+            for kind, seeds in kinds.items():
+                t = summed(seeds)
+                ends = ", ".join(f"{n:,} {end}" for end, n in sorted(t["ends"].items()))
+                size = f"{t['largest'] / 1e6:,.0f} MB"
+                lost = t["tried"] - t["survived"]
+                lines.append(f"| {kind} | {t['tried']:,} | {t['survived']:,} | {lost:,} | {ends} | {t['slowest']:.1f} s | {size} |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def report(file: Path = FILE, page: Path = PAGE) -> None:
+    """Writes the tables into the page, between its marks."""
+    figures: Figures = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    text = page.read_text(encoding="utf-8")
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    page.write_text(f"{head}{BEGIN}\n\n{tables(figures)}\n{END}{tail}", encoding="utf-8")

@@ -1,0 +1,167 @@
+"""A command is ended, or refused by the system, at every one of its writes; the same command again must end as if nothing had been."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+from . import scenes, trial
+from .events import AFTER, BEFORE, ERRORS, EXIT, Events
+from .ledger import Ledger
+from .scenes import Place, Scene, Whole
+
+DISTURBED = (trial.KILLED, trial.OK, trial.REFUSED)
+
+
+def attack(ledger: Ledger, place: Place, hows: Iterable[str], only: str | None = None, most: int | None = None) -> None:
+    """Every event of every scene in every way, in random order, until the budget is spent; then again with kills at random times."""
+    dice = random.Random(ledger.seed)  # noqa: S311
+    chosen = [scene for name, scene in scenes.SCENES.items() if only in (None, name)]
+    wholes = {scene.name: scenes.undisturbed(place, scene) for scene in chosen}
+    points = [(s, k, how) for s in chosen for k in range(1, events(place, s) + 1) for how in hows]
+    ledger.note(f"{len(points)} points: {', '.join(f'{s.name} {sum(p[0] is s for p in points)}' for s in chosen)}")
+    dice.shuffle(points)
+    tried = 0
+    for scene, at, how in points:
+        if not ledger.open() or tried == most:
+            return
+        tried += 1
+        with at_event(place, scene, at, how) as (outcome, name):
+            judge(ledger, place, scene, wholes[scene.name], outcome, f"{how} event {at} {name}")
+    while BEFORE in hows and ledger.open() and chosen and most is None:
+        scene = dice.choice(chosen)
+        if dice.random() < 0.02:
+            outcome, what = by_signal(place, scene, dice)
+        else:
+            place.set_up(scene)
+            after = dice.uniform(0.01, 0.6)
+            outcome = trial.fork(partial(trial.command, place.words(scene.words)), kill_after=after)
+            what = f"SIGKILL after {after:.3f} s"
+        judge(ledger, place, scene, wholes[scene.name], outcome, what)
+
+
+def events(place: Place, scene: Scene) -> int:
+    """How many write events an undisturbed command has."""
+    return len(names(place, scene))
+
+
+def names(place: Place, scene: Scene) -> list[str]:
+    place.set_up(scene)
+
+    def work() -> list[str]:
+        watched = Events(place.work).watch()
+        trial.command(place.words(scene.words))
+        return watched.names
+
+    outcome = trial.fork(work)
+    assert outcome.kind == trial.OK and isinstance(outcome.value, list), outcome
+    return outcome.value
+
+
+@contextlib.contextmanager
+def at_event(place: Place, scene: Scene, at: int, how: str) -> Iterator[tuple[trial.Outcome, str]]:
+    """The command with something done to it at one of its events, and that event's name."""
+    place.set_up(scene)
+    seen = place.root / "event"
+    seen.unlink(missing_ok=True)
+
+    def work() -> None:
+        watched = Events(place.work, at, how)
+        real = os._exit
+
+        def leave(code: int) -> None:
+            note()
+            real(code)
+
+        def note() -> None:
+            handle = os.open(seen, os.O_WRONLY | os.O_CREAT, 0o644)
+            os.write(handle, watched.names[min(at, len(watched.names)) - 1].encode("utf-8", "replace") if watched.names else b"")
+
+        if how in (BEFORE, AFTER):
+            os._exit = leave  # type: ignore[assignment]
+        watched.watch()
+        try:
+            trial.command(place.words(scene.words))
+        finally:
+            os._exit = real
+            note()
+
+    outcome = trial.fork(work)
+    yield outcome, seen.read_text(encoding="utf-8") if seen.exists() else ""
+
+
+def by_signal(place: Place, scene: Scene, dice: random.Random) -> tuple[trial.Outcome, str]:
+    """The real command in a process of its own, and a signal at a random time."""
+    place.set_up(scene)
+    number, after = dice.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]), dice.uniform(0.2, 8)
+    words = [sys.executable, "-m", "finetune", *place.words(scene.words)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    time.sleep(after)
+    process.send_signal(number)
+    try:
+        said = process.communicate(timeout=60)[0].decode(errors="replace")
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return trial.Outcome(trial.HANG, "60 s after the signal"), f"{number.name} after {after:.2f} s"
+    kind = trial.FOREIGN if "Traceback" in said else trial.OK if process.returncode == 0 else trial.KILLED
+    return trial.Outcome(kind, said if kind == trial.FOREIGN else f"exit {process.returncode}", said), f"{number.name} after {after:.2f} s"
+
+
+def judge(ledger: Ledger, place: Place, scene: Scene, whole: Whole, outcome: trial.Outcome, what: str) -> None:
+    """Counts the trial; it survived if the disturbed command ended well, and the same one again as if undisturbed."""
+    wrong = _wrong(place, scene, whole, outcome)
+    ledger.count(scene.name, outcome.kind, not wrong, outcome.seconds, outcome.peak)
+    if wrong:
+        ledger.fail(scene.name, what, wrong)
+
+
+def _wrong(place: Place, scene: Scene, whole: Whole, outcome: trial.Outcome) -> str:
+    if outcome.kind not in DISTURBED:
+        return f"the disturbed command: {outcome.kind}\n{outcome.text}\n{outcome.output[-3000:]}"
+    if outcome.kind == trial.KILLED and outcome.text not in (f"exit {EXIT}", "SIGKILL") and not outcome.text.startswith("exit"):
+        return f"the disturbed command ended by {outcome.text}\n{outcome.output[-3000:]}"
+    if "Traceback" in outcome.output:
+        return f"the disturbed command printed a traceback\n{outcome.output[-3000:]}"
+    again = place.run(scene.words)
+    if again.kind != trial.OK:
+        return f"the command again: {again.kind}: {again.text}\n{again.output[-3000:]}\nbefore it: {outcome.kind} {outcome.text}"
+    made = scenes.tree(place.work / scene.out)
+    if scene.out == "cache":  # rows may lie in other shards
+        made = dict.fromkeys(whole.names, b"") if made else {}
+        whole = Whole({}, {}, whole.names)
+    if differences := whole.differences(made):
+        return "the command again: " + "; ".join(differences)
+    if there := scenes.left(place.work / "out"):
+        return f"left behind in the folder: {', '.join(there)}"
+    return left_in_cache(place)
+
+
+def left_in_cache(place: Place) -> str:
+    """What neither a later run nor, two hours on, `ft clean` removes of what was left in the cache."""
+    if not scenes.left(place.cache) or not (place.work / "out" / "run.yaml").exists():
+        return ""
+    old = time.time() - 7200
+    for name in scenes.left(place.cache):
+        os.utime(place.cache / name, (old, old), follow_symlinks=False)
+    place.run(("clean", "--yes", "{work}/out"))
+    still = scenes.left(place.cache)
+    return f"left behind in the cache, which `ft clean` does not remove: {', '.join(still)}" if still else ""
+
+
+def ways(name: str) -> tuple[str, ...]:
+    return (BEFORE, AFTER) if name == "kills" else tuple(ERRORS)
+
+
+def folder(root: Path | None) -> Path:
+    """Where trials are made: in memory, where the system has such a place."""
+    import tempfile
+
+    memory = Path("/dev/shm")  # noqa: S108
+    return root or Path(tempfile.mkdtemp(prefix="attack-", dir=memory if memory.is_dir() and os.access(memory, os.W_OK) else None))

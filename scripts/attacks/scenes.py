@@ -1,0 +1,193 @@
+"""The commands that are attacked, each small enough to end in half a second, and what their undisturbed end looks like."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import trial
+
+LEFT = (".tmp-*", ".old-*", ".probe-*")
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A command line, what has to be there before it, and where its results lie."""
+
+    name: str
+    words: tuple[str, ...]
+    before: tuple[tuple[str, ...], ...] = ()  # command lines that set the scene
+    out: str = "out"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder for one trial after another: pictures and an adapter that stay, `work` that is made anew each time."""
+
+    root: Path
+
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    @property
+    def cache(self) -> Path:
+        return self.work / "cache"
+
+    def clear(self) -> None:
+        """Everything that trials leave goes."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir(parents=True)
+
+    def words(self, words: tuple[str, ...]) -> list[str]:
+        return [word.replace("{work}", str(self.work)).replace("{root}", str(self.root)) for word in words]
+
+    def run(self, words: tuple[str, ...]) -> trial.Outcome:
+        """One command line in a child, undisturbed."""
+        return trial.fork(partial(trial.command, self.words(words)))
+
+    def set_up(self, scene: Scene) -> None:
+        self.clear()
+        for words in scene.before:
+            outcome = self.run(words)
+            assert outcome.kind == trial.OK, outcome
+
+
+SMALL = ("--data", "{root}/imgs", "--base", "tiny", "--batch", "2", "--resolution", "32", "--out", "{work}/out")
+RUN = (*SMALL, "--steps", str(STEPS), "--set", "run.checkpoint_every=1")
+LORA = ("lora", *RUN, "--rank", "2", "--holdout", "0.3", "--set", "run.holdout_every=1", "--sample-prompt", "red disc")
+BARE = ("lora", *RUN, "--rank", "2", "--no-samples", "--no-holdout")
+SUBJECT = ("--token", "sks", "--class", "disc", "--class-count", "2", "--set", "subject.class_steps=1", "--no-samples")
+WHOLE = ("dreambooth", *SMALL, *SUBJECT, "--set", "run.keep_finished=true", "--set", "run.checkpoint_every=1")
+TOKEN = ("textual-inversion", *RUN, "--token", "<x>", "--no-samples")
+VERIFY = ("adapter", "verify", "{root}/made/lora.safetensors", "--base", "tiny", "--json")
+SCENES = {
+    scene.name: scene
+    for scene in (
+        Scene("lora", LORA),
+        Scene("lora averages", (*BARE, "--set", "optim.ema_posthoc=true")),
+        Scene("dreambooth", (*WHOLE, "--steps", "3"), before=((*WHOLE, "--steps", "2"),)),
+        Scene("textual inversion", TOKEN),
+        Scene("data cache", ("data", "cache", *SMALL[:-2]), out="cache"),
+        Scene("convert", ("adapter", "convert", "{root}/made/lora.safetensors", "--to", "peft", "--out", "{work}/out/peft")),
+        Scene("verify", VERIFY),
+    )
+}
+
+
+def warm(root: Path) -> Place:
+    """Pictures, an adapter, and everything imported that a run imports, so that a child need not."""
+    import torch
+
+    torch.set_num_threads(1)
+    for folder in (root.resolve() / name for name in ("imgs", "work")):
+        folder.mkdir(parents=True, exist_ok=True)
+    place = Place(root.resolve())
+    os.environ |= {"FT_CACHE": str(place.cache), "FT_CONFIG": str(root / "no.yaml"), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+    os.environ.pop("FT_BASE", None)
+    pictures(place.root / "imgs", 6)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        before = sys.stdout, sys.stderr
+        sys.stdout = sys.stderr = nowhere
+        try:
+            trial.command([*place.words(BARE), "--out", str(place.root / "made")])
+            trial.command([*place.words(LORA)])
+            for scene in SCENES.values():
+                trial.fork(partial(trial.command, place.words(scene.words)))
+        finally:
+            sys.stdout, sys.stderr = before
+    return place
+
+
+def pictures(folder: Path, count: int) -> Path:
+    """Random pictures of two shapes, with captions."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 256, (32, 32 + 8 * (i % 2), 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+        (folder / f"{i:02d}.txt").write_text(f"{'red blue green'.split()[i % 3]} disc", encoding="utf-8")
+    return folder
+
+
+Tree = Mapping[str, bytes]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder but what a reader passes over."""
+    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
+
+
+def left(folder: Path) -> list[str]:
+    """What was left half-written."""
+    return sorted(str(p.relative_to(folder)) for pattern in LEFT for p in folder.rglob(pattern))
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What an undisturbed command leaves: files whose bytes two such commands agree on, and JSON without what differs between them."""
+
+    same: Tree
+    json: Mapping[str, tuple[Any, frozenset[str]]]
+    names: frozenset[str]
+
+    @classmethod
+    def of(cls, first: Tree, second: Tree) -> "Whole":
+        same = {name: data for name, data in first.items() if second.get(name) == data}
+        told = {}
+        for name in first.keys() & second.keys() - same.keys():
+            if name.endswith((".json", ".jsonl")):
+                one, other = flat(first[name]), flat(second[name])
+                told[name] = one, frozenset(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+        return cls(same, told, frozenset(first))
+
+    def differences(self, found: Tree, results: Callable[[str], bool] = lambda name: True) -> list[str]:
+        """How what another command left is not this, file by file."""
+        out = [f"{name} is missing" for name in sorted(self.names - found.keys()) if results(name)]
+        out += [f"{name} is too much" for name in sorted(found.keys() - self.names) if results(name)]
+        out += [f"{name} has other bytes" for name, data in self.same.items() if name in found and results(name) and found[name] != data]
+        for name, (value, loose) in self.json.items():
+            if name in found and results(name):
+                other = flat(found[name])
+                keys = sorted(k for k in value.keys() | other.keys() if k not in loose and value.get(k) != other.get(k))
+                out += [f"{name} says otherwise: {', '.join(keys)}"] if keys else []
+        return out
+
+
+def flat(data: bytes) -> dict[str, Any]:
+    """JSON, or lines of it, as one level of keys."""
+    out: dict[str, Any] = {}
+
+    def walk(value: Any, name: str) -> None:
+        pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+        if pairs is None:
+            out[name] = value
+        for key, one in pairs or ():
+            walk(one, f"{name}.{key}")
+
+    for number, line in enumerate([data] if data.lstrip()[:2] in (b"{\n", b"[\n") else data.splitlines()):
+        try:
+            walk(json.loads(line), str(number))
+        except ValueError:
+            out[str(number)] = line.decode(errors="replace")
+    return out
+
+
+def undisturbed(place: Place, scene: Scene) -> Whole:
+    """What the scene's command leaves, made twice."""
+    trees = []
+    for _ in range(2):
+        place.set_up(scene)
+        outcome = place.run(scene.words)
+        assert outcome.kind == trial.OK, f"{scene.name}: {outcome}"
+        trees.append(tree(place.work / scene.out))
+    return Whole.of(*trees)
