@@ -16,6 +16,7 @@ from .events import AFTER, BEFORE, ERRORS, EXIT, Events
 from .ledger import Ledger
 from .scenes import Place, Scene, Whole
 
+SAME, LOST, OTHERWISE, LEFT, TRACEBACK = "as undisturbed", "lost", "another record", "left behind", "traceback"
 DISTURBED = (trial.KILLED, trial.OK, trial.REFUSED)
 
 
@@ -116,43 +117,50 @@ def by_signal(place: Place, scene: Scene, dice: random.Random) -> tuple[trial.Ou
 
 def judge(ledger: Ledger, place: Place, scene: Scene, whole: Whole, outcome: trial.Outcome, what: str) -> None:
     """Counts the trial; it survived if the disturbed command ended well, and the same one again as if undisturbed."""
-    wrong = _wrong(place, scene, whole, outcome)
-    ledger.count(scene.name, outcome.kind, not wrong, outcome.seconds, outcome.peak)
+    end, wrong = verdict(place, scene, whole, outcome)
+    ledger.count(scene.name, end, end == SAME, outcome.seconds, outcome.peak)
     if wrong:
-        ledger.fail(scene.name, what, wrong)
+        ledger.fail(scene.name, what, f"{end}: {wrong}")
 
 
-def _wrong(place: Place, scene: Scene, whole: Whole, outcome: trial.Outcome) -> str:
-    if outcome.kind not in DISTURBED:
-        return f"the disturbed command: {outcome.kind}\n{outcome.text}\n{outcome.output[-3000:]}"
-    if outcome.kind == trial.KILLED and outcome.text not in (f"exit {EXIT}", "SIGKILL") and not outcome.text.startswith("exit"):
-        return f"the disturbed command ended by {outcome.text}\n{outcome.output[-3000:]}"
+def verdict(place: Place, scene: Scene, whole: Whole, outcome: trial.Outcome) -> tuple[str, str]:
+    """What the disturbed command and the same one again came to, and what is wrong with it."""
+    if outcome.kind not in DISTURBED or (outcome.text.startswith("SIG") and outcome.text != "SIGKILL"):
+        return TRACEBACK, f"{outcome.kind}: {outcome.output[-2000:]}\n{outcome.text}"
     if "Traceback" in outcome.output:
-        return f"the disturbed command printed a traceback\n{outcome.output[-3000:]}"
+        return TRACEBACK, outcome.output[-3000:]
     again = place.run(scene.words)
     if again.kind != trial.OK:
-        return f"the command again: {again.kind}: {again.text}\n{again.output[-3000:]}\nbefore it: {outcome.kind} {outcome.text}"
+        return LOST, f"the command again: {again.kind}: {again.output[-1500:]}\n{again.text}\nbefore it: {outcome.kind} {outcome.text}"
     made = scenes.tree(place.work / scene.out)
     if scene.out == "cache":  # rows may lie in other shards
-        made = dict.fromkeys(whole.names, b"") if made else {}
-        whole = Whole({}, {}, whole.names)
-    if differences := whole.differences(made):
-        return "the command again: " + "; ".join(differences)
+        made, whole = (dict.fromkeys(whole.names, b"") if made else {}), Whole({}, {}, whole.names)
+    differences = whole.differences(made)
+    if lost := [text for text in differences if is_result(text.split(" ")[0])]:
+        return LOST, "; ".join(lost)
+    if differences:
+        return OTHERWISE, "; ".join(differences)
     if there := scenes.left(place.work / "out"):
-        return f"left behind in the folder: {', '.join(there)}"
-    return left_in_cache(place)
+        return LEFT, ", ".join(there)
+    if there := left_in_cache(place):
+        return LEFT, f"in the cache, and `ft clean` does not remove it: {', '.join(there)}"
+    return SAME, ""
 
 
-def left_in_cache(place: Place) -> str:
+def is_result(name: str) -> bool:
+    """Whether somebody uses this file: not a checkpoint, a record of the steps, or a card."""
+    return not name.startswith("checkpoints/") and name not in ("metrics.jsonl", "README.md")
+
+
+def left_in_cache(place: Place) -> list[str]:
     """What neither a later run nor, two hours on, `ft clean` removes of what was left in the cache."""
     if not scenes.left(place.cache) or not (place.work / "out" / "run.yaml").exists():
-        return ""
+        return []
     old = time.time() - 7200
     for name in scenes.left(place.cache):
         os.utime(place.cache / name, (old, old), follow_symlinks=False)
     place.run(("clean", "--yes", "{work}/out"))
-    still = scenes.left(place.cache)
-    return f"left behind in the cache, which `ft clean` does not remove: {', '.join(still)}" if still else ""
+    return scenes.left(place.cache)
 
 
 def ways(name: str) -> tuple[str, ...]:

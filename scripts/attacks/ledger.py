@@ -76,4 +76,4 @@ def _last_lines(text: str) -> str:
     """What tells one failure from another: the last place of a traceback, and the error; of other text the first line."""
     lines = text.strip().splitlines() or [""]
     places = [line.strip() for line in lines if line.strip().startswith('File "')]
-    return f"{re.sub(r'0x[0-9a-f]+|/tmp/[^ ]*/', '', lines[-1])[:90]} at {places[-1][-70:]}" if places else lines[0][:160]
+    return f"{re.sub(r'0x[0-9a-f]+|/tmp/[^ ]*/', '', lines[-1])[:90]} at {places[-1][-70:]}" if places else re.sub(r'\d{3,}', 'N', lines[0])[:160]

@@ -1,10 +1,11 @@
 """The commands that are attacked, each small enough to end in half a second, and what their undisturbed end looks like."""
 
+import contextlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,10 +54,18 @@ class Place:
         return trial.fork(partial(trial.command, self.words(words)))
 
     def set_up(self, scene: Scene) -> None:
-        self.clear()
+        """As it is before the scene's command; what others made for it is made once."""
+        kept = self.root / "before" / scene.name
+        shutil.rmtree(self.work, ignore_errors=True)
+        if scene.before and kept.exists():
+            shutil.copytree(kept, self.work, symlinks=True)
+            return
+        self.work.mkdir(parents=True)
         for words in scene.before:
             outcome = self.run(words)
             assert outcome.kind == trial.OK, outcome
+        if scene.before:
+            shutil.copytree(self.work, kept, symlinks=True)
 
 
 SMALL = ("--data", "{root}/imgs", "--base", "tiny", "--batch", "2", "--resolution", "32", "--out", "{work}/out")
@@ -92,17 +101,29 @@ def warm(root: Path) -> Place:
     os.environ |= {"FT_CACHE": str(place.cache), "FT_CONFIG": str(root / "no.yaml"), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
     os.environ.pop("FT_BASE", None)
     pictures(place.root / "imgs", 6)
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        before = sys.stdout, sys.stderr
-        sys.stdout = sys.stderr = nowhere
-        try:
-            trial.command([*place.words(BARE), "--out", str(place.root / "made")])
-            trial.command([*place.words(LORA)])
-            for scene in SCENES.values():
-                trial.fork(partial(trial.command, place.words(scene.words)))
-        finally:
-            sys.stdout, sys.stderr = before
+    with quiet():
+        trial.command([*place.words(BARE), "--out", str(place.root / "made")])
+        trial.command(place.words(LORA))
+        trial.command(place.words(VERIFY))
+        trial.command(place.words(SCENES["convert"].words))
     return place
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing of this process is shown, whoever writes it."""
+    kept = os.dup(1), os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
+    try:
+        yield
+    finally:
+        for number, handle in zip((1, 2), kept, strict=True):
+            (sys.stdout, sys.stderr)[number - 1].flush()
+            os.dup2(handle, number)
+            os.close(handle)
+        os.close(nowhere)
 
 
 def pictures(folder: Path, count: int) -> Path:
@@ -122,9 +143,13 @@ Tree = Mapping[str, bytes]
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder but what a reader passes over."""
-    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"]
+    """Every file below a folder but what was left half-written."""
+    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock" and not _half(p.relative_to(folder))]
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
+
+
+def _half(path: Path) -> bool:
+    return any(part.startswith(tuple(pattern[:-1] for pattern in LEFT)) for part in path.parts)
 
 
 def left(folder: Path) -> list[str]:

@@ -1,0 +1,83 @@
+"""Bytes made worse: flipped, cut, doubled, spliced, with numbers and words that readers stumble over put in."""
+
+import random
+import re
+import struct
+from collections.abc import Sequence
+
+NUMBERS = (0, 1, -1, 127, 128, 255, 256, 32767, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**63, 10**30)
+WORDS = tuple(
+    word.encode("utf-8", "surrogatepass")
+    for word in (
+        "", "\0", "\n", "\r", '"', "'", "\\", "{", "}", "[", "]", ":", ",", "-", "null", "true", "NaN", "-Infinity", "1e999", "1e-999", "{}", "[]",
+        "../../etc/passwd", "/dev/zero", "\x1b[2J", "\u202e", "\ufeff", "\ud800", "é", "😀", "&a", "*a", "<<: *a", "!!python/object/apply:os.system", "!!int x",
+        "__metadata__", "shape", "dtype", "data_offsets", "file_name", "text", "F32", "F8_E4M3", "I64", "0x10", "9" * 400, "[" * 2000, "{\"a\":" * 2000,
+        "{a|b|", "{" * 300, ",," * 200, "-" * 500, "\\ud800", "\\u0000", "{name}", "a" * 5000, "0001-01-01", "1:2:3", "? ", "%YAML 9.9\n", "--- ", "| ",
+    )
+)  # fmt: skip
+FORMATS = ("<B", "<H", ">H", "<I", ">I", "<Q", ">Q")
+
+
+def mutate(data: bytes, dice: random.Random, others: Sequence[bytes]) -> bytes:
+    """The data after one to six changes; `others` are inputs to take parts of."""
+    for _ in range(dice.choice((1, 1, 1, 2, 2, 3, 4, 6))):
+        data = dice.choice(CHANGES)(data, dice, others)
+    return data[: 2**20]
+
+
+def _span(data: bytes, dice: random.Random) -> tuple[int, int]:
+    begin = dice.randint(0, len(data))
+    return begin, min(len(data), begin + int(2 ** dice.uniform(0, 10)))
+
+
+def flip(data: bytes, dice: random.Random, others: Sequence[bytes]) -> bytes:
+    made = bytearray(data)
+    for _ in range(dice.choice((1, 1, 2, 8))):
+        if made:
+            made[dice.randrange(len(made))] ^= 1 << dice.randrange(8)
+    return bytes(made)
+
+
+def overwrite(data: bytes, dice: random.Random, others: Sequence[bytes]) -> bytes:
+    at, fmt = dice.randint(0, len(data)), dice.choice(FORMATS)
+    number = dice.choice(NUMBERS) % 2 ** (8 * struct.calcsize(fmt))
+    return data[:at] + struct.pack(fmt, number) + data[at + struct.calcsize(fmt) :]
+
+
+def remove(data: bytes, dice: random.Random, others: Sequence[bytes]) -> bytes:
+    begin, end = _span(data, dice)
+    return data[:begin] + data[end:]
+
+
+def repeat(data: bytes, dice: random.Random, others: Sequence[bytes]) -> bytes:
+    begin, end = _span(data, dice)
+    return data[:end] + data[begin:end] * dice.choice((1, 2, 50)) + data[end:]
+
+
+def insert(data: bytes, dice: random.Random, others: Sequence[bytes]) -> bytes:
+    at = dice.randint(0, len(data))
+    return data[:at] + dice.choice(WORDS) + data[at:]
+
+
+def splice(data: bytes, dice: random.Random, others: Sequence[bytes]) -> bytes:
+    other = dice.choice(others)
+    begin, end = _span(other, dice)
+    at = dice.randint(0, len(data))
+    return data[:at] + other[begin:end] + data[at + dice.choice((0, end - begin)) :]
+
+
+def cut(data: bytes, dice: random.Random, others: Sequence[bytes]) -> bytes:
+    return data[: dice.randint(0, len(data))]
+
+
+def replace(data: bytes, dice: random.Random, others: Sequence[bytes]) -> bytes:
+    """Another number, word or text in the place of one."""
+    places = [m.span() for m in re.finditer(rb"-?\d+(?:\.\d+)?|\"[^\"\n]{0,80}\"|[A-Za-z_]{2,40}|true|false|null", data[:20_000])]
+    if not places:
+        return insert(data, dice, others)
+    begin, end = dice.choice(places)
+    number = str(dice.choice(NUMBERS)).encode()
+    return data[:begin] + dice.choice((number, dice.choice(WORDS), b'"' + dice.choice(WORDS) + b'"')) + data[end:]
+
+
+CHANGES = (flip, overwrite, remove, repeat, insert, splice, cut, replace, replace)
