@@ -8,7 +8,7 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from attacks import figures, kills, scenes
+from attacks import figures, fuzz, kills, readers, scenes
 from attacks.ledger import Ledger
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -45,6 +45,36 @@ def _disturbed(name: str) -> None:
 
 _disturbed("kills")
 _disturbed("faults")
+
+
+@app.command("fuzz")
+def fuzzed(
+    budget: Budget = 5, seed: Seed = 0, out: Out = Path("attack-failures"), only: Only = None, most: Most = None, record: Record = False
+) -> None:
+    """Feed every reader inputs that were made worse; guided by coverage, if atheris is installed."""
+    ledger = Ledger("fuzz", seed, out, budget)
+    with fuzz.watched(), scenes.quiet():
+        place = scenes.warm(kills.folder(None))
+        readers.prepare(place)
+    kinds = readers.kinds(place)
+    fuzz.attack(ledger, place, [kinds[only]] if only else [*kinds.values()], most)
+    _ended(ledger, record)
+
+
+@app.command("repeat")
+def repeat(kind: Annotated[str, typer.Argument(help="kind of input")], file: Annotated[Path, typer.Argument(help="a kept input")]) -> None:
+    """Read one kept input again, and show what comes of it."""
+    place = scenes.warm(kills.folder(None))
+    readers.prepare(place)
+    trials = fuzz.Trials(readers.kinds(place)[kind], place, Ledger("fuzz", 0, file.parent, 1))
+    print(trials.read(file.read_bytes()))
+
+
+@app.command("report")
+def report() -> None:
+    """Write the tables of docs/reliability.md."""
+    figures.report()
+
 
 if __name__ == "__main__":
     app()
