@@ -73,7 +73,12 @@ class Ledger:
 
 
 def _last_lines(text: str) -> str:
-    """What tells one failure from another: the last place of a traceback, and the error; of other text the first line."""
+    """What tells one failure from another: the error, and the last place in the package; of other text the first line."""
     lines = text.strip().splitlines() or [""]
     places = [line.strip() for line in lines if line.strip().startswith('File "')]
-    return f"{re.sub(r'0x[0-9a-f]+|/tmp/[^ ]*/', '', lines[-1])[:90]} at {places[-1][-70:]}" if places else re.sub(r'\d{3,}', 'N', lines[0])[:160]
+    if not places:
+        return re.sub(r"\d{3,}", "N", lines[0])[:160]
+    here = [place for place in places if "/finetune/" in place] or places
+    error = next((line for line in reversed(lines) if re.match(r"[\w.]+(:|$)", line)), lines[-1])
+    file, _, line = here[-1].removeprefix('File "').partition('", line ')
+    return f"{re.sub(r'0x[0-9a-f]+|/[^ ]*/|[0-9]+', '', error)[:60]} at {'/'.join(file.split('/')[-3:])}:{line.partition(',')[0]}"
