@@ -39,7 +39,9 @@ class Events:
         module.serialize_file = self._counted("serialize", lambda data, path, metadata=None: real(data, path, metadata), path=1)
         return self
 
-    def _counted(self, name: str, real: Call, counts: Callable[[tuple[Any, ...], Mapping[str, Any]], bool] | None = None, path: int = 0) -> Call:
+    def _counted(
+        self, name: str, real: Call, counts: Callable[[tuple[Any, ...], Mapping[str, Any]], bool] | None = None, path: int = 0
+    ) -> Call:
         def call(*arguments: Any, **more: Any) -> Any:
             place = _path(arguments[path], more.get("dir_fd")) if len(arguments) > path else None
             if place is None or not _below(place, self.root) or (counts and not counts(arguments, more)):

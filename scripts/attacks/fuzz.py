@@ -22,7 +22,16 @@ from .readers import Kind
 from .scenes import Place
 
 HANG, BATCH = 5, 200  # seconds; inputs a child
-CODE = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.startfile", "pickle.find_class", "socket.connect", "ctypes.dlopen")
+CODE = (
+    "os.system",
+    "subprocess.Popen",
+    "os.exec",
+    "os.posix_spawn",
+    "os.startfile",
+    "pickle.find_class",
+    "socket.connect",
+    "ctypes.dlopen",
+)
 GUIDED = importlib.util.find_spec("atheris") is not None
 RAN = "code run"
 
@@ -80,7 +89,9 @@ class Trials:
                 return
             bad = rows[-1]["at"] + 1 if rows else 0
             end = trial.HANG if outcome.text == "SIGALRM" else outcome.kind
-            self.take(rest[min(bad, len(rest) - 1)], {"end": end, "text": f"{outcome.text}\n{outcome.output[-3000:]}", "seconds": HANG, "peak": 0})
+            self.take(
+                rest[min(bad, len(rest) - 1)], {"end": end, "text": f"{outcome.text}\n{outcome.output[-3000:]}", "seconds": HANG, "peak": 0}
+            )
             at += bad + 1
 
     def each(self, inputs: Sequence[bytes], until: float | None) -> None:
@@ -123,7 +134,9 @@ class Trials:
             self.grown.append(data)
         if not survived:
             self.number += 1
-            self.ledger.fail(self.kind.name, f"{row['end']} {self.ledger.seed}-{self.number}", row["text"] or row["end"], data, again(self.kind.name))
+            self.ledger.fail(
+                self.kind.name, f"{row['end']} {self.ledger.seed}-{self.number}", row["text"] or row["end"], data, again(self.kind.name)
+            )
 
     def guided(self, seconds: float, most: int) -> None:
         """Inputs that atheris makes towards code that none reached yet; it ends its process, so in a child."""
@@ -162,8 +175,16 @@ class Trials:
             journal.write(json.dumps(row | {"data": held}) + "\n")
             journal.flush()
 
-        options = [f"-runs={most}", f"-max_total_time={seconds}", f"-timeout={HANG + 1}", "-rss_limit_mb=8000", f"-seed={self.ledger.seed + 1}"]
-        atheris.Setup([sys.argv[0], *options, "-max_len=200000", f"-artifact_prefix={corpus.parent}/", str(corpus)], one, internal_libfuzzer=True)
+        options = [
+            f"-runs={most}",
+            f"-max_total_time={seconds}",
+            f"-timeout={HANG + 1}",
+            "-rss_limit_mb=8000",
+            f"-seed={self.ledger.seed + 1}",
+        ]
+        atheris.Setup(
+            [sys.argv[0], *options, "-max_len=200000", f"-artifact_prefix={corpus.parent}/", str(corpus)], one, internal_libfuzzer=True
+        )
         atheris.Fuzz()
 
 

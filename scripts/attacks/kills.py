@@ -6,21 +6,23 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from . import scenes, trial
-from .events import AFTER, BEFORE, ERRORS, EXIT, Events
+from .events import AFTER, BEFORE, ERRORS, Events
 from .ledger import Ledger
 from .scenes import Place, Scene, Whole
 
 SAME, LOST, OTHERWISE, LEFT, TRACEBACK = "as undisturbed", "lost", "another record", "left behind", "traceback"
+KILLS, FAULTS = (BEFORE, AFTER), tuple(ERRORS)
 DISTURBED = (trial.KILLED, trial.OK, trial.REFUSED)
 
 
-def attack(ledger: Ledger, place: Place, hows: Iterable[str], only: str | None = None, most: int | None = None) -> None:
+def attack(ledger: Ledger, place: Place, hows: Sequence[str], only: str | None = None, most: int | None = None) -> None:
     """Every event of every scene in every way, in random order, until the budget is spent; then again with kills at random times."""
     dice = random.Random(ledger.seed)  # noqa: S311
     chosen = [scene for name, scene in scenes.SCENES.items() if only in (None, name)]
@@ -163,13 +165,7 @@ def left_in_cache(place: Place) -> list[str]:
     return scenes.left(place.cache)
 
 
-def ways(name: str) -> tuple[str, ...]:
-    return (BEFORE, AFTER) if name == "kills" else tuple(ERRORS)
-
-
-def folder(root: Path | None) -> Path:
+def folder() -> Path:
     """Where trials are made: in memory, where the system has such a place."""
-    import tempfile
-
     memory = Path("/dev/shm")  # noqa: S108
-    return root or Path(tempfile.mkdtemp(prefix="attack-", dir=memory if memory.is_dir() and os.access(memory, os.W_OK) else None))
+    return Path(tempfile.mkdtemp(prefix="attack-", dir=memory if os.access(memory, os.W_OK) else None))

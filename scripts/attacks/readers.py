@@ -127,7 +127,9 @@ def tar_seeds() -> list[bytes]:
 
 def packed(folder: Path) -> list[bytes]:
     """An input for each file of a folder: the file's number, then its bytes."""
-    return [bytes([i]) + p.read_bytes() for i, p in enumerate(p for p in sorted(folder.rglob("*")) if p.is_file()) if p.stat().st_size < 2**17]
+    return [
+        bytes([i]) + p.read_bytes() for i, p in enumerate(p for p in sorted(folder.rglob("*")) if p.is_file()) if p.stat().st_size < 2**17
+    ]
 
 
 def unpacked(of: Path, folder: Path, data: bytes) -> Path:
@@ -149,7 +151,9 @@ def unpacked(of: Path, folder: Path, data: bytes) -> Path:
 
 def recipe_seeds() -> list[bytes]:
     root = Path(__file__).parents[2] / "recipes"
-    return [p.read_bytes() for p in sorted(root.glob("*.yaml"))[:8]] + [b"optim: {steps: 1, betas: [0.9, 0.99]}\ndata: {path: x, sources: [{path: y}]}\n"]
+    return [p.read_bytes() for p in sorted(root.glob("*.yaml"))[:8]] + [
+        b"optim: {steps: 1, betas: [0.9, 0.99]}\ndata: {path: x, sources: [{path: y}]}\n"
+    ]
 
 
 def read_recipe(folder: Path, data: bytes) -> None:
@@ -176,7 +180,11 @@ SHAPES = {f"{LAYER}.lora_down.weight": (2, 8), f"{LAYER}.lora_up.weight": (8, 2)
 
 
 def adapter_seeds(place: scenes.Place) -> list[bytes]:
-    return [tensors({"ss_network_dim": "2"}, SHAPES), (place.root / "made" / "lora.safetensors").read_bytes(), tensors({}, {"unet.down.0.lora_A.weight": (2, 8)})]
+    return [
+        tensors({"ss_network_dim": "2"}, SHAPES),
+        (place.root / "made" / "lora.safetensors").read_bytes(),
+        tensors({}, {"unet.down.0.lora_A.weight": (2, 8)}),
+    ]
 
 
 def read_adapter(folder: Path, data: bytes) -> None:
@@ -194,7 +202,11 @@ def read_adapter(folder: Path, data: bytes) -> None:
 
 
 def embedding_seeds(place: scenes.Place) -> list[bytes]:
-    return [tensors({}, {"clip_l": (2, 16), "clip_g": (2, 24)}), tensors({}, {"emb_params": (1, 16)}), (place.root / "words" / "token.safetensors").read_bytes()]
+    return [
+        tensors({}, {"clip_l": (2, 16), "clip_g": (2, 24)}),
+        tensors({}, {"emb_params": (1, 16)}),
+        (place.root / "words" / "token.safetensors").read_bytes(),
+    ]
 
 
 def read_embedding(folder: Path, data: bytes) -> None:
@@ -271,7 +283,11 @@ def read_base(place: scenes.Place, folder: Path, data: bytes) -> None:
     from finetune.training import plan
 
     made = unpacked(_base(place), folder, data)
-    plan.plan(parse({"model": {"base": str(made)}, "data": {"path": str(place.root / "imgs"), "resolution": 32}, "optim": {"steps": 1, "batch": 2}}))
+    plan.plan(
+        parse(
+            {"model": {"base": str(made)}, "data": {"path": str(place.root / "imgs"), "resolution": 32}, "optim": {"steps": 1, "batch": 2}}
+        )
+    )
 
 
 def _base(place: scenes.Place) -> Path:
@@ -306,7 +322,9 @@ def kinds(place: scenes.Place) -> dict[str, Kind]:
     table = [b'file_name,text\na.png,"red, disc"\nb.png,x\n', b"file_name;caption\na.png;x\n"]
     lines = [b'{"file_name": "a.png", "text": "red disc"}\n{"file_name": "b.png", "text": ["x", "y"]}\n']
     every = [
-        Kind("pictures", picture_seeds, read_picture, (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif", ".heic")),
+        Kind(
+            "pictures", picture_seeds, read_picture, (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif", ".heic")
+        ),
         Kind("captions", lambda: text, partial(beside_picture, "a.txt"), (".txt", ".caption")),
         Kind("metadata csv", lambda: table, partial(beside_picture, "metadata.csv"), (".csv",)),
         Kind("metadata jsonl", lambda: lines, partial(beside_picture, "metadata.jsonl"), (".jsonl",)),

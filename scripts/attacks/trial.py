@@ -34,31 +34,41 @@ class Outcome:
 
 def fork(work: Work, limit: float = 60.0, memory: int = 4 * GIGABYTE, kill_after: float | None = None) -> Outcome:
     """Runs `work` in a child of this process, for `limit` seconds at most; `kill_after` ends it by SIGKILL at that time."""
-    began = time.monotonic()
-    reader, writer = os.pipe()
-    with tempfile.TemporaryFile() as output:
+    return Running(work).end(limit, memory, kill_after)
+
+
+class Running:
+    """A child at work."""
+
+    def __init__(self, work: Work) -> None:
+        self.began, self.output = time.monotonic(), tempfile.TemporaryFile()
+        self.reader, writer = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
-        child = os.fork()
-        if child == 0:
-            os.close(reader)
-            _child(work, writer, output.fileno())
+        self.child = os.fork()
+        if self.child == 0:
+            os.close(self.reader)
+            _child(work, writer, self.output.fileno())
         os.close(writer)
-        told = _told(reader, child, limit if kill_after is None else kill_after)
-        _, status, used = os.wait4(child, 0)
-        os.close(reader)
-        output.seek(0)
-        text = output.read().decode(errors="replace")
-    seconds = time.monotonic() - began
-    if told is None:
-        return Outcome(HANG if kill_after is None else KILLED, "SIGKILL", text, seconds)
-    if not told:
-        how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"exit {os.waitstatus_to_exitcode(status)}"
-        return Outcome(KILLED, how, text, seconds)
-    facts = json.loads(told)
-    peak = max(0, used.ru_maxrss * 1024 - facts["start"])
-    kind = MEMORY if peak > memory else facts["kind"]
-    return Outcome(kind, facts["text"], text, seconds, peak, facts["value"])
+
+    def end(self, limit: float = 60.0, memory: int = 4 * GIGABYTE, kill_after: float | None = None) -> Outcome:
+        """Waits for it."""
+        told = _told(self.reader, self.child, limit if kill_after is None else kill_after)
+        _, status, used = os.wait4(self.child, 0)
+        os.close(self.reader)
+        with self.output as output:
+            output.seek(0)
+            text = output.read().decode(errors="replace")
+        seconds = time.monotonic() - self.began
+        if told is None:
+            return Outcome(HANG if kill_after is None else KILLED, "SIGKILL", text, seconds)
+        if not told:
+            how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"exit {os.waitstatus_to_exitcode(status)}"
+            return Outcome(KILLED, how, text, seconds)
+        facts = json.loads(told)
+        peak = max(0, used.ru_maxrss * 1024 - facts["start"])
+        kind = MEMORY if peak > memory else facts["kind"]
+        return Outcome(kind, facts["text"], text, seconds, peak, facts["value"])
 
 
 def _told(reader: int, child: int, limit: float) -> bytes | None:
