@@ -18,6 +18,7 @@ from .ledger import Ledger
 from .scenes import Place, Scene, Whole
 
 SAME, LOST, OTHERWISE, LEFT, TRACEBACK = "as undisturbed", "lost", "another record", "left behind", "traceback"
+THERE = "is there already"  # what `ft adapter convert` says of its own, whole, result
 KILLS, FAULTS = (BEFORE, AFTER), tuple(ERRORS)
 DISTURBED = (trial.KILLED, trial.OK, trial.REFUSED)
 
@@ -132,7 +133,7 @@ def verdict(place: Place, scene: Scene, whole: Whole, outcome: trial.Outcome) ->
     if "Traceback" in outcome.output:
         return TRACEBACK, outcome.output[-3000:]
     again = place.run(scene.words)
-    if again.kind != trial.OK:
+    if again.kind != trial.OK and THERE not in again.output:
         return LOST, f"the command again: {again.kind}: {again.output[-1500:]}\n{again.text}\nbefore it: {outcome.kind} {outcome.text}"
     made = scenes.tree(place.work / scene.out)
     if scene.out == "cache":  # rows may lie in other shards

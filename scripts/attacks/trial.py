@@ -92,6 +92,7 @@ def _child(work: Work, writer: int, output: int) -> None:
         os.dup2(output, 1)
         os.dup2(output, 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _steady()
         start = resident()
         kind, text, value = judged(work)
         for stream in (sys.stdout, sys.stderr):
@@ -101,6 +102,13 @@ def _child(work: Work, writer: int, output: int) -> None:
         os.write(writer, json.dumps(facts, default=str).encode("utf-8", "backslashreplace"))
     finally:
         os._exit(0)
+
+
+def _steady() -> None:
+    """As the command itself begins: streams that may go away."""
+    from finetune.cli import streams
+
+    streams.steady()
 
 
 def judged(work: Work) -> tuple[str, str, object]:
