@@ -44,9 +44,8 @@ def attack(ledger: Ledger, place: Place, kinds: Sequence[Kind], most: int | None
     """Every kind gets the same share of the budget, and `most` inputs."""
     if not GUIDED:
         ledger.note("atheris is not installed: inputs are mutated blindly (pip install atheris)")
-    began = time.monotonic()
     for number, kind in enumerate(kinds):
-        left = ledger.minutes * 60 - (time.monotonic() - began)
+        left = ledger.minutes * 60 - (time.monotonic() - ledger.began)
         share = left / (len(kinds) - number)
         trials = Trials(kind, place, ledger)
         if GUIDED and share > 10:

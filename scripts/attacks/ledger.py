@@ -48,7 +48,7 @@ class Ledger:
 
     def fail(self, kind: str, what: str, text: str, data: bytes | None = None, again: str = "") -> None:
         """Keeps a failing input with its traceback and the line that repeats it; of those that fail alike, five."""
-        alike = f"{kind}: {_last_lines(text)}"
+        alike = f"{kind}: {re.sub(r':.* at ', ' at ', _last_lines(text))}"
         self.failures.append(alike)
         if self.failures.count(alike) > 5:
             return

@@ -1,9 +1,11 @@
 """Bytes made worse: flipped, cut, doubled, spliced, with numbers and words that readers stumble over put in."""
 
+import json
 import random
 import re
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 NUMBERS = (0, 1, -1, 127, 128, 255, 256, 32767, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**63, 10**30)
 WORDS = tuple(
@@ -14,6 +16,9 @@ WORDS = tuple(
         "__metadata__", "shape", "dtype", "data_offsets", "file_name", "text", "F32", "F8_E4M3", "I64", "0x10", "9" * 400, "[" * 2000, "{\"a\":" * 2000,
         "{a|b|", "{" * 300, ",," * 200, "-" * 500, "\\ud800", "\\u0000", "{name}", "a" * 5000, "0001-01-01", "1:2:3", "? ", "%YAML 9.9\n", "--- ", "| ",
     )
+)  # fmt: skip
+VALUES: tuple[Any, ...] = (
+    None, True, False, "", "x", "../x", "\0", "\x1b[2J", [], {}, [None], {"a": None}, [[]], 0.5, 1e308, float("nan"), float("inf"), *NUMBERS, "9" * 400,
 )  # fmt: skip
 FORMATS = ("<B", "<H", ">H", "<I", ">I", "<Q", ">Q")
 
@@ -80,4 +85,37 @@ def replace(data: bytes, dice: random.Random, others: Sequence[bytes]) -> bytes:
     return data[:begin] + dice.choice((number, dice.choice(WORDS), b'"' + dice.choice(WORDS) + b'"')) + data[end:]
 
 
-CHANGES = (flip, overwrite, remove, repeat, insert, splice, cut, replace, replace)
+def leaf(data: bytes, dice: random.Random, others: Sequence[bytes]) -> bytes:
+    """One value of the JSON that begins the data, or stands behind a number of one byte or a length of eight, becomes another."""
+    for skip in (0, 1, 8):
+        end = len(data) if skip < 8 else 8 + int.from_bytes(data[:8], "little")
+        if data[skip : skip + 1] not in (b"{", b"["):
+            continue
+        try:
+            tree = json.loads(data[skip:end])
+        except (ValueError, RecursionError):
+            continue
+        _change(tree, dice)
+        text = json.dumps(tree).encode("utf-8", "surrogatepass")
+        return (data[:skip] if skip < 8 else struct.pack("<Q", len(text))) + text + (data[end:] if skip == 8 else b"")
+    return replace(data, dice, others)
+
+
+def _change(tree: Any, dice: random.Random) -> None:
+    """A value at random, at any depth: set, removed or doubled."""
+    while isinstance(tree, dict | list) and tree:
+        key = dice.choice([*tree]) if isinstance(tree, dict) else dice.randrange(len(tree))
+        if isinstance(tree[key], dict | list) and tree[key] and dice.random() < 0.8:
+            tree = tree[key]
+            continue
+        way = dice.random()
+        if way < 0.15:
+            del tree[key]
+        elif way < 0.25 and isinstance(tree, list):
+            tree *= dice.choice((2, 1000))
+        else:
+            tree[key] = dice.choice(VALUES)
+        return
+
+
+CHANGES = (flip, overwrite, remove, repeat, insert, splice, cut, replace, replace, leaf, leaf, leaf)

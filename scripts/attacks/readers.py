@@ -149,11 +149,19 @@ def unpacked(of: Path, folder: Path, data: bytes) -> Path:
     return made
 
 
+SHORT_RECIPES = (
+    "optim: {steps: 1, betas: [0.9, 0.99]}\ndata: {path: x, sources: [{path: y}]}\n",
+    "optim: {steps: !!int 3, lr: !!float 1e-4}\nrun: {name: !!str x, seed: 2001-01-01}\n",
+    "run: &a {sample_prompt: [x, y]}\noptim: {lr: 1e-4}\ndata: &b {path: x}\nsubject: *b\n",
+    "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: &d [*c, *c]\n",
+    "optim: &a {lr: *a}\n",
+    "? [a, b]\n: !!set {c}\nd: |\n  e\nf: >\n  g\n",
+)
+
+
 def recipe_seeds() -> list[bytes]:
     root = Path(__file__).parents[2] / "recipes"
-    return [p.read_bytes() for p in sorted(root.glob("*.yaml"))[:8]] + [
-        b"optim: {steps: 1, betas: [0.9, 0.99]}\ndata: {path: x, sources: [{path: y}]}\n"
-    ]
+    return [p.read_bytes() for p in sorted(root.glob("*.yaml"))[:8]] + [text.encode() for text in SHORT_RECIPES]
 
 
 def read_recipe(folder: Path, data: bytes) -> None:

@@ -1,6 +1,7 @@
 """One trial in a forked child: what it ended in, how long it took, how much memory it took beyond its parent's."""
 
 import contextlib
+import faulthandler
 import json
 import os
 import resource
@@ -92,6 +93,7 @@ def _child(work: Work, writer: int, output: int) -> None:
         os.dup2(output, 1)
         os.dup2(output, 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        faulthandler.enable(2)
         _steady()
         start = resident()
         kind, text, value = judged(work)
