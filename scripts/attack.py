@@ -61,11 +61,11 @@ for name in ATTACKS:
 
 
 @contextlib.contextmanager
-def _place(full: bool = False) -> Iterator[scenes.Place]:
+def _place(full: bool = False, blind: bool = True) -> Iterator[scenes.Place]:
     """A folder of the trials' own, that is gone afterwards; `full` with all that readers need."""
     root = kills.folder()
     try:
-        with fuzz.watched() if full else contextlib.nullcontext(), scenes.quiet():
+        with fuzz.watched(blind), scenes.quiet():
             place = scenes.warm(root)
             if full:
                 readers.prepare(place)
@@ -75,12 +75,15 @@ def _place(full: bool = False) -> Iterator[scenes.Place]:
 
 
 @app.command("fuzz")
-def fuzzed(budget: Budget = 5, seed: Seed = 0, out: Out = FAILURES, only: Only = None, most: Most = None, record: Record = False) -> None:
+def fuzzed(
+    budget: Budget = 5, seed: Seed = 0, out: Out = FAILURES, only: Only = None, most: Most = None, record: Record = False,
+    blind: Annotated[bool, typer.Option("--blind", help="without atheris: more inputs, fewer surprises")] = False,
+) -> None:  # fmt: skip
     """Feed every reader inputs that were made worse; guided by coverage, if atheris is installed."""
     ledger = Ledger("fuzz", seed, out, budget)
-    with _place(full=True) as place:
+    with _place(full=True, blind=blind) as place:
         kinds = readers.kinds(place)
-        fuzz.attack(ledger, place, [kinds[only]] if only else [*kinds.values()], most)
+        fuzz.attack(ledger, place, [kinds[only]] if only else [*kinds.values()], most, blind)
     _ended(ledger, record)
 
 

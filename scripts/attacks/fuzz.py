@@ -40,17 +40,18 @@ class CodeRun(BaseException):
     """An input made its reader do what no reader should."""
 
 
-def attack(ledger: Ledger, place: Place, kinds: Sequence[Kind], most: int | None = None) -> None:
-    """Every kind gets the same share of the budget, and `most` inputs."""
+def attack(ledger: Ledger, place: Place, kinds: Sequence[Kind], most: int | None = None, blind: bool = False) -> None:
+    """Every kind gets the same share of the budget, and `most` inputs; half of it guided, but where it is to be `blind`."""
     if not GUIDED:
         ledger.note("atheris is not installed: inputs are mutated blindly (pip install atheris)")
     for number, kind in enumerate(kinds):
         left = ledger.minutes * 60 - (time.monotonic() - ledger.began)
         share = left / (len(kinds) - number)
         trials = Trials(kind, place, ledger)
-        if GUIDED and share > 10:
+        guided = GUIDED and not blind and share > 10
+        if guided:
             trials.guided(share / 2, (most or 10**9) // 2)
-        trials.blind(time.monotonic() + share / (2 if GUIDED and share > 10 else 1), most)
+        trials.blind(time.monotonic() + share / (1 + guided), most)
 
 
 class Trials:
@@ -201,9 +202,9 @@ def guard() -> None:
     sys.addaudithook(hear)
 
 
-def watched() -> contextlib.AbstractContextManager[Any]:
+def watched(blind: bool = False) -> contextlib.AbstractContextManager[Any]:
     """Where atheris is there, what is imported within tells it what it reaches."""
-    if not GUIDED:
+    if not GUIDED or blind:
         return contextlib.nullcontext()
     import atheris
 
