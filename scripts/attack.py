@@ -12,7 +12,7 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from attacks import concurrency, corpus, damage, figures, fuzz, kills, readers, resources, scenes, trial
+from attacks import concurrency, corpus, damage, figures, folders, fuzz, kills, readers, resources, scenes, trial
 from attacks.ledger import Ledger
 
 ROOT, FAILURES = Path(__file__).parents[1], Path("attack-failures")
@@ -68,7 +68,7 @@ def _place(full: bool = False, blind: bool = True) -> Iterator[scenes.Place]:
         with fuzz.watched(blind), scenes.quiet():
             place = scenes.warm(root)
             if full:
-                readers.prepare(place)
+                folders.prepare(place)
         yield place
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -15,9 +15,10 @@ if os.name != "posix":
     pytest.skip("trials are forked", allow_module_level=True)
 
 from attacks import figures, fuzz, ledger, mutate, trial  # noqa: E402
+from attacks.compare import Whole  # noqa: E402
 from attacks.events import AFTER, BEFORE, EXIT, Events  # noqa: E402
 from attacks.readers import Kind  # noqa: E402
-from attacks.scenes import Place, Whole  # noqa: E402
+from attacks.scenes import Place  # noqa: E402
 
 from finetune.errors import DataError  # noqa: E402
 

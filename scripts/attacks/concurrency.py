@@ -5,9 +5,10 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from . import kills, scenes, trial
+from . import compare, kills, scenes, trial
+from .compare import Whole
 from .ledger import Ledger
-from .scenes import LORA, SCENES, Place, Whole
+from .scenes import LORA, SCENES, Place
 
 BUSY = "is writing a run there"
 TIDY = (
@@ -57,7 +58,7 @@ def one_cache(place: Place, whole: Whole, dice: random.Random) -> str:
     ends = [bad(one.end()) for one in running]
     wrong = [text for text in ends if text]
     for out in outs:
-        wrong += [t for t in whole.differences(scenes.tree(place.work / out), _bytes) if not t.startswith("summary.json says")]
+        wrong += [t for t in whole.differences(compare.tree(place.work / out), _bytes) if not t.startswith("summary.json says")]
     return "; ".join(wrong)
 
 
@@ -70,7 +71,7 @@ def one_folder(place: Place, whole: Whole, dice: random.Random) -> str:
     ends = [one.end() for one in [started(place, LORA, dice) for _ in range(3)]]
     wrong = [text for text in (bad(end, busy=True) for end in ends) if text]
     wrong += ["none of them ended well"] if not any(end.kind == trial.OK for end in ends) else []
-    return "; ".join(wrong + whole.differences(scenes.tree(place.work / "out")))
+    return "; ".join(wrong + whole.differences(compare.tree(place.work / "out")))
 
 
 def tidied(place: Place, whole: Whole, dice: random.Random) -> str:
@@ -90,4 +91,4 @@ def tidied(place: Place, whole: Whole, dice: random.Random) -> str:
         return "; ".join(wrong)
     again = place.run(LORA)
     wrong += [f"again: {text}"] if (text := bad(again)) else []
-    return "; ".join([*wrong, *(t for t in whole.differences(scenes.tree(place.work / "out")) if kills.is_result(t.split(" ")[0]))])
+    return "; ".join([*wrong, *(t for t in whole.differences(compare.tree(place.work / "out")) if kills.is_result(t.split(" ")[0]))])

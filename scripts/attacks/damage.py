@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import kills, scenes, trial
+from . import compare, kills, scenes, trial
+from .compare import Whole
 from .events import AFTER
 from .ledger import Ledger
-from .scenes import BARE, LORA, Place, Scene, Whole
+from .scenes import BARE, LORA, Place, Scene
 
 AVERAGED = (*BARE, "--set", "optim.ema_posthoc=true", "--set", "optim.ema=0.9")
 MORE = ("--steps", "4")
@@ -112,7 +113,7 @@ def _whole(place: Place, state: State) -> Whole:
         shutil.rmtree(place.work)
         shutil.copytree(_kept(place, state), place.work)
         assert (then := place.run(state.then)).kind == trial.OK, then
-        trees.append(scenes.tree(place.work / state.out))
+        trees.append(compare.tree(place.work / state.out))
     return Whole.of(*trees)
 
 
@@ -132,7 +133,9 @@ def judged(place: Place, state: State, whole: Whole, name: str, outcome: trial.O
         return ("refused", "") if said else ("refused without a word", outcome.output[-1000:])
     inside = name.removeprefix(f"{state.out}/")
     wrong = [
-        text for text in whole.differences(scenes.tree(place.work / state.out), _learned) if not text.startswith(inside) or _learned(inside)
+        text
+        for text in whole.differences(compare.tree(place.work / state.out), _learned)
+        if not text.startswith(inside) or _learned(inside)
     ]
     return (WRONG, "; ".join(wrong)) if wrong else ("as undisturbed", "")
 

@@ -30,8 +30,8 @@ class Events:
         """From here on, for the whole process."""
         for name in CALLS:
             setattr(os, name, self._counted(name, getattr(os, name)))
-        os.open = self._counted("os.open", os.open, lambda a, k: bool((a[1] if len(a) > 1 else k["flags"]) & (os.O_WRONLY | os.O_RDWR)))  # type: ignore[assignment]
-        builtins.open = io.open = self._counted("open", io.open, _writes)  # type: ignore[assignment]
+        os.open = self._counted("os.open", os.open, lambda a, k: bool((a[1] if len(a) > 1 else k["flags"]) & (os.O_WRONLY | os.O_RDWR)))
+        builtins.open = io.open = self._counted("open", io.open, _writes)
         import safetensors.torch
 
         module: Any = safetensors.torch

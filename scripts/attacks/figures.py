@@ -16,11 +16,12 @@ Figures = dict[str, Any]  # commit -> attack -> kind -> seed -> tally
 
 def commit() -> str:
     """The last commit that changed the package, with a + if the working tree's package differs from it."""
-    name = subprocess.run(
-        ["git", "log", "-1", "--format=%h", "--abbrev=12", "--", "finetune"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()  # noqa: S607
-    changed = subprocess.run(["git", "status", "--porcelain", "finetune"], cwd=ROOT, capture_output=True, text=True).stdout  # noqa: S607
-    return (name or "unknown") + ("+" if changed.strip() else "")
+    name, changed = _git("log", "-1", "--format=%h", "--abbrev=12", "--", "finetune"), _git("status", "--porcelain", "--", "finetune")
+    return (name or "unknown") + ("+" if changed else "")
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()  # noqa: S607
 
 
 def merge(before: Mapping[str, Any], seed: int, tally: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Inputs made worse by the thousand: no exception but ours, no hang, no gigabyte, no code run; guided by coverage where atheris is there."""
+"""Inputs made worse by the thousand: no exception but ours, no hang, no gigabyte, no code run. Guided by coverage if atheris is there."""
 
 import contextlib
 import importlib.util

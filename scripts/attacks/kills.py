@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from . import scenes, trial
+from . import compare, scenes, trial
+from .compare import Whole
 from .events import AFTER, BEFORE, ERRORS, Events
 from .ledger import Ledger
-from .scenes import Place, Scene, Whole
+from .scenes import Place, Scene
 
 SAME, LOST, OTHERWISE, LEFT, TRACEBACK = "as undisturbed", "lost", "another record", "left behind", "traceback"
 THERE = "is there already"  # what `ft adapter convert` says of its own, whole, result
@@ -135,7 +136,7 @@ def verdict(place: Place, scene: Scene, whole: Whole, outcome: trial.Outcome) ->
     again = place.run(scene.words)
     if again.kind != trial.OK and THERE not in again.output:
         return LOST, f"the command again: {again.kind}: {again.output[-1500:]}\n{again.text}\nbefore it: {outcome.kind} {outcome.text}"
-    made = scenes.tree(place.work / scene.out)
+    made = compare.tree(place.work / scene.out)
     if scene.out == "cache":  # rows may lie in other shards
         made, whole = (dict.fromkeys(whole.names, b"") if made else {}), Whole({}, {}, whole.names)
     differences = whole.differences(made)
@@ -143,7 +144,7 @@ def verdict(place: Place, scene: Scene, whole: Whole, outcome: trial.Outcome) ->
         return LOST, "; ".join(lost)
     if differences:
         return OTHERWISE, "; ".join(differences)
-    if there := scenes.left(place.work / "out"):
+    if there := compare.left(place.work / "out"):
         return LEFT, ", ".join(there)
     if there := left_in_cache(place):
         return LEFT, f"in the cache, and `ft clean` does not remove it: {', '.join(there)}"
@@ -157,13 +158,13 @@ def is_result(name: str) -> bool:
 
 def left_in_cache(place: Place) -> list[str]:
     """What neither a later run nor, two hours on, `ft clean` removes of what was left in the cache."""
-    if not scenes.left(place.cache) or not (place.work / "out" / "run.yaml").exists():
+    if not compare.left(place.cache) or not (place.work / "out" / "run.yaml").exists():
         return []
     old = time.time() - 7200
-    for name in scenes.left(place.cache):
+    for name in compare.left(place.cache):
         os.utime(place.cache / name, (old, old), follow_symlinks=False)
     place.run(("clean", "--yes", "{work}/out"))
-    return scenes.left(place.cache)
+    return compare.left(place.cache)
 
 
 def folder() -> Path:

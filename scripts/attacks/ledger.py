@@ -64,9 +64,8 @@ class Ledger:
     def print(self) -> None:
         for kind, tally in self.tallies.items():
             ends = ", ".join(f"{n} {end}" for end, n in sorted(tally.ends.items()))
-            print(
-                f"{self.attack:<12} {kind:<20} tried {tally.tried:>6}  survived {tally.survived:>6}  ({ends}; slowest {tally.slowest:.1f} s)"
-            )
+            counts = f"tried {tally.tried:>6}  survived {tally.survived:>6}"
+            print(f"{self.attack:<12} {kind:<20} {counts}  ({ends}; slowest {tally.slowest:.1f} s)")
         if self.failures:
             print(f"{len(self.failures)} failed, of {len(set(self.failures))} kinds: {self.out / self.attack}")
 

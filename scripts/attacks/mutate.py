@@ -8,18 +8,52 @@ from collections.abc import Sequence
 from typing import Any
 
 NUMBERS = (0, 1, -1, 127, 128, 255, 256, 32767, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**63, 10**30)
-WORDS = tuple(
-    word.encode("utf-8", "surrogatepass")
-    for word in (
-        "", "\0", "\n", "\r", '"', "'", "\\", "{", "}", "[", "]", ":", ",", "-", "null", "true", "NaN", "-Infinity", "1e999", "1e-999", "{}", "[]",
-        "../../etc/passwd", "/dev/zero", "\x1b[2J", "\u202e", "\ufeff", "\ud800", "é", "😀", "&a", "*a", "<<: *a", "!!python/object/apply:os.system", "!!int x",
-        "__metadata__", "shape", "dtype", "data_offsets", "file_name", "text", "F32", "F8_E4M3", "I64", "0x10", "9" * 400, "[" * 2000, "{\"a\":" * 2000,
-        "{a|b|", "{" * 300, ",," * 200, "-" * 500, "\\ud800", "\\u0000", "{name}", "a" * 5000, "0001-01-01", "1:2:3", "? ", "%YAML 9.9\n", "--- ", "| ",
-    )
-)  # fmt: skip
-VALUES: tuple[Any, ...] = (
-    None, True, False, "", "x", "../x", "\0", "\x1b[2J", [], {}, [None], {"a": None}, [[]], 0.5, 1e308, float("nan"), float("inf"), *NUMBERS, "9" * 400,
-)  # fmt: skip
+TEXTS = (
+    (
+        "",
+        "\0",
+        "\n",
+        "\r",
+        '"',
+        "'",
+        "\\",
+        "{",
+        "}",
+        "[",
+        "]",
+        ":",
+        ",",
+        "-",
+        "null",
+        "true",
+        "NaN",
+        "-Infinity",
+        "1e999",
+        "1e-999",
+        "{}",
+        "[]",
+    ),
+    ("../../etc/passwd", "/dev/zero", "\x1b[2J", "\u202e", "\ufeff", "\ud800", "é", "😀", "\\ud800", "\\u0000", "{name}", "a" * 5000),
+    (
+        "&a",
+        "*a",
+        "<<: *a",
+        "!!python/object/apply:os.system",
+        "!!int x",
+        "!!bool ",
+        "0001-01-01",
+        "1:2:3",
+        "? ",
+        "%YAML 9.9\n",
+        "--- ",
+        "| ",
+    ),
+    ("__metadata__", "shape", "dtype", "data_offsets", "file_name", "text", "F32", "F8_E4M3", "I64", "0x10", "9" * 400, "9" * 5000),
+    ("[" * 2000, '{"a":' * 2000, "{a|b|", "{" * 300, ",," * 200, "-" * 500, "- " * 1500),
+)
+WORDS = tuple(word.encode("utf-8", "surrogatepass") for words in TEXTS for word in words)
+ODD: tuple[Any, ...] = (None, True, False, "", "x", "../x", "\0", "\x1b[2J", [], {}, [None], {"a": None}, [[]], "9" * 400)
+VALUES: tuple[Any, ...] = (*ODD, *NUMBERS, 0.5, 1e308, float("nan"), float("inf"))
 FORMATS = ("<B", "<H", ">H", "<I", ">I", "<Q", ">Q")
 
 

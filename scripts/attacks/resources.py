@@ -53,7 +53,11 @@ def _threads(place: Place) -> None:
 
 
 def _streams(*handles: int) -> Need:
-    return lambda place: [os.close(handle) for handle in handles] and None
+    def take(place: Place) -> None:
+        for handle in handles:
+            os.close(handle)
+
+    return take
 
 
 def _full(place: Place) -> None:

@@ -74,7 +74,8 @@ class Running:
 
 def _told(reader: int, child: int, limit: float) -> bytes | None:
     """What the child writes until its end; None where it had to be killed."""
-    parts, until = [], time.monotonic() + limit
+    parts: list[bytes] = []
+    until = time.monotonic() + limit
     while select.select([reader], [], [], max(0.0, until - time.monotonic()))[0]:
         if not (part := os.read(reader, 65536)):
             return b"".join(parts)

@@ -1,0 +1,97 @@
+"""Folders that are read as one: a run's, a base's, a saved dataset's, with one of their files made worse."""
+
+import os
+import shutil
+from pathlib import Path
+
+from . import scenes
+from .seeds import PLAIN, packed, small
+
+
+def unpacked(of: Path, folder: Path, data: bytes) -> Path:
+    """The folder with one of its files replaced by the input; the others are links where they are large."""
+    made = folder / "it"
+    names = [p.relative_to(of) for p in sorted(of.rglob("*")) if p.is_file()]
+    for name in names:
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        if (of / name).stat().st_size > 2**17:
+            os.link(of / name, made / name)
+        else:
+            shutil.copyfile(of / name, made / name)
+    if data:
+        chosen = made / names[data[0] % len(names)]
+        chosen.unlink()
+        chosen.write_bytes(data[1:])
+    return made
+
+
+def run_seeds(place: scenes.Place) -> list[bytes]:
+    return packed(place.root / "made")
+
+
+def read_run(place: scenes.Place, folder: Path, data: bytes) -> None:
+    """What looks into a run's folder before it goes on, and what lists it."""
+    from finetune.config.load import parse, read_yaml
+    from finetune.errors import FinetuneError
+    from finetune.training import checkpoint, clean, earlier, finished
+
+    made = unpacked(place.root / "made", folder, data)
+    clean.look(clean.runs(folder), whole=True)
+    found = earlier.Earlier.of(made)
+    _ = found.facts
+    try:
+        job = parse(read_yaml(made / "run.yaml"))
+    except FinetuneError:
+        return
+    job = job.model_copy(update={"run": job.run.model_copy(update={"out": made})})
+    finished.summary(job)
+    try:
+        found.refuse(job, {})
+    finally:
+        for one in checkpoint.valid(made / "checkpoints"):
+            checkpoint.load(one)
+
+
+def base_seeds(place: scenes.Place) -> list[bytes]:
+    return packed(_base(place))
+
+
+def read_base(place: scenes.Place, folder: Path, data: bytes) -> None:
+    """As `--dry-run` does, which loads no weights, and then the tokenizer's words."""
+    from finetune.config.load import parse
+    from finetune.training import plan
+
+    made = unpacked(_base(place), folder, data)
+    plan.plan(
+        parse(
+            {"model": {"base": str(made)}, "data": {"path": str(place.root / "imgs"), "resolution": 32}, "optim": {"steps": 1, "batch": 2}}
+        )
+    )
+
+
+def _base(place: scenes.Place) -> Path:
+    return place.root / "base"
+
+
+def saved_seeds(place: scenes.Place) -> list[bytes]:
+    return packed(place.root / "saved")
+
+
+def read_saved(place: scenes.Place, folder: Path, data: bytes) -> None:
+    from .readers import scanned
+
+    scanned(unpacked(place.root / "saved", folder, data))
+
+
+def prepare(place: scenes.Place) -> None:
+    """Folders that kinds take as sound: a run with a new token, a base, a saved dataset."""
+    import datasets
+
+    from finetune.families.source import resolve
+
+    with scenes.quiet():
+        place.run((*scenes.TOKEN[:-1], "--no-samples", "--out", "{root}/words"))
+        if not (place.root / "base").exists():
+            shutil.copytree(resolve("tiny").folder, place.root / "base")
+        table = datasets.Dataset.from_dict({"image": [{"bytes": small(), "path": None}] * 2, "text": [PLAIN, "x"]})
+        table.cast_column("image", datasets.Image()).save_to_disk(place.root / "saved")
