@@ -1,11 +1,27 @@
-"""Folders that are read as one: a run's, a base's, a saved dataset's, with one of their files made worse."""
+"""Folders that are read as one: a run's, a saved dataset's, PEFT's, with one of their files made worse."""
 
 import os
 import shutil
 from pathlib import Path
 
-from . import scenes
+from . import scenes, trial
 from .seeds import PLAIN, packed, small
+
+SINGLE = (
+    "dreambooth",
+    *scenes.SMALL,
+    "--token",
+    "sks",
+    "--class",
+    "disc",
+    "--prior-weight",
+    "0",
+    "--no-samples",
+    "--steps",
+    "1",
+    "--format",
+    "single",
+)
 
 
 def unpacked(of: Path, folder: Path, data: bytes) -> Path:
@@ -52,27 +68,6 @@ def read_run(place: scenes.Place, folder: Path, data: bytes) -> None:
             checkpoint.load(one)
 
 
-def base_seeds(place: scenes.Place) -> list[bytes]:
-    return packed(_base(place))
-
-
-def read_base(place: scenes.Place, folder: Path, data: bytes) -> None:
-    """As `--dry-run` does, which loads no weights, and then the tokenizer's words."""
-    from finetune.config.load import parse
-    from finetune.training import plan
-
-    made = unpacked(_base(place), folder, data)
-    plan.plan(
-        parse(
-            {"model": {"base": str(made)}, "data": {"path": str(place.root / "imgs"), "resolution": 32}, "optim": {"steps": 1, "batch": 2}}
-        )
-    )
-
-
-def _base(place: scenes.Place) -> Path:
-    return place.root / "base"
-
-
 def saved_seeds(place: scenes.Place) -> list[bytes]:
     return packed(place.root / "saved")
 
@@ -83,14 +78,35 @@ def read_saved(place: scenes.Place, folder: Path, data: bytes) -> None:
     scanned(unpacked(place.root / "saved", folder, data))
 
 
+def peft_seeds(place: scenes.Place) -> list[bytes]:
+    return packed(place.root / "peft")
+
+
+def read_peft(place: scenes.Place, folder: Path, data: bytes) -> None:
+    from finetune.adapters import inspect
+    from finetune.adapters.read import read
+
+    made = unpacked(place.root / "peft", folder, data)
+    try:
+        inspect.inspect(made).text()
+    finally:
+        read(made)
+
+
 def prepare(place: scenes.Place) -> None:
-    """Folders that kinds take as sound: a run with a new token, a base, a saved dataset."""
+    """What kinds take as sound: a run with a new token, bases, a saved dataset, a PEFT folder."""
     import datasets
 
     from finetune.families.source import resolve
 
     with scenes.quiet():
-        place.run((*scenes.TOKEN[:-1], "--no-samples", "--out", "{root}/words"))
+        lines = (
+            (*scenes.TOKEN, "--out", "{root}/words"),
+            ("adapter", "convert", "{root}/made/lora.safetensors", "--to", "peft", "--out", "{root}/peft"),
+            (*SINGLE, "--out", "{root}/single"),
+        )
+        for words in lines:
+            assert (made := place.run(words)).kind == trial.OK, made
         if not (place.root / "base").exists():
             shutil.copytree(resolve("tiny").folder, place.root / "base")
         table = datasets.Dataset.from_dict({"image": [{"bytes": small(), "path": None}] * 2, "text": [PLAIN, "x"]})

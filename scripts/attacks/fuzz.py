@@ -68,6 +68,8 @@ class Trials:
     def blind(self, until: float, most: int | None) -> None:
         dice = random.Random(f"{self.ledger.seed} {self.kind.name}")  # noqa: S311
         self.batch([*self.seeds])
+        if not self.grown:
+            self.ledger.note(f"{self.kind.name}: none of the sound inputs is read")
         done = len(self.seeds)
         while time.monotonic() < until and (most is None or done < most):
             pool = [*self.seeds, *self.seeds, *self.grown[-300:]]

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import folders, scenes, seeds
+from . import bases, folders, scenes, seeds
 from .seeds import SHAPES, small
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif", ".heic")
@@ -131,6 +131,9 @@ def kinds(place: scenes.Place) -> dict[str, Kind]:
         Kind("embeddings", partial(seeds.embedding_seeds, place), read_embedding, (".safetensors",)),
         Kind("contracts", partial(seeds.contract_seeds, place), read_contract),
         Kind("run folders", partial(folders.run_seeds, place), partial(folders.read_run, place)),
-        Kind("base configs", partial(folders.base_seeds, place), partial(folders.read_base, place)),
+        Kind("base configs", partial(bases.base_seeds, place), partial(bases.read_base, place)),
+        Kind("single-file bases", partial(bases.single_seeds, place), partial(bases.read_single, place)),
+        Kind("pickled bases", bases.pickle_seeds, bases.read_pickle, (".ckpt", ".bin", ".pt", ".pth")),
+        Kind("peft folders", partial(folders.peft_seeds, place), partial(folders.read_peft, place)),
     ]
     return {kind.name: kind for kind in every}
