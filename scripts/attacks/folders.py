@@ -48,24 +48,16 @@ def run_seeds(place: scenes.Place) -> list[bytes]:
 def read_run(place: scenes.Place, folder: Path, data: bytes) -> None:
     """What looks into a run's folder before it goes on, and what lists it."""
     from finetune.config.load import parse, read_yaml
-    from finetune.errors import FinetuneError
     from finetune.training import checkpoint, clean, earlier, finished
 
     made = unpacked(place.root / "made", folder, data)
     clean.look(clean.runs(folder), whole=True)
-    found = earlier.Earlier.of(made)
-    _ = found.facts
-    try:
-        job = parse(read_yaml(made / "run.yaml"))
-    except FinetuneError:
-        return
+    job = parse(read_yaml(made / "run.yaml"))
     job = job.model_copy(update={"run": job.run.model_copy(update={"out": made})})
     finished.summary(job)
-    try:
-        found.refuse(job, {})
-    finally:
-        for one in checkpoint.valid(made / "checkpoints"):
-            checkpoint.load(one)
+    for one in checkpoint.valid(made / "checkpoints"):
+        checkpoint.load(one)
+    earlier.Earlier.of(job).refuse({})
 
 
 def saved_seeds(place: scenes.Place) -> list[bytes]:

@@ -120,6 +120,7 @@ def kinds(place: scenes.Place) -> dict[str, Kind]:
     """All of them, by name."""
     every = [
         Kind("pictures", seeds.picture_seeds, read_picture, PICTURES),
+        Kind("captions", lambda: seeds.TEXTS, partial(beside_picture, "a.txt"), (".txt", ".caption")),
         Kind("metadata csv", lambda: seeds.CSV, partial(beside_picture, "metadata.csv"), (".csv",)),
         Kind("metadata jsonl", lambda: seeds.LINES, partial(beside_picture, "metadata.jsonl"), (".jsonl",)),
         Kind("metadata parquet", seeds.table_seeds, partial(beside_picture, "metadata.parquet")),

@@ -130,6 +130,6 @@ def embedding_seeds(place: Place) -> list[bytes]:
 
 def contract_seeds(place: Place) -> list[bytes]:
     from finetune.adapters.contract import KEY
-    from finetune.adapters.header import header_of
+    from finetune.header import header_of
 
     return [header_of(place.root / "made" / "lora.safetensors").metadata[KEY].encode()]
