@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 if os.name != "posix":
     pytest.skip("trials are forked", allow_module_level=True)
 
-from attacks import figures, fuzz, ledger, mutate, trial  # noqa: E402
+from attacks import corpus, figures, fuzz, ledger, mutate, trial  # noqa: E402
 from attacks.compare import Whole  # noqa: E402
 from attacks.events import AFTER, BEFORE, EXIT, Events  # noqa: E402
 from attacks.readers import Kind  # noqa: E402
@@ -97,6 +97,15 @@ def test_planted_mistakes_are_found_and_kept(tmp_path: Path) -> None:
     assert kept.tallies["planted"].ends == {"ok": 2, "foreign": 2, "refused": 1, "killed": 1, fuzz.RAN: 1}
     assert kept.tallies["planted"].survived == 3
     assert sorted(p.read_bytes() for p in (tmp_path / "kept").rglob("*.input")) == [b"c", b"d", b"k1", b"k2"]
+
+
+@pytest.mark.parametrize(
+    ("output", "ran", "wrong"),
+    [("a\n", False, ""), ("\x1b[2J", False, "control"), ("error: a\nhint: b\nerror: c", False, "forged"), ("", True, "code ran")],
+)
+def test_what_a_hostile_file_did_is_seen(output: str, ran: bool, wrong: str) -> None:
+    found = corpus.judged(trial.Outcome(trial.OK, output=output), ran)
+    assert wrong in found and bool(found) == bool(wrong)
 
 
 def test_mutations_are_a_function_of_the_seed() -> None:
