@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from . import trial
 from .compare import Whole, tree
@@ -68,7 +69,7 @@ class Place:
 
 SMALL = ("--data", "{root}/imgs", "--base", "tiny", "--batch", "2", "--resolution", "32", "--out", "{work}/out")
 RUN = (*SMALL, "--steps", str(STEPS), "--set", "run.checkpoint_every=1")
-LORA = ("lora", *RUN, "--rank", "2", "--holdout", "0.3", "--set", "run.holdout_every=1", "--sample-prompt", "red disc")
+LORA = ("lora", *RUN, "--rank", "2", "--holdout", "0.2", "--set", "run.holdout_every=2", "--sample-prompt", "red disc")
 BARE = ("lora", *RUN, "--rank", "2", "--no-samples", "--no-holdout")
 SUBJECT = ("--token", "sks", "--class", "disc", "--class-count", "2", "--set", "subject.class_steps=1", "--no-samples")
 WHOLE = ("dreambooth", *SMALL, *SUBJECT, "--set", "run.keep_finished=true", "--set", "run.checkpoint_every=1")
@@ -112,8 +113,8 @@ def _draw_quickly() -> None:
     """From here on in this process, samples are drawn in two steps: it is their writing that is attacked."""
     from finetune.families.stable_diffusion import StableDiffusion
 
-    usual = StableDiffusion.inference
-    StableDiffusion.inference = lambda family: (2, usual(family)[1])  # type: ignore[method-assign]
+    usual: Any = StableDiffusion.inference
+    setattr(StableDiffusion, "inference", lambda family: (2, usual(family)[1]))  # noqa: B010
 
 
 @contextlib.contextmanager

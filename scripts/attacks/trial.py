@@ -95,7 +95,7 @@ def _child(work: Work, writer: int, output: int) -> None:
         os.dup2(output, 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         faulthandler.enable(2)
-        _steady()
+        _begin()
         start = resident()
         kind, text, value = judged(work)
         for stream in (sys.stdout, sys.stderr):
@@ -107,11 +107,13 @@ def _child(work: Work, writer: int, output: int) -> None:
         os._exit(0)
 
 
-def _steady() -> None:
-    """As the command itself begins: streams that may go away."""
+def _begin() -> None:
+    """As the command itself begins: streams that may go away. Torch makes its pool anew, which several threads at once cannot do."""
     from finetune.cli import streams
 
     streams.steady()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 def judged(work: Work) -> tuple[str, str, object]:
