@@ -14,7 +14,7 @@ from .scenes import BARE, LORA, Place, Scene
 
 AVERAGED = (*BARE, "--set", "optim.ema_posthoc=true", "--set", "optim.ema=0.9")
 MORE = ("--steps", "4")
-WRONG = "trained on damage"
+WRONG = "another result"
 
 
 @dataclass(frozen=True)
