@@ -31,12 +31,15 @@ def merge(before: Mapping[str, Any], seed: int, tally: Mapping[str, Any]) -> dic
 
 
 def add(ledger: Ledger, file: Path = FILE) -> None:
+    """Adds a ledger to the figures of the commit, which then stand last."""
     figures: Figures = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    attacks = figures.setdefault(commit(), {}).setdefault(ledger.attack, {})
+    attacks = figures.pop(commit(), {})
+    figures[commit()] = attacks
+    kinds = attacks.setdefault(ledger.attack, {})
     for kind, tally in ledger.facts().items():
         assert isinstance(tally, dict)
-        attacks[kind] = merge(attacks.get(kind, {}), ledger.seed, tally)
-    file.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        kinds[kind] = merge(kinds.get(kind, {}), ledger.seed, tally)
+    file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def summed(seeds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -49,28 +52,25 @@ def summed(seeds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {"tried": sum(t["tried"] for t in seeds.values()), "survived": sum(t["survived"] for t in seeds.values()), "ends": ends} | most
 
 
-def tables(figures: Figures) -> str:
-    """Markdown, the newest commit first as the file has them."""
-    lines: list[str] = []
-    for name, attacks in figures.items():
-        lines += [f"### Commit {name}", ""]
-        for attack, kinds in attacks.items():
-            lines += [f"`{attack}`, seeds {', '.join(sorted({s for k in kinds.values() for s in k}, key=int))}:", ""]
-            lines += ["| kind | tried | survived | lost | ended | slowest | most memory |", "|---|---|---|---|---|---|---|"]
-            for kind, seeds in kinds.items():
-                t = summed(seeds)
-                ends = ", ".join(f"{n:,} {end}" for end, n in sorted(t["ends"].items()))
-                size = f"{t['largest'] / 1e6:,.0f} MB"
-                lost = t["tried"] - t["survived"]
-                lines.append(f"| {kind} | {t['tried']:,} | {t['survived']:,} | {lost:,} | {ends} | {t['slowest']:.1f} s | {size} |")
-            lines.append("")
+def tables(name: str, attacks: Mapping[str, Any]) -> str:
+    """Markdown of one commit's figures."""
+    lines = [f"Commit {name}.", ""]
+    for attack, kinds in attacks.items():
+        lines += [f"`{attack}`, seeds {', '.join(sorted({s for k in kinds.values() for s in k}, key=int))}:", ""]
+        lines += ["| kind | tried | survived | did not | ended | slowest | most memory |", "|---|---|---|---|---|---|---|"]
+        for kind, seeds in kinds.items():
+            t = summed(seeds)
+            ends = ", ".join(f"{n:,} {end}" for end, n in sorted(t["ends"].items()))
+            counts = f"{t['tried']:,} | {t['survived']:,} | {t['tried'] - t['survived']:,}"
+            lines.append(f"| {kind} | {counts} | {ends} | {t['slowest']:.1f} s | {t['largest'] / 1e6:,.0f} MB |")
+        lines.append("")
     return "\n".join(lines)
 
 
 def report(file: Path = FILE, page: Path = PAGE) -> None:
-    """Writes the tables into the page, between its marks."""
+    """Writes the tables of the commit that was attacked last into the page, between its marks."""
     figures: Figures = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     text = page.read_text(encoding="utf-8")
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
-    page.write_text(f"{head}{BEGIN}\n\n{tables(figures)}\n{END}{tail}", encoding="utf-8")
+    page.write_text(f"{head}{BEGIN}\n\n{tables(*list(figures.items())[-1]) if figures else ''}\n{END}{tail}", encoding="utf-8")
