@@ -137,7 +137,18 @@ def judged(place: Place, state: State, whole: Whole, name: str, outcome: trial.O
         for text in whole.differences(compare.tree(place.work / state.out), _learned)
         if not text.startswith(inside) or _learned(inside)
     ]
+    if inside.startswith("averages/") and all(text.startswith(inside) for text in wrong):
+        return _of_snapshot(place, state, inside)
     return (WRONG, "; ".join(wrong)) if wrong else ("as undisturbed", "")
+
+
+def _of_snapshot(place: Place, state: State, name: str) -> tuple[str, str]:
+    """Of a snapshot, which one command alone reads: one that is gone is not averaged, as that command says; a damaged one it refuses."""
+    if not (place.work / state.out / name).exists():
+        return "as undisturbed", ""
+    read = place.run(("adapter", "average", f"{{work}}/{state.out}", "--length", "0.1"))
+    whole = read.kind == trial.REFUSED and "Traceback" not in read.output
+    return ("refused when read", "") if whole else (WRONG, f"averaged all the same: {read.kind} {read.output[-500:]}")
 
 
 def _learned(name: str) -> bool:
