@@ -1,0 +1,1 @@
+"""Attacks on the commands and the readers: kills, faults, damage, fuzz, hostile files, scarce resources, neighbours."""
