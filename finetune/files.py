@@ -25,8 +25,17 @@ if TYPE_CHECKING:
 
 
 def cache_root() -> Path:
-    """Where everything lies that can be made again: $FT_CACHE, or the user's cache folder."""
-    return Path(os.environ.get("FT_CACHE") or Path(platformdirs.user_cache_dir("finetune", appauthor=False)))
+    """Where everything lies that can be made again: $FT_CACHE, or the user's cache folder.
+
+    Raises:
+        ResourceError: the user has none.
+    """
+    if chosen := os.environ.get("FT_CACHE"):
+        return Path(chosen)
+    try:
+        return Path(platformdirs.user_cache_dir("finetune", appauthor=False))
+    except RuntimeError as e:  # a number without a name, as containers are started with
+        raise ResourceError("this user has no home folder, and so no place for the cache", "set FT_CACHE to a folder") from e
 
 
 def home(path: str | Path) -> Path:

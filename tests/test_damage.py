@@ -126,7 +126,9 @@ def test_what_a_killed_process_left_goes_at_the_next_start(train: Train, tmp_pat
 
 
 @pytest.mark.parametrize("damaged", [b"", b"\x89PNG\r\n"])
-def test_a_damaged_picture_of_the_base_is_left_out(damaged: bytes, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_picture_of_the_base_is_left_out(
+    damaged: bytes, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     drawn = {"sample_prompt": ["a disc"], "sample_every": 2}
     train(data={"resolution": 16}, optim={"steps": 2}, run=drawn)
     (picture,) = (tmp_path / "out" / "samples").glob("step-000000-*.png")

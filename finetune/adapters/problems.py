@@ -3,6 +3,7 @@
 from finetune.adapters import keys, leaves
 from finetune.header import Header
 
+MOST_NUMBERS = 2**29  # of one layer's change, which small matrices can make large: the largest layers of all families have a tenth
 FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 INTEGERS = {"I64", "I32", "I16", "I8", "U8", "U16", "U32", "U64"}
 
@@ -31,6 +32,8 @@ def _misfits(e: keys.Entry, top: Header) -> list[str]:
     if pair := leaves.unpaired(shapes):
         right, left = (list(shapes[x]) for x in pair)
         return [f"{where} has shapes {right} and {left}, no matching pair"]
+    if (count := leaves.numbers(shapes)) > MOST_NUMBERS:
+        return [f"{where} would change {count:,} weights; {MOST_NUMBERS:,} are believed"]
     strange = {leaf: top.dtypes[key] for leaf, key in e.leaves.items()}
     allowed = {leaf: FLOATS | INTEGERS if leaf == "alpha" else FLOATS for leaf in strange}
     return [

@@ -23,7 +23,13 @@ Settings = dict[str, Any]  # nested: {"optim": {"lr": 1e-4}}
 
 
 def user_config() -> Path:
-    return Path(os.environ.get("FT_CONFIG") or Path(platformdirs.user_config_dir("finetune", appauthor=False)) / "config.yaml")
+    """The user's own settings, there or not."""
+    if chosen := os.environ.get("FT_CONFIG"):
+        return Path(chosen)
+    try:
+        return Path(platformdirs.user_config_dir("finetune", appauthor=False)) / "config.yaml"
+    except RuntimeError:  # a user without a home has none
+        return Path(os.devnull) / "config.yaml"
 
 
 def own_settings() -> Settings:

@@ -25,6 +25,7 @@ from finetune.families.load import Family
 from finetune.families.source import Source
 from finetune.sampling import apply, draw, names, prompt
 
+MOST_SIDE, MOST_STEPS = 8192, 10_000  # that files and flags may ask for
 MOST = 100  # of guidance: beyond it, and far before, all is noise
 
 
@@ -116,6 +117,9 @@ def check(family: Family, request: Request, adapters: Sequence[Adapter | Embeddi
     for adapter, contract in contracts:
         if contract.family != spec.name:
             raise DataError(f"{adapter.path}: trained for {contract.family}, and {where.id} is {spec.name}", apply.OTHER)
+        if not (MOST_SIDE >= contract.resolution > 0 and MOST_STEPS >= contract.steps > 0 and 0 <= contract.guidance <= MOST):
+            how = f"{contract.resolution:g} pixels, {contract.steps:g} steps and guidance {contract.guidance:g}"
+            raise DataError(f"{adapter.path}: asks for {how}, which no base is drawn with", "the file is damaged, or means harm")
         here = family.schedule().prediction_type
         if contract.prediction_type != here:
             raise DataError(f"{adapter.path}: trained for {contract.prediction_type}, and {where.id} predicts {here}", apply.OTHER)
