@@ -10,12 +10,13 @@ from typing import Annotated
 
 import typer
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from attacks import concurrency, corpus, damage, figures, folders, fuzz, kills, readers, resources, scenes, trial
 from attacks.ledger import Ledger
 
-ROOT, FAILURES = Path(__file__).parents[1], Path("attack-failures")
+FAILURES = Path("attack-failures")
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 Budget = Annotated[float, typer.Option("--budget", help="minutes")]
 Seed = Annotated[int, typer.Option("--seed", help="everything random is a function of it")]
@@ -92,10 +93,10 @@ def hostile(
     folder: Annotated[list[Path] | None, typer.Option("--folder", help="more hostile files")] = None,
     budget: Budget = 5, seed: Seed = 0, out: Out = FAILURES, record: Record = False,
 ) -> None:  # fmt: skip
-    """Let every reader read every hostile file that its name fits: those of tests/hostile, and of --folder."""
+    """Let every reader read every hostile file that its name fits: those that tests/hostile.py makes, and of --folder."""
     ledger = Ledger("corpus", seed, out, budget)
     with _place(full=True) as place:
-        corpus.attack(ledger, place, readers.kinds(place), [ROOT / "tests" / "hostile", *(folder or [])])
+        corpus.attack(ledger, place, readers.kinds(place), folder or [])
     _ended(ledger, record)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import signal
 import socket
 import sqlite3
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import commands
 
 from finetune.data import index
 from finetune.errors import ConfigError
@@ -191,3 +193,35 @@ except signals.Interrupted as heard:
     raise SystemExit(heard.number)"""
     made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert made.returncode == signal.SIGINT and "a second signal ends the process at once" in made.stderr
+
+
+FOUND_NOTHING = 3
+EVERY = ["lora", "dry", "generate", "check", "preview", "cache", "clean", "models", "config"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_every_command_ends_at_a_signal_whenever_it_comes(name: str, number: signal.Signals, imgs: Path, tmp_path: Path) -> None:
+    """Early, while libraries are imported, and later; twice, which may end it at once."""
+    words = [str(w) for w in commands(imgs, tmp_path)[name]]
+    (tmp_path / "out").mkdir()
+    for after, times in ((0.15, 1), (1.0, 1), (3.0, 1), (3.0, 2)):
+        process = subprocess.Popen([*FT, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        time.sleep(after)
+        for _ in range(times):
+            process.send_signal(number)
+            time.sleep(0.05)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode in (FOUND_NOTHING if name == "clean" else 0, 128 + number, -number), err
+        assert "Traceback" not in err or "finetune" not in err, err  # Python's own, before it is ours
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERY)
+def test_every_command_ends_where_nobody_reads(name: str, imgs: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for closed in (">&-", "2>&-", ">&- 2>&-", "| true"):
+        words = " ".join(shlex.quote(str(w)) for w in [*FT, *commands(imgs, tmp_path)[name]])
+        done = subprocess.run(["/bin/bash", "-c", f"set -o pipefail; {words} {closed}"], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == (FOUND_NOTHING if name == "clean" else 0) and "Traceback" not in done.stderr, done.stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from commands import commands
 
 ROOT = Path(__file__).parents[1]
 OTHER = 54321  # a number that no user has, as in a container that is started with one
@@ -51,24 +52,6 @@ def ft(place: Path) -> Run:
 def imgs(place: Path) -> Path:
     shutil.rmtree(place / "imgs", ignore_errors=True)
     return tiny.folder(place / "imgs", 3)
-
-
-LORA = ("lora", "--base", "tiny", "--steps", "1", "--batch", "1", "--rank", "1", "--no-samples", "--resolution", "32")
-
-
-def commands(imgs: Path, place: Path) -> dict[str, tuple[object, ...]]:
-    """Every command that reads or writes something, by what it needs."""
-    return {
-        "lora": (*LORA, "--data", imgs, "--out", place / "out" / "lora"),
-        "dry": (*LORA, "--data", imgs, "--dry-run", "--out", place / "out" / "dry"),
-        "generate": ("generate", "red apple", "--base", "tiny", "--steps", "1", "--out", place / "out" / "drawn"),
-        "check": ("data", "check", imgs, "--base", "tiny"),
-        "preview": ("data", "preview", imgs, "--base", "tiny", "--out", place / "out" / "sheet.png"),
-        "cache": ("data", "cache", "--data", imgs, "--base", "tiny"),
-        "clean": ("clean", place / "out"),
-        "models": ("models",),
-        "config": ("config",),
-    }
 
 
 @pytest.mark.parametrize("name", ["lora", "generate", "check", "cache", "models", "config"])

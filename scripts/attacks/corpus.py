@@ -13,11 +13,12 @@ from .readers import Kind
 from .scenes import Place
 
 CANARY = "ATTACK_CANARY"  # the file that a payload makes, by its path in this variable
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 DRY = ("--dry-run", "--steps", "1", "--batch", "2", "--resolution", "32")
 
 
 def attack(ledger: Ledger, place: Place, kinds: dict[str, Kind], folders: list[Path]) -> None:
+    folders = [written(place), *folders]
     found = [p for folder in folders if folder.exists() for p in sorted(folder.rglob("*")) if p.name != "README.md" and _whole(p)]
     if not found:
         ledger.note(f"no hostile files in {', '.join(map(str, folders))}")
@@ -38,6 +39,18 @@ def attack(ledger: Ledger, place: Place, kinds: dict[str, Kind], folders: list[P
             ledger.count(f"ft {' '.join(words[:2])}"[:20].split(" -")[0], outcome.kind, not wrong, outcome.seconds, outcome.peak)
             if wrong:
                 ledger.fail(f"ft {words[0]}", path.name, f"{wrong}\n{' '.join(words)}\n{outcome.output[-3000:]}")
+
+
+def written(place: Place) -> Path:
+    """The hostile files of the tests, which are made by a program."""
+    import hostile
+
+    folder = place.root / "hostile"
+    folder.mkdir()
+    hostile.pictures(folder / "pictures")
+    for made in (hostile.recipes(folder), hostile.adapters(place.root / "made" / "lora.safetensors", folder)):
+        assert [path for path in made if path.exists()]
+    return folder
 
 
 def _whole(path: Path) -> bool:
