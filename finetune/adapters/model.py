@@ -60,7 +60,7 @@ def check(source: Source, path: Path, written: Collection[str]) -> None:
 def copied(source: Source, written: Collection[str]) -> list[str]:
     """The components that a written model takes from its source as they are."""
     parts = [k for k, v in source.index().items() if isinstance(v, list)]
-    return [part for part in parts if part not in written and (source.folder / part).is_dir()]
+    return [part for part in parts if part not in written and contents.complete(source.folder / part)]
 
 
 def open_alike(folder: Path) -> None:

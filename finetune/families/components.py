@@ -41,7 +41,7 @@ class Components:
                 module, found = cls.from_pretrained(
                     folder, variant=self.source.variant, use_safetensors=True, dtype=dtype or own, output_loading_info=True
                 )
-                if missing := sorted(found["missing_keys"]):
+                if missing := sorted({*found["missing_keys"]} & {name for name, _ in module.named_parameters()}):
                     raise ValueError(f"its weights lack {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
             self.loaded[name] = cast(nn.Module, module.to(self.device).requires_grad_(False).eval())
         return self.loaded[name]

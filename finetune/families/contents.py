@@ -59,6 +59,15 @@ def known(component: str, name: str) -> bool:
     return kind.fullmatch(name) is not None
 
 
+def complete(component: Path) -> bool:
+    """Whether a component is there: of a network, its weights too, which are not downloaded where no run uses them."""
+    if not component.is_dir():
+        return False
+    names = [path.name for path in component.iterdir() if known(component.name, path.name)]
+    network = not component.name.startswith("tokenizer") and component.name not in _OTHERS
+    return any(WEIGHTS.fullmatch(name) or not network for name in names)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 

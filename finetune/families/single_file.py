@@ -54,13 +54,11 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
 def unpickle(path: Path) -> Path:
-    """A pickled checkpoint as safetensors in the cache, under the hash of its bytes; takes tensors alone and runs nothing.
+    """A pickled checkpoint as safetensors in the cache, under the hash of its bytes, made anew; takes tensors alone and runs nothing.
 
     Raises:
         AccessError: it holds anything but tensors, or is damaged.
     """
-    if (there := unpickled(path)) is not None:
-        return there
     import torch
 
     try:
@@ -69,8 +67,9 @@ def unpickle(path: Path) -> Path:
         tensors = _apart({str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)})
     except Exception as e:  # UnpicklingError, RuntimeError, AttributeError, EOFError: whatever a file that is no checkpoint leads to
         raise AccessError(f"--base {path}: not a checkpoint of tensors alone ({type(e).__name__}); nothing in it was run") from e
-    files.write_bytes(_unpickled(path), files.sealed(tensors, {}))
-    return _unpickled(path)
+    target = _unpickled(path)
+    files.write_bytes(target, files.sealed(tensors, {}))
+    return target
 
 
 def _apart(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
@@ -86,15 +85,18 @@ def _apart(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
 
 def unpickled(path: Path) -> Path | None:
     """What `unpickle` made of the same bytes earlier, if it is whole."""
+    target = _unpickled(path)
     with suppress(OSError, ValueError):
-        files.open_sealed(_unpickled(path))
-        files.touch(_unpickled(path))
-        return _unpickled(path)
+        files.check_seal(target)
+        files.touch(target)
+        return target
     return None
 
 
 def _unpickled(path: Path) -> Path:
-    return files.cache_root() / "bases" / f"{files.sha256(path)}.safetensors"
+    from finetune.families.source import file_hash
+
+    return files.cache_root() / "bases" / f"{file_hash(path)}.safetensors"
 
 
 def look(path: Path, prediction: str | None) -> Checkpoint:
