@@ -135,3 +135,15 @@ def test_a_damaged_picture_of_the_base_is_left_out(
     picture.write_bytes(damaged)
     said = train(data={"resolution": 16}, optim={"steps": 3}, run=drawn)
     assert Path(said["sheet"]).exists() and "the sheet is without it" in capsys.readouterr().err
+
+
+def test_the_last_whole_copy_goes_when_there_is_another(train: Train, tmp_path: Path) -> None:
+    """Killed between two renames: the old model and the new one both stand aside."""
+    how: dict[str, Any] = {"method": {"kind": "full"}, "optim": {"steps": 1, "lr": 1e-5}}
+    train(**how)
+    out, gone = tmp_path / "out", 2**22 - 1
+    (out / "summary.json").unlink()
+    shutil.copytree(out / "model", out / f".tmp-model-{gone}.1")
+    (out / "model").rename(out / f".old-model-{gone}.1")
+    train(**how)
+    assert (out / "model").is_dir() and not list(out.glob(".*-model-*"))

@@ -323,6 +323,7 @@ class Runner:
         summary.write(self.out, said, self.identity)
         finished.write(job, self.family.source.folder, said)
         self.drop_checkpoints()
+        clean.sweep(self.out)  # what was kept as long as it could have been the last whole copy
         for text in [*(f"wrote {path}" for path in written.values()), *verdict.lines(job, said)]:
             self.tracker.say(text)
         self.tracker.close()
