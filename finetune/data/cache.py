@@ -67,7 +67,7 @@ class Cache:
 
     def refresh(self) -> None:
         """Sees what others have written meanwhile; a damaged shard counts as none, which is said, and goes."""
-        names, places = [self.names], [self.places]
+        names, places, lost = [self.names], [self.places], list[Path]()
         for path in sorted(self.root.glob("*.safetensors")):
             if path.stem not in self.seen:
                 try:
@@ -78,22 +78,25 @@ class Cache:
                 except FileNotFoundError:  # removed meanwhile
                     continue
                 except (OSError, SafetensorError, LookupError, ValueError, TypeError, RuntimeError):
-                    self._lose(path)
+                    lost.append(path)
                     continue
                 names.append(rows)
                 self.sums.append(sums.copy())
                 self.seen[path.stem] = len(self.shards)
                 places.append(len(self.shards) * MOST + np.arange(len(names[-1])))
                 self.shards.append(shard)
+        self._lose(lost)
         if len(names) > 1:
             self.names, first = np.unique(np.concatenate(names), return_index=True)
             self.places = np.concatenate(places)[first]
 
-    def _lose(self, path: Path) -> None:
-        told = "is of an older version, or damaged: what it held is made anew"
-        print(f"note: {path} {told}", file=sys.stderr)
-        with suppress(OSError):
-            path.unlink()
+    def _lose(self, shards: Sequence[Path]) -> None:
+        if shards:
+            what = shards[0].name if len(shards) == 1 else f"{len(shards)} files"
+            print(f"note: {what} in {self.root}: damaged, or of an older version; what they held is made anew", file=sys.stderr)
+        for path in shards:
+            with suppress(OSError):
+                path.unlink()
 
     def _place(self, name: bytes) -> tuple[int, int] | None:
         """Shard and row."""
