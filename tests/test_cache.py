@@ -249,6 +249,24 @@ def test_what_is_damaged_is_made_anew_and_said(
     assert "made anew" in capsys.readouterr().err or where == "key"  # another's key is not found, and encoded as if it were new
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_rows_that_are_damaged_again_and_again(count: int, own: Path, tmp_path: Path) -> None:
+    """All rows of a file, and some: each process finds them whole in the end."""
+    root = tiny.folder(tmp_path / "imgs", count)
+    first = [row.mean.clone() for row in map(encode(own, root)[0].__getitem__, encode(own, root)[0].samples)]
+    for which in (0, -1, None):
+        for path in (tmp_path / "cache" / "latents").rglob("*.safetensors"):
+            size = (path.stat().st_size - begins(path)) // (3 * count)
+            for row in range(count) if which is None else [which % count]:
+                flip(path, path.stat().st_size - row * size - 9)
+        for _ in range(3):
+            made = encode(own, root)[0]
+            made.encode_again = lambda job, made=made: encoded.encode_pictures(  # type: ignore[misc]
+                load.family(source.resolve(str(own))), [[job]], "white", made.latents, lambda count: None
+            )
+            assert all(torch.equal(made[s].mean, whole) for s, whole in zip(made.samples, first, strict=True))
+
+
 def test_held_out_rows_are_checked_too(train: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     how = {"data": {"holdout": "0.3"}, "optim": {"steps": 2}}
     first = train(**how, run={"out": str(tmp_path / "a")})

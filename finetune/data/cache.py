@@ -58,7 +58,7 @@ class Cache:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.shards: list[Row] = []
-        self.sums: list[NDArray[np.int64]] = []  # of each shard's rows; UNCHECKED until a row has been read
+        self.sums: list[NDArray[np.int64]] = []  # of each shard's rows; CHECKED once a row has been read
         self.seen: dict[str, int] = {}  # file -> its place among the shards
         self.names = np.empty(0, KEYS)  # of all rows, sorted: an array, as there may be millions
         self.places = np.empty(0, np.int64)  # shard * MOST + row
@@ -122,15 +122,19 @@ class Cache:
         row = {k: v[i] for k, v in self.shards[shard].items()}
         if self.sums[shard][i] != CHECKED:
             if checksum(name, row) != self.sums[shard][i]:
-                self._forget(name)
+                self._forget(name, shard)
                 raise Damaged(name.hex())
             self.sums[shard][i] = CHECKED
         return row
 
-    def _forget(self, name: bytes) -> None:
+    def _forget(self, name: bytes, shard: int) -> None:
+        """The row; and the file that it is in, whose other rows are still read from memory here, and made anew elsewhere."""
         stays = self.names != np.array(name, KEYS)
-        print(f"note: an entry of {self.root} is damaged, and is made anew", file=sys.stderr)
         self.names, self.places = self.names[stays], self.places[stays]
+        stem = next((stem for stem, place in self.seen.items() if place == shard), None)
+        if stem is not None:
+            self._lose([self.root / f"{stem}.safetensors"])
+            del self.seen[stem]
 
     def size(self, name: bytes) -> int:
         """Bytes of a row, which is not read for it; 0 where it is not there."""
@@ -169,14 +173,16 @@ class Cache:
         stacked[KEY] = torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8).view(len(names), 32)
         path = self.root / f"{hashlib.sha256(b''.join(names)).hexdigest()[:32]}.safetensors"
         files.write(path, lambda p: save_file(stacked, p))
+        self.seen.pop(path.stem, None)  # one of that name lacked these keys: it was damaged
         return path
 
     def keep(self, wanted: Container[bytes]) -> tuple[int, int]:
         """Removes every row that is not wanted; returns how many rows, and bytes on disk, went."""
         held: dict[str, dict[int, bytes]] = {stem: {} for stem in self.seen}
-        stems = list(self.seen)
+        stems = {place: stem for stem, place in self.seen.items()}
         for name, place in zip(self.names.tolist(), self.places.tolist(), strict=True):
-            held[stems[place // MOST]][place % MOST] = name.ljust(32, b"\0")
+            if place // MOST in stems:
+                held[stems[place // MOST]][place % MOST] = name.ljust(32, b"\0")
         rows, size = 0, 0
         for stem, names in held.items():
             left = [i for i, name in names.items() if name in wanted]
@@ -184,7 +190,7 @@ class Cache:
                 continue
             left = [i for i in left if self.sound(names[i])]
             path, rows = self.root / f"{stem}.safetensors", rows + len(names) - len(left)
-            size += path.stat().st_size
+            size += path.stat().st_size if path.exists() else 0
             if left:  # the rest moves to a shard of its own
                 size -= self._write([names[i] for i in left], [self[names[i]] for i in left]).stat().st_size
             path.unlink(missing_ok=True)
