@@ -162,3 +162,11 @@ def test_json_is_counted_in_time_that_grows_as_it_does(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         header.header_of(tmp_path / "x.safetensors")
     assert time.process_time() - began < 3
+
+
+@pytest.mark.parametrize("value", ["", "1", [], {}, True, float("inf"), float("nan")])
+def test_a_strength_is_a_number(value: object, tmp_path: Path) -> None:
+    for config in ({"lora_alpha": value, "r": 4}, {"lora_alpha": 1, "r": value}, {"lora_alpha": 1, "r": 4, "alpha_pattern": {"a": value}}):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        with pytest.raises(DataError, match="no readable r and lora_alpha"):
+            strength.alphas_of(tmp_path, {})

@@ -120,6 +120,7 @@ def _check(config: Mapping[str, Any]) -> None:
     """
     said = [config.get(name) for name in ("lora_alpha", "r")]
     numbers = [*(n for n in said if n is not None), *dict(config.get("alpha_pattern") or {}).values()]
-    if wrong := next((n for n in numbers if isinstance(n, bool) or not isinstance(n, int | float) or not isfinite(n)), None):
-        raise ValueError(f"{wrong!r} is no strength")
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not isfinite(number):
+            raise ValueError(f"{number!r} is no strength")
     Patterns.of(config)
