@@ -40,9 +40,6 @@ class Numbered(dict[bytes, dict[str, torch.Tensor]]):
                 }
                 self[pixels.key(s, v)] = row | ({"mask": torch.full((1, *shape[1:]), i / 100)} if s.masked else {})
 
-    def sound(self, name: bytes) -> bool:
-        return name in self
-
 
 @st.composite
 def mixtures(draw: st.DrawFn) -> tuple[IndexPlan, Pixels, int, int]:

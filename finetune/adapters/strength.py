@@ -20,14 +20,15 @@ class Alphas:
     configs: Mapping[str, Mapping[str, Any]]  # by part; "" is any
 
     @cached_property
-    def _patterns(self) -> dict[int, "Patterns"]:
-        return {id(config): Patterns.of(config) for config in self.configs.values()}
+    def _patterns(self) -> dict[str, "Patterns"]:
+        return {part: Patterns.of(config) for part, config in self.configs.items()}
 
     def strength(self, part: str, module: str, rank: int) -> float | None:
-        config = self.configs.get(part) or self.configs.get("denoiser" if not part.startswith("text_encoder") else part)
+        name = part if self.configs.get(part) or part.startswith("text_encoder") else "denoiser"
+        config = self.configs.get(name)
         if not config:
             return None
-        alpha = self._patterns[id(config)].find(module)
+        alpha = self._patterns[name].find(module)
         if alpha is None:
             alpha = config.get("lora_alpha", config.get("r"))
         return None if alpha is None else float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)

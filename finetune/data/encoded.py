@@ -86,9 +86,11 @@ class Encoded:
         return Latents(**(self.placed.get(name) or self._row(name, sample, variant)))
 
     def _row(self, name: bytes, sample: Sample, variant: int) -> Text:
-        if not self.latents.sound(name):
+        try:
+            return self.latents[name]
+        except KeyError:  # it was there: it is damaged
             self.encode_again(Job(name, sample, self.pixels.augment.view(sample.content, variant)))
-        return self.latents[name]
+            return self.latents[name]
 
     def batches(self, slots: Sequence[Slot], seed: int, step: int, caption_dropout: float) -> list[Batch]:
         """One batch for each size among the slots."""
