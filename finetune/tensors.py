@@ -14,3 +14,10 @@ def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         u, s, v = torch.svd_lowrank(matrix, q=min(rank + SPARE, *matrix.shape), niter=6)
     root = s[:rank].sqrt()
     return (root[:, None] * v[:, :rank].T).contiguous(), (u[:, :rank] * root).contiguous()
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Without a wait: on CUDA the copy is asynchronous, which takes pinned memory."""
+    if device.type != "cuda" or tensor.device.type == "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

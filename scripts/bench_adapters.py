@@ -28,11 +28,11 @@ from bench_methods import COMMON, OTHERS, SUBJECTS, Bench, by_subject, drawn, in
 from views import views
 
 from finetune import config
+from finetune.config.adapter_types import ROWS
 from finetune.config.load import merge
 from finetune.errors import FinetuneError, Stopped
 from finetune.evaluation import subject
 from finetune.evaluation.heldout import paired
-from finetune.methods.rows import ROWS
 from finetune.training import plan
 from finetune.training.loop import gradient, update
 from finetune.training.run import Runner, train

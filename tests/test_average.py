@@ -11,9 +11,9 @@ from torch import nn
 
 from finetune import cli, config
 from finetune.adapters.read import read
+from finetune.config.adapter_types import ROWS
 from finetune.config.load import merge
 from finetune.errors import ConfigError
-from finetune.methods.rows import ROWS
 from finetune.training import average
 from finetune.training.average import TRACKED, PowerAverages, combination, exponent
 from finetune.training.run import train

@@ -17,11 +17,13 @@ from test_scan import look
 from finetune.data import encoded, prune
 from finetune.data.cache import Cache
 from finetune.data.crop import Augment
-from finetune.data.encoded import Encoded, Pixels, texts
+from finetune.data.encoded import Encoded, Pixels
 from finetune.data.plan import Slot
 from finetune.data.sample import Size
 from finetune.errors import DataError
 from finetune.families import load, source
+from finetune.families.load import texts
+from finetune.preparation import encoding
 
 ALL = Pixels()
 
@@ -56,17 +58,17 @@ def encode(base: Path, root: Path, side: int = 16, pixels: Pixels = ALL) -> tupl
     """What a run would train on, squares of `side` pixels, and how many pictures had to be encoded for it."""
     family = load.family(source.resolve(str(base)))
     samples = [replace(s, size=Size(side, side)) for s in look(root, pixels.background).samples]
-    jobs, store = encoded.picture_jobs(samples, pixels), encoded.latents_of(family)
+    jobs, store = encoded.picture_jobs(samples, pixels), encoding.latents_of(family)
     missing = sum(job.name not in store for batch in jobs for job in batch)
-    encoded.encode_pictures(family, jobs, pixels.background, store, lambda count: None)
+    encoding.encode_pictures(family, jobs, pixels.background, store, lambda count: None)
     return Encoded(samples, store, pixels), missing
 
 
 def encode_texts(base: Path, *captions: str) -> tuple[Cache, int]:
     family = load.family(source.resolve(str(base)))
-    names, store = encoded.caption_keys(captions), encoded.texts_of(family)
+    names, store = encoded.caption_keys(captions), encoding.texts_of(family)
     missing = sum(name not in store for name in names.values())
-    encoded.encode_captions(family, names, store, lambda: None)
+    encoding.encode_captions(family, names, store, lambda: None)
     return store, missing
 
 
@@ -100,9 +102,9 @@ def test_a_picture_that_changes_under_way_is_refused(base: Path, tmp_path: Path)
     tiny.picture(77).save(root / "01.png")
     os.utime(root / "01.png", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     family = load.family(source.resolve(str(base)))
-    store = encoded.latents_of(family)
+    store = encoding.latents_of(family)
     with pytest.raises(DataError, match=r"01\.png: changed while the run was starting"):
-        encoded.encode_pictures(family, encoded.picture_jobs(samples, ALL), "white", store, lambda count: None)
+        encoding.encode_pictures(family, encoded.picture_jobs(samples, ALL), "white", store, lambda count: None)
 
 
 def test_a_damaged_shard_is_made_again(base: Path) -> None:
@@ -143,16 +145,16 @@ def test_what_was_encoded_is_kept_when_a_signal_breaks_it_off(base: Path, tmp_pa
     family = load.family(source.resolve(str(base)))
     jobs = encoded.picture_jobs([replace(s, size=Size(16, 16)) for s in look(root).samples], ALL)
     with pytest.raises(KeyboardInterrupt):
-        encoded.encode_pictures(family, jobs, "white", encoded.latents_of(family), interrupt)
+        encoding.encode_pictures(family, jobs, "white", encoding.latents_of(family), interrupt)
     assert encode(base, root)[1] == 20 - sum(done) == 4
 
 
 def test_runs_that_share_a_cache_see_each_others_rows(base: Path, tmp_path: Path) -> None:
     family = load.family(source.resolve(str(base)))
-    one, two = encoded.texts_of(family), encoded.texts_of(family)
+    one, two = encoding.texts_of(family), encoding.texts_of(family)
     names = encoded.caption_keys(["a", "b"])
-    encoded.encode_captions(family, {"a": names["a"]}, one, lambda: None)
-    encoded.encode_captions(family, {"a": names["a"], "b": names["b"]}, two, lambda: None)  # had not seen the first
+    encoding.encode_captions(family, {"a": names["a"]}, one, lambda: None)
+    encoding.encode_captions(family, {"a": names["a"], "b": names["b"]}, two, lambda: None)  # had not seen the first
     one.refresh()
     assert names["b"] in one and torch.equal(one[names["a"]]["hidden"], two[names["a"]]["hidden"])
 
@@ -261,7 +263,7 @@ def test_rows_that_are_damaged_again_and_again(count: int, own: Path, tmp_path: 
                 flip(path, path.stat().st_size - row * size - 9)
         for _ in range(3):
             made = encode(own, root)[0]
-            made.encode_again = lambda job, made=made: encoded.encode_pictures(  # type: ignore[misc]
+            made.encode_again = lambda job, made=made: encoding.encode_pictures(  # type: ignore[misc]
                 load.family(source.resolve(str(own))), [[job]], "white", made.latents, lambda count: None
             )
             assert all(torch.equal(made[s].mean, whole) for s, whole in zip(made.samples, first, strict=True))

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from finetune import cli, config, files
 from finetune.data import prune
 from finetune.errors import ConfigError
-from finetune.training import checkpoint, clean, lock, stored
+from finetune.results import checkpoint, clean, lock, stored
 
 GONE = 2**22 + 1  # the number of no process: more than Linux gives
 

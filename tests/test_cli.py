@@ -506,8 +506,8 @@ def test_half_precision_trains_and_draws(ft: Run, imgs: Path, base: Path, tmp_pa
     assert code == 0, err
     code, _, err = ft("generate", "--adapter", "out/lora.safetensors", "--prompt", "x", "--steps", 1)
     assert code == 0, "the file names the base by its bytes, whatever the precision it was trained in"
-    from finetune.data.encoded import texts
     from finetune.families import load, source
+    from finetune.families.load import texts
     from finetune.sampling import draw
 
     for dtype in (torch.bfloat16, torch.float16):  # what an accelerator draws with

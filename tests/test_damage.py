@@ -14,7 +14,8 @@ from finetune import config, files
 from finetune.cli import run as ft
 from finetune.data import index
 from finetune.errors import DataError
-from finetune.training import average, checkpoint, finished, summary
+from finetune.results import checkpoint, finished, summary
+from finetune.training import average
 
 Train = Callable[..., dict[str, Any]]
 

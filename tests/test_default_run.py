@@ -14,8 +14,10 @@ import torch
 from finetune import cli, config
 from finetune.data.sample import Found, Pictures, Sample
 from finetune.errors import ConfigError
+from finetune.preparation import automatic
+from finetune.results import checkpoint, finished, verdict
 from finetune.sampling import draw
-from finetune.training import automatic, checkpoint, finished, plan, verdict
+from finetune.training import plan
 from finetune.training.run import train as run_train
 
 Train = Callable[..., dict[str, Any]]

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from finetune import cli
 from finetune.config import ADAPTERS as ROWS
-from finetune.training.optimizers import OPTIMIZERS
+from finetune.config.optimizers import OPTIMIZERS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 DEMO = Path(__file__).parents[1] / "finetune" / "bases" / "demo"

@@ -11,10 +11,10 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor, nn
 
 from finetune import config
-from finetune.data.encoded import Batch, texts
+from finetune.data.encoded import Batch
 from finetune.errors import ConfigError
 from finetune.families import flux, load, source
-from finetune.families.load import Family
+from finetune.families.load import Family, texts
 from finetune.training import loop
 from finetune.training.run import Runner
 

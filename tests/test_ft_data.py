@@ -75,7 +75,7 @@ def test_a_cache_built_ahead_is_what_a_run_uses(
     settings: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from finetune import config
-    from finetune.data import encoded
+    from finetune.preparation import encoding
     from finetune.training.run import train
 
     job = config.parse(settings(data={"flip": True, "holdout": "0.3"}))
@@ -84,8 +84,8 @@ def test_a_cache_built_ahead_is_what_a_run_uses(
     code, printed, _ = run(capsys, "cache", "--recipe", str(recipe), "--json")
     made = json.loads(printed)
     assert code == 0 and 7 < made["pictures"] <= 14 and made["captions"] > 1
-    monkeypatch.setattr(encoded, "_encode", lambda family, jobs, *a: [] if not jobs else pytest.fail("encoded again"))
-    monkeypatch.setattr(encoded, "texts", lambda *a: pytest.fail("encoded again"))
+    monkeypatch.setattr(encoding, "_encode", lambda family, jobs, *a: [] if not jobs else pytest.fail("encoded again"))
+    monkeypatch.setattr(encoding, "texts", lambda *a: pytest.fail("encoded again"))
     train(job)
     assert json.loads(run(capsys, "cache", "--prune", "--json")[1]).items() >= {"rows": 0, "bytes": 0, "runs": 2}.items(), (
         "the run, and what was built ahead today"

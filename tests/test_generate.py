@@ -19,9 +19,10 @@ from finetune.adapters import contract
 from finetune.adapters.contract import Contract
 from finetune.families import source
 from finetune.header import header_of
+from finetune.results import outcome
+from finetune.results.outcome import Outcome
 from finetune.sampling import names
-from finetune.training import outcome
-from finetune.training.outcome import Outcome, SavedStep
+from finetune.training.rebuilt import write_step
 
 Drawn = Callable[..., tuple[int, dict[str, Any], str]]
 
@@ -99,7 +100,7 @@ def test_a_saved_step_is_what_a_run_of_so_many_steps_ends_with(name: str, runs: 
         return [found[k] for k in sorted(found)]
 
     last = outcome.find(runs / name)
-    first, second = (SavedStep(runs / name, step).write() for step in (1, 2))
+    first, second = (Outcome.of(write_step(runs / name, step)) for step in (1, 2))
     assert isinstance(last, Outcome)
     assert all(map(torch.equal, tensors(second), tensors(last))) and not all(map(torch.equal, tensors(first), tensors(last)))
     if first.adapter and last.adapter:

@@ -13,7 +13,8 @@ from finetune import config
 from finetune.adapters.contract import KEY, Contract
 from finetune.config.load import merge
 from finetune.header import header_of
-from finetune.training import average, record
+from finetune.results import record
+from finetune.training import average
 from finetune.training.run import train
 
 Bases = Callable[[str], Path]

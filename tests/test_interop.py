@@ -22,10 +22,9 @@ from finetune.adapters.layouts import LAYOUTS, Modules
 from finetune.adapters.read import read
 from finetune.adapters.weights import Weights
 from finetune.adapters.write import export
-from finetune.data.encoded import texts
 from finetune.errors import DataError, FinetuneError
 from finetune.families import load, source
-from finetune.families.load import Family
+from finetune.families.load import Family, texts
 from finetune.sampling import apply
 from finetune.training.run import Runner
 

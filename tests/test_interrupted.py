@@ -18,7 +18,8 @@ from commands import commands
 
 from finetune.data import index
 from finetune.errors import ConfigError
-from finetune.training import lock, signals
+from finetune.results import lock
+from finetune.training import signals
 
 FT = [sys.executable, "-m", "finetune"]
 

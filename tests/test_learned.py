@@ -20,9 +20,9 @@ from finetune.objectives.errors import PseudoHuber
 from finetune.objectives.objective import objective, shaping
 from finetune.objectives.timesteps import Mode
 from finetune.objectives.weights import P2
+from finetune.preparation.class_pictures import ClassPictures
 from finetune.sampling import generate
 from finetune.sampling.generate import Request
-from finetune.training.class_pictures import ClassPictures
 from finetune.training.run import Runner, train
 
 Make = Callable[..., dict[str, Any]]
@@ -108,7 +108,7 @@ def test_keeping_a_concept_keeps_its_answers(make: Make, tmp_path: Path) -> None
 
 
 def texts_of(runner: Runner, captions: list[str]) -> Any:
-    from finetune.data.encoded import texts
+    from finetune.families.load import texts
 
     return texts(runner.family, captions)
 

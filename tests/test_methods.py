@@ -24,14 +24,14 @@ from finetune.adapters.read import read
 from finetune.config.load import merge
 from finetune.config.optim import Optim
 from finetune.data.captions import Wording
-from finetune.data.encoded import texts
 from finetune.errors import ConfigError, DataError, FinetuneError
 from finetune.families import contents, load, source
+from finetune.families.load import texts
 from finetune.methods import adapter, method, textual_inversion
 from finetune.methods.method import Group
+from finetune.preparation.class_pictures import ClassPictures
 from finetune.sampling import apply, draw
-from finetune.training import optimizer, optimizers
-from finetune.training.class_pictures import ClassPictures
+from finetune.training import optimizer
 from finetune.training.run import Runner, train
 
 Bases = Callable[[str], Path]
@@ -156,7 +156,7 @@ def test_a_step_over_new_rows_takes_under_a_millisecond() -> None:
     torch.set_num_threads(1)
     rows = textual_inversion.NewRows(nn.Embedding(49408, 768), torch.randn(4, 768), 49408)
     rows.table.requires_grad_(False)
-    adamw = optimizers.make(optimizer.rows([Group({"rows": rows.rows}, 5e-3, 0.0)]), Optim(), 0)
+    adamw = optimizer.make(optimizer.rows([Group({"rows": rows.rows}, 5e-3, 0.0)]), Optim(), 0)
     taken = []
     for _ in range(30):
         rows(torch.tensor([[1, 49408, 49411]])).square().sum().backward()
@@ -514,7 +514,7 @@ def test_bad_settings_are_refused_by_name_before_a_model_is_loaded(
 
 def test_a_changed_run_is_refused_before_class_pictures_are_drawn(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     train(config.parse(make("sd", "dreambooth full")))
-    monkeypatch.setattr("finetune.training.class_pictures.ClassPictures.ensure", lambda *a: pytest.fail("pictures would be drawn"))
+    monkeypatch.setattr("finetune.preparation.class_pictures.ClassPictures.ensure", lambda *a: pytest.fail("pictures would be drawn"))
     with pytest.raises(ConfigError, match="other settings: optim"):
         train(config.parse(make("sd", "dreambooth full", optim={"lr": 0.5})))
     with pytest.raises(ConfigError, match="steps already"):
@@ -528,7 +528,7 @@ def test_an_unwritable_class_folder_is_refused_by_name(make: Make, tmp_path: Pat
 
 
 def test_a_common_word_is_no_rare_token() -> None:
-    from finetune.training.requirements import check_subject
+    from finetune.preparation.requirements import check_subject
 
     def job(token: str) -> config.Job:
         return config.parse({"data": {"path": "x"}, "subject": {"token": token, "class_word": "bird"}})

@@ -16,7 +16,8 @@ from finetune.evaluation.heldout import paired, student_t
 from finetune.methods.method import Group
 from finetune.objectives.diffusion import TARGETS, Diffusion, Schedule, add_noise
 from finetune.objectives.weights import MinSNR, reparametrised
-from finetune.training import loop, optimizer, optimizers, run
+from finetune.training import loop, optimizer, run
+from finetune.training.schedule import learning_rate
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
 ALPHAS = (1 - BETAS).cumprod(0)
@@ -75,7 +76,7 @@ def test_the_schedule_is_the_models_own(base: Path) -> None:
 
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     p = torch.nn.Parameter(torch.ones(3))
-    adamw = optimizers.make(optimizer.rows([Group({"p": p}, 0.1, 0.01)]), Optim(), 0)
+    adamw = optimizer.make(optimizer.rows([Group({"p": p}, 0.1, 0.01)]), Optim(), 0)
     for grad, dropped in ((1.0, 0.0), (math.nan, 1.0), (math.inf, 1.0)):
         before = p.detach().clone(), {k: v.clone() for k, v in adamw.state[p].items()}
         p.grad = torch.full((3,), grad)
@@ -153,9 +154,9 @@ def test_gradient_checkpointing_changes_no_gradient(settings: Callable[..., dict
 
 
 def test_learning_rates() -> None:
-    rates = [optimizer.learning_rate(Optim(schedule="cosine", warmup=2, steps=10), s) for s in range(10)]
+    rates = [learning_rate(Optim(schedule="cosine", warmup=2, steps=10), s) for s in range(10)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[6] == pytest.approx(0.5) and rates[-1] < 0.05
-    assert [optimizer.learning_rate(Optim(schedule="linear", steps=4), s) for s in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    assert [learning_rate(Optim(schedule="linear", steps=4), s) for s in range(4)] == [1.0, 0.75, 0.5, 0.25]
 
 
 def test_ema_is_what_is_written(train: Any, tmp_path: Path) -> None:

@@ -14,14 +14,16 @@ from parts import in_two_parts
 from safetensors.torch import load_file
 
 from finetune import config
+from finetune.config import optimizers as config_optimizers
 from finetune.config.load import merge
 from finetune.config.optim import Optim
+from finetune.config.optimizers import OPTIMIZERS
 from finetune.errors import ConfigError
 from finetune.families.components import Components
 from finetune.methods.method import Group
-from finetune.training import device, optimizer, optimizers, plan
-from finetune.training.optimizers import OPTIMIZERS
+from finetune.training import device, optimizer, plan, schedule
 from finetune.training.run import Runner, train
+from finetune.training.schedule import learning_rate
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the packages' own
 Make = Callable[..., dict[str, Any]]
@@ -118,7 +120,7 @@ def test_every_optimizer_learns(name: str) -> None:
     torch.manual_seed(0)
     target, p = torch.randn(64, 128), torch.nn.Parameter(torch.zeros(64, 128))
     job = config.parse({"data": {"path": "."}, "model": {"base": "sd15"}, "optim": {"optimizer": name, "steps": 1500}})
-    made = optimizers.make(optimizer.rows([Group({"p": p}, job.optim.lr * {"prodigy": 1, "lion": 100}.get(name, 25), 0.0)]), job.optim, 0)
+    made = optimizer.make(optimizer.rows([Group({"p": p}, job.optim.lr * {"prodigy": 1, "lion": 100}.get(name, 25), 0.0)]), job.optim, 0)
     for _ in range(job.optim.steps):
         p.grad = p.detach() - target
         optimizer.guard(made, p.grad.norm())
@@ -130,7 +132,7 @@ def test_every_optimizer_learns(name: str) -> None:
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(name: str) -> None:
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.ones(64, 128))
-    made = optimizers.make(optimizer.rows([Group({"p": p}, 1e-3, 0.01)]), Optim(optimizer=name), 0)  # type: ignore[arg-type]
+    made = optimizer.make(optimizer.rows([Group({"p": p}, 1e-3, 0.01)]), Optim(optimizer=name), 0)  # type: ignore[arg-type]
     for grad in (1.0, math.nan, 1.0, math.inf, 1.0):
         p.grad = torch.full((64, 128), grad)
         optimizer.guard(made, p.grad.norm())
@@ -148,7 +150,7 @@ def test_state_is_tensors_and_comes_back(name: str) -> None:
         p = torch.nn.Parameter(torch.ones(64, 128))
 
         def new(p: torch.nn.Parameter = p) -> torch.optim.Optimizer:
-            return optimizers.make(optimizer.rows([Group({"p": p}, 1e-2, 0.01)]), Optim(optimizer=name), 0)  # type: ignore[arg-type]
+            return optimizer.make(optimizer.rows([Group({"p": p}, 1e-2, 0.01)]), Optim(optimizer=name), 0)  # type: ignore[arg-type]
 
         made = new()
         for i, grad in enumerate(grads):
@@ -165,18 +167,18 @@ def test_state_is_tensors_and_comes_back(name: str) -> None:
 
 def test_stochastic_rounding_is_right_on_average_and_keeps_what_fits() -> None:
     x = torch.full((200_000,), 1 + 0.3 * 2**-7)  # between 1 and its next number in bf16
-    made = optimizers.rounded(x, torch.Generator().manual_seed(0))
+    made = optimizer.rounded(x, torch.Generator().manual_seed(0))
     assert set(made.float().tolist()) == {1.0, 1 + 2**-7}
     assert float((made.float() - 1).mean()) == pytest.approx(0.3 * 2**-7, rel=0.02)
     fits = torch.randn(1000).bfloat16().float()
-    assert torch.equal(optimizers.rounded(fits, torch.Generator().manual_seed(1)).float(), fits)
+    assert torch.equal(optimizer.rounded(fits, torch.Generator().manual_seed(1)).float(), fits)
 
 
 def test_bf16_masters_move_by_steps_that_plain_rounding_would_lose(make: Make) -> None:
     """At a rate of 1e-5 a weight of size 1 has no next number in bf16 that is near enough."""
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.ones(4096, dtype=torch.bfloat16))
-    made = optimizers.make(optimizer.rows([Group({"p": p}, 1e-5, 0.0)]), Optim(masters="bf16"), 0)
+    made = optimizer.make(optimizer.rows([Group({"p": p}, 1e-5, 0.0)]), Optim(masters="bf16"), 0)
     for _ in range(200):
         p.grad = torch.ones_like(p)
         made.step()
@@ -198,7 +200,7 @@ SHAPES: dict[str, tuple[dict[str, Any], list[float]]] = {
 def test_schedules(name: str) -> None:
     more, expected = SHAPES[name]
     o = Optim(schedule=name, steps=6, warmup=2, **more)  # type: ignore[arg-type]
-    assert [optimizer.learning_rate(o, s) for s in range(6)] == pytest.approx([0.5, 1.0, *expected], abs=1e-4)
+    assert [learning_rate(o, s) for s in range(6)] == pytest.approx([0.5, 1.0, *expected], abs=1e-4)
 
 
 def test_the_tables_and_the_settings_name_the_same() -> None:
@@ -212,7 +214,7 @@ def test_the_tables_and_the_settings_name_the_same() -> None:
         found = [n for a in (kinds, *get_args(kinds)) for n in get_args(a)]
         return {n for n in found if isinstance(n, str)}
 
-    assert named(Optim, "optimizer") == OPTIMIZERS.keys() and named(Optim, "schedule") == optimizer.SHAPES.keys() == SHAPES.keys()
+    assert optimizer.MAKERS.keys() == OPTIMIZERS.keys() and named(Optim, "schedule") == schedule.SHAPES.keys() == SHAPES.keys()
     assert named(Objective, "weighting") == WEIGHTS.keys() and named(Objective, "loss") == ERRORS.keys()
     assert named(Objective, "huber_schedule") == SCHEDULES.keys() and named(Objective, "density") == DENSITIES.keys()
 
@@ -246,7 +248,7 @@ def test_bad_settings_are_refused_before_a_model_is_loaded(
 
 
 def test_a_missing_package_is_named_with_its_install_line(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizers.libraries, "installed", lambda name: False)
+    monkeypatch.setattr(config_optimizers.libraries, "installed", lambda name: False)
     with pytest.raises(ConfigError) as e:
         train(config.parse(make(optim={"optimizer": "prodigy"})))
     assert "prodigyopt" in e.value.message and "pip install 'finetune-diffusion[optimizers]'" in str(e.value.hint)

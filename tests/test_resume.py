@@ -18,7 +18,8 @@ from test_batches import mixed
 from finetune import config
 from finetune.config.load import merge
 from finetune.errors import ConfigError, Stopped
-from finetune.training import checkpoint, observe
+from finetune.results import checkpoint
+from finetune.training import observe
 from finetune.training.run import Runner
 from finetune.training.run import train as run_train
 

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from finetune import config
 from finetune.adapters.read import read
+from finetune.config.adapter_types import ROWS, Row
 from finetune.config.load import merge
-from finetune.data.encoded import texts
 from finetune.errors import ConfigError
 from finetune.families.components import Components
-from finetune.families.load import Family
+from finetune.families.load import Family, texts
 from finetune.methods import adapter
-from finetune.methods.rows import ROWS, Row
 from finetune.sampling import apply
 from finetune.training import plan
 from finetune.training.run import Runner, train

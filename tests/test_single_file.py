@@ -17,10 +17,10 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from finetune import files
-from finetune.data.encoded import texts
 from finetune.errors import AccessError, ConfigError, FinetuneError
 from finetune.families import load, single_file, source
-from finetune.training import stored
+from finetune.families.load import texts
+from finetune.results import stored
 
 PROBE = single_file.PROBE
 XL = ("conditioner.embedders.0.x", "conditioner.embedders.1.x")

@@ -24,7 +24,7 @@ from finetune.data.sample import Found
 from finetune.data.scan import Origin
 from finetune.data.tables import Columns
 from finetune.errors import AccessError, ConfigError, DataError
-from finetune.training.requirements import pictures
+from finetune.preparation.requirements import pictures
 
 CAPTIONS = ["red disc", "blue disc", "green disc"]
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from finetune import cli, config, files
 from finetune.bases import TINY
 from finetune.families import source
-from finetune.training import finished
+from finetune.results import finished
 
 DRY_RUN = ["lora", "--caption", "x", "--base", "tiny", "--dry-run"]
 

@@ -10,7 +10,7 @@ import typer
 from finetune import files
 from finetune.cli.clean import size
 from finetune.errors import unbroken
-from finetune.training import stored
+from finetune.results import stored
 
 app = typer.Typer(help="List the cache, and keep it small: latents, captions, class pictures, unpacked bases.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]

@@ -10,7 +10,7 @@ import typer
 from finetune import files
 from finetune.cli import complete
 from finetune.errors import ConfigError, unbroken
-from finetune.training import clean, stored
+from finetune.results import clean, stored
 
 RUNS = Path("runs")  # where they lie unless --out says otherwise
 

@@ -12,9 +12,9 @@ from finetune.config import Job
 from finetune.errors import ConfigError, DataError
 from finetune.families import source
 from finetune.header import header_of, tensors_file
+from finetune.results import outcome
+from finetune.results.outcome import Outcome, SavedStep
 from finetune.text import AUTO
-from finetune.training import outcome
-from finetune.training.outcome import Outcome, SavedStep
 
 
 def of_job(job: Job, base: bool) -> None:
@@ -90,7 +90,9 @@ def _made(path: Path, base: str | None = None) -> Outcome | None:
     made = outcome.find(path)
     if not isinstance(made, SavedStep):
         return made
-    written = made.write(base)
+    from finetune.training.rebuilt import write_step
+
+    written = Outcome.of(write_step(made.run, made.step, base))
     for path in written.paths:
         print(f"wrote {path}: step {made.step} of {made.run} as a file of its own", file=sys.stderr)
     return written

@@ -12,10 +12,10 @@ from finetune.cli import complete, flags, hardware, present
 from finetune.config import Job, read_yaml, recipes, resolve
 from finetune.config.load import Settings, merge, user_config
 from finetune.config.method import trained, usual_rate
-from finetune.config.optim import ONE_RATE
+from finetune.config.optimizers import OPTIMIZERS
 from finetune.errors import ConfigError, plain, unbroken
+from finetune.preparation import automatic
 from finetune.text import AUTO
-from finetune.training import automatic
 
 # What a command means before any recipe or flag, and what it leaves to the program where no recipe is given.
 DEFAULTS: dict[str, Settings] = {
@@ -70,7 +70,7 @@ def _command(name: str, table: Mapping[str, str], text: str) -> Callable[..., No
             _plan(job, json_)
             return
         from finetune import cli
-        from finetune.training import finished
+        from finetune.results import finished
 
         summary = None if fresh or "WORLD_SIZE" in os.environ else finished.summary(job)
         if summary:
@@ -174,6 +174,7 @@ def _own_rate(given: Settings, recipe: Settings) -> Settings:
     old, new = trained(recipe), trained(merge(recipe, given))
     if usual_rate(*old) == usual_rate(*new):
         return {}
-    made = usual_rate(*new) if {old[1], new[1]} & ONE_RATE else float(f"{rate * usual_rate(*new) / usual_rate(*old):.3g}")
+    alone = any(name in OPTIMIZERS and OPTIMIZERS[name].one_rate for name in (old[1], new[1]))
+    made = usual_rate(*new) if alone else float(f"{rate * usual_rate(*new) / usual_rate(*old):.3g}")
     print(f"the recipe's rate {rate:g} becomes {made:g} for {' with '.join(new[:2])} on {new[2]}; --lr chooses another", file=sys.stderr)
     return {"optim": {"lr": made}}

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from finetune import files
+from finetune.config.adapter_types import OPTIONS, ROWS
 from finetune.config.data import Data
 from finetune.config.method import EMBEDDED, Method, trained, usual_rate
 from finetune.config.objective import Objective
 from finetune.config.optim import Optim
 from finetune.config.section import Positive, Said, Section, Word
-from finetune.methods.rows import OPTIONS, ROWS
 from finetune.text import AUTO
 
 

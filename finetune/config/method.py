@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from finetune.config.optim import ONE_RATE
+from finetune.config.adapter_types import INITS, ROWS
+from finetune.config.optimizers import OPTIMIZERS
 from finetune.config.section import Rate, Section, Word
-from finetune.methods.rows import INITS, ROWS
 
 if TYPE_CHECKING:
     Kind = str
@@ -63,8 +63,6 @@ class Method(Section):
 # at higher ones than the others, whose are those of the field. An adapter's is that of LoRA times its row's factor.
 RATES = {"lora": 2e-4, "full": 1e-5, "none": 5e-3}
 EMBEDDED, EMBEDDED_RATES = "tiny", {"lora": 1.5e-3, "full": 2e-4, "none": 1e-2}
-# As multiples: Lion's steps are all of one size (Chen et al. 2023, arXiv:2302.06675: 3 to 10 times less than AdamW's).
-FACTORS = {"lion": 0.2}
 
 
 def trained(settings: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -79,8 +77,9 @@ def trained(settings: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def usual_rate(kind: str, optimizer: str, base: str) -> float:
     """The learning rate of what trains, where none is given; of Prodigy, a multiple of the one that it finds."""
-    if optimizer in ONE_RATE:
+    row = OPTIMIZERS.get(optimizer, OPTIMIZERS["adamw"])  # an unknown one is refused later
+    if row.one_rate:
         return 1.0
     rates = EMBEDDED_RATES if base == EMBEDDED else RATES
     own = ROWS[kind].rate if kind in ROWS else 1.0
-    return float(f"{rates.get(kind, rates['lora']) * own * FACTORS.get(optimizer, 1.0):.3g}")
+    return float(f"{rates.get(kind, rates['lora']) * own * row.rate:.3g}")

@@ -1,12 +1,16 @@
 """How it is learned: optimizer, rates, schedule, averages."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from finetune.config.optimizers import OPTIMIZERS
 from finetune.config.section import Positive, Rate, Section
 
-ONE_RATE = frozenset({"prodigy"})  # optimizers that find one rate, for all that trains
+if TYPE_CHECKING:
+    Name = str
+else:
+    Name = Literal[tuple(OPTIMIZERS)]
 
 
 class Optim(Section):
@@ -14,9 +18,7 @@ class Optim(Section):
     batch: Positive = Field(4, description="pictures per process and micro-batch")
     accumulate: Positive = Field(1, description="micro-batches per optimizer step")
     lr: Rate = Field(2e-4, description="peak learning rate (by what trains, the base and the optimizer: `--dry-run` shows it)")
-    optimizer: Literal["adamw", "adamw8bit", "paged-adamw8bit", "adafactor", "lion", "prodigy", "schedule-free"] = Field(
-        "adamw", description="optimizer"
-    )
+    optimizer: Name = Field("adamw", description="optimizer")
     masters: Literal["fp32", "bf16"] = Field(
         "fp32", description="number format of weights that train; bf16, with stochastic rounding, is for all weights with adamw"
     )
@@ -48,4 +50,4 @@ class Optim(Section):
     @property
     def one_rate(self) -> bool:
         """Whether the optimizer finds one rate for all that trains."""
-        return self.optimizer in ONE_RATE
+        return OPTIMIZERS[self.optimizer].one_rate

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune.data import keys
+from finetune import randomness
 from finetune.data.sample import Item
 from finetune.text import BRACES, blank, says
 
@@ -62,9 +62,9 @@ class Wording:
             return caption
         parts = tags(caption)
         kept, rest = parts[: self.keep], list(enumerate(parts[self.keep :]))
-        rest = [(i, t) for i, t in rest if keys.uniform(*key, "drop", i) >= self.drop]
+        rest = [(i, t) for i, t in rest if randomness.uniform(*key, "drop", i) >= self.drop]
         if self.shuffle:
-            rest.sort(key=lambda it: keys.number(*key, "shuffle", it[0]))
+            rest.sort(key=lambda it: randomness.number(*key, "shuffle", it[0]))
         return ", ".join([*kept, *(t for _, t in rest)] or parts[:1])
 
     def _summon(self, caption: str) -> str:
@@ -81,12 +81,12 @@ class Wording:
         return front + gap + suffix.strip() if suffix.strip() else front
 
 
-def _choose(caption: str, *key: keys.Key, plain: bool) -> str:
+def _choose(caption: str, *key: randomness.Key, plain: bool) -> str:
     """Every {a|b|c} replaced by one of its words; from the inside out, so that they nest."""
     number = 0
     while (found := BRACES.search(caption)) is not None:
         options = found[1].split("|")
-        chosen = options[0 if plain else keys.number(*key, "wildcard", number) % len(options)]
+        chosen = options[0 if plain else randomness.number(*key, "wildcard", number) % len(options)]
         caption = caption[: found.start()] + chosen + caption[found.end() :]
         number += 1
     return " ".join(caption.split())

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image, ImageEnhance
 
-from finetune.data import keys
+from finetune import randomness
 from finetune.data.sample import Size
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ class Augment:
         number, mirrored = divmod(number, 2) if self.flip else (number, 0)
 
         def place(axis: str) -> float:
-            return keys.uniform("crop", axis, content, number) if self.crop and number else 0.5
+            return randomness.uniform("crop", axis, content, number) if self.crop and number else 0.5
 
         def factor(what: str) -> float:
-            return 1 + self.tint * (2 * keys.uniform("tint", what, content, number) - 1) if self.tint and number else 1.0
+            return 1 + self.tint * (2 * randomness.uniform("tint", what, content, number) - 1) if self.tint and number else 1.0
 
         return View(bool(mirrored), place("across"), place("down"), (factor("brightness"), factor("contrast"), factor("saturation")))
 

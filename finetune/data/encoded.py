@@ -1,34 +1,24 @@
 """Samples as the family sees them: latents by picture and variant, hidden states by caption, and the batches drawn from them."""
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from finetune.data import cache, decode, keys
+from finetune import randomness
+from finetune.data import cache, decode
 from finetune.data.cache import Cache
-from finetune.data.crop import Augment, Crop, View, cut, cut_mask, to_tensor
+from finetune.data.crop import Augment, Crop, View, cut
 from finetune.data.plan import Slot
 from finetune.data.sample import Sample, Size
 from finetune.errors import DataError
 
-if TYPE_CHECKING:
-    from finetune.families.load import Family
-
 Text = dict[str, Tensor]
 VERSION = 1  # part of every cache's place: raise it when the same pixels or captions would be cut or encoded otherwise
 AT_ONCE, PIXELS = 8, 1024 * 1024  # pictures that the autoencoder takes at once, and their pixels, at most
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Without a wait: on CUDA the copy is asynchronous, which takes pinned memory."""
-    if device.type != "cuda" or tensor.device.type == "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -74,7 +64,7 @@ class Encoded:
     samples: Sequence[Sample]
     latents: Cache
     pixels: Pixels = field(default_factory=Pixels)
-    encode_again: "Callable[[Job], None]" = lambda job: None  # what is damaged on the disk, before it is read again
+    encode_again: "Callable[[Variant], None]" = lambda job: None  # what is damaged on the disk, before it is read again
     placed: dict[bytes, Text] = field(default_factory=dict)  # on the device, where all fit
 
     def __getitem__(self, sample: Sample) -> Latents:
@@ -89,7 +79,7 @@ class Encoded:
         try:
             return self.latents[name]
         except KeyError:  # it was there: it is damaged
-            self.encode_again(Job(name, sample, self.pixels.augment.view(sample.content, variant)))
+            self.encode_again(Variant(name, sample, self.pixels.augment.view(sample.content, variant)))
             return self.latents[name]
 
     def batches(self, slots: Sequence[Slot], seed: int, step: int, caption_dropout: float) -> list[Batch]:
@@ -103,14 +93,16 @@ class Encoded:
         """Timestep, noise, posterior draw, variant, choice and dropout of the caption are functions of (seed, step, slot)."""
         samples, count = [self.samples[s.sample] for s in slots], self.pixels.augment.count
         rows = [
-            self.look_up(s, keys.number(seed, "variant", step, k.slot) % count if count > 1 else 0)
+            self.look_up(s, randomness.number(seed, "variant", step, k.slot) % count if count > 1 else 0)
             for s, k in zip(samples, slots, strict=True)
         ]
         x_0 = torch.stack([draw(row, seed, "vae", step, s.slot) for row, s in zip(rows, slots, strict=True)])
-        noise = torch.stack([torch.randn(x_0.shape[1:], generator=keys.generator(seed, "noise", step, s.slot)) for s in slots])
-        u = torch.tensor([keys.uniform(seed, "timestep", step, s.slot) for s in slots], dtype=torch.float64)
-        captions = [s.captions[keys.number(seed, "caption", step, k.slot) % len(s.captions)] for s, k in zip(samples, slots, strict=True)]
-        dropped = [keys.uniform(seed, "dropout", step, s.slot) < caption_dropout for s in slots]
+        noise = torch.stack([torch.randn(x_0.shape[1:], generator=randomness.generator(seed, "noise", step, s.slot)) for s in slots])
+        u = torch.tensor([randomness.uniform(seed, "timestep", step, s.slot) for s in slots], dtype=torch.float64)
+        captions = [
+            s.captions[randomness.number(seed, "caption", step, k.slot) % len(s.captions)] for s, k in zip(samples, slots, strict=True)
+        ]
+        dropped = [randomness.uniform(seed, "dropout", step, s.slot) < caption_dropout for s in slots]
         said = [None if d else c for c, d in zip(captions, dropped, strict=True)]
         weights = torch.tensor([s.weight for s in slots], dtype=torch.float32)
         return Batch(x_0, noise, u, said, torch.stack([r.crop for r in rows]), weights, masks_of(rows), [k.slot for k in slots])
@@ -126,9 +118,9 @@ class Encoded:
         return True
 
 
-def draw(row: Latents, *key: keys.Key) -> Tensor:
+def draw(row: Latents, *key: randomness.Key) -> Tensor:
     """A draw from the posterior of a picture, [C, H, W]; its noise is drawn on the CPU."""
-    noise = torch.randn(row.mean.shape, generator=keys.generator(*key))
+    noise = torch.randn(row.mean.shape, generator=randomness.generator(*key))
     return row.mean + row.deviation * noise.to(row.mean.device)
 
 
@@ -140,7 +132,7 @@ def masks_of(rows: Sequence[Latents]) -> Tensor | None:
     return torch.stack([whole if r.mask is None else r.mask for r in rows])
 
 
-class Job(NamedTuple):
+class Variant(NamedTuple):
     """A picture's variant that has to be encoded."""
 
     name: bytes
@@ -148,55 +140,21 @@ class Job(NamedTuple):
     view: View
 
 
-def latents_of(family: "Family") -> Cache:
-    """The cache of what this family's autoencoder makes."""
-    return Cache(cache.space("latents", vae=family.source.fingerprint("vae"), decoder=decode.VERSION, encoder=VERSION))
-
-
-def picture_jobs(samples: Sequence[Sample], pixels: Pixels, plain: Sequence[Sample] = ()) -> list[list[Job]]:
+def picture_jobs(samples: Sequence[Sample], pixels: Pixels, plain: Sequence[Sample] = ()) -> list[list[Variant]]:
     """Every variant of `samples` and the plain one of `plain`, once, in batches of one size that fit the autoencoder."""
     wanted = {}
     for sample, count in [*((s, pixels.augment.count) for s in samples), *((s, 1) for s in plain)]:
         for variant in range(count):
             name = pixels.key(sample, variant)
-            wanted[name] = Job(name, sample, pixels.augment.view(sample.content, variant))
-    sizes: dict[tuple[Size, bool], list[Job]] = {}
+            wanted[name] = Variant(name, sample, pixels.augment.view(sample.content, variant))
+    sizes: dict[tuple[Size, bool], list[Variant]] = {}
     for job in wanted.values():
         sizes.setdefault((job.sample.size, bool(job.sample.masked)), []).append(job)
-    return [jobs[i : i + _at_once(size)] for (size, _), jobs in sizes.items() for i in range(0, len(jobs), _at_once(size))]
+    return [jobs[i : i + at_once(size)] for (size, _), jobs in sizes.items() for i in range(0, len(jobs), at_once(size))]
 
 
-def _at_once(size: Size) -> int:
+def at_once(size: Size) -> int:
     return max(1, min(AT_ONCE, PIXELS // (size.height * size.width)))
-
-
-def encode_pictures(family: "Family", jobs: Sequence[Sequence[Job]], background: str, store: Cache, tick: Callable[[int], None]) -> None:
-    """Encodes what `store` lacks and keeps it, even if `tick` raises, which is called with the number of pictures done."""
-    try:
-        with ThreadPoolExecutor() as pool:
-            for batch in jobs:
-                missing = [job for job in batch if job.name not in store]
-                for row, job in zip(_encode(family, missing, background, pool), missing, strict=True):
-                    store.put(job.name, row)
-                tick(len(batch))
-    finally:
-        store.flush()
-
-
-def _encode(family: "Family", jobs: Sequence[Job], background: str, pool: ThreadPoolExecutor) -> list[Text]:
-    """The rows of pictures of one size. As many are always encoded at once, so that a row does not depend on its neighbours."""
-    if not jobs:
-        return []
-    made = list(pool.map(lambda job: prepared(job.sample, job.view, background), jobs))
-    pixels = torch.stack([to_tensor(p.image) for p in made])
-    padded = torch.cat([pixels, pixels[-1:].expand(_at_once(jobs[0].sample.size) - len(jobs), *pixels.shape[1:])])
-    mean, deviation = (t[: len(jobs)].cpu() for t in family.encode(padded))
-    if odd := next((job for job, *row in zip(jobs, mean, deviation, strict=True) if not all(t.isfinite().all() for t in row)), None):
-        raise DataError(f"{odd.sample.name}: the autoencoder of {family.source.id} makes no finite numbers of it", "remove the picture")
-    rows = [{"mean": m, "deviation": d, "crop": torch.tensor(p.crop)} for m, d, p in zip(mean, deviation, made, strict=True)]
-    grid = Size(*mean.shape[-2:])
-    masks = [None if p.mask is None else _mask(job, p.mask, grid) for job, p in zip(jobs, made, strict=True)]
-    return [row if mask is None else row | {"mask": mask} for row, mask in zip(rows, masks, strict=True)]
 
 
 class Prepared(NamedTuple):
@@ -229,40 +187,6 @@ def _verified(data: bytes, content: str, name: str) -> bytes:
     return data
 
 
-def _mask(job: Job, mask: Image, grid: Size) -> Tensor:
-    made = cut_mask(mask, job.sample.size, grid, job.view)
-    if not made.any():
-        raise DataError(f"the mask of {job.sample.name}: nothing of the part that is trained on is white", "correct or remove the mask")
-    return made
-
-
-@torch.no_grad()
-def texts(family: "Family", captions: Sequence[str]) -> list[Text]:
-    """What the base's own text encoders, loaded for it, make of captions; on the CPU."""
-    nets = {part: family.parts.load(part) for part in family.spec.text}
-    return [{k: v.cpu() for k, v in row.items()} for row in family.text(nets, captions)]
-
-
-def texts_of(family: "Family") -> Cache:
-    """The cache of what this family's text encoders make."""
-    weights = family.source.fingerprint(*family.spec.text, *family.spec.tokenizers)
-    return Cache(cache.space("texts", window=family.window, text_encoder=weights, dtype=str(family.dtype), encoder=VERSION))
-
-
 def caption_keys(captions: Sequence[str]) -> dict[str, bytes]:
     """Where each caption's encoding is kept, and the empty one's."""
     return {c: cache.key(caption=c) for c in sorted({*captions, ""})}
-
-
-def encode_captions(family: "Family", names: Mapping[str, bytes], store: Cache, tick: Callable[[], None]) -> None:
-    """Encodes what `store` lacks; one caption at a time, as what is kept must not depend on its neighbours."""
-    try:
-        for caption, name in names.items():
-            if not store.sound(name):
-                row = texts(family, [caption])[0]
-                if not all(t.isfinite().all() for t in row.values()):
-                    raise DataError(f"the text encoder of {family.source.id} makes no finite numbers of {caption[:60]!r}")
-                store.put(name, row)
-            tick()
-    finally:
-        store.flush()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data import keys
+from finetune import randomness
 from finetune.data.buckets import Buckets, kept
 from finetune.data.sample import Sample, Size, some
 
@@ -145,7 +145,7 @@ class Group:
 
     def _key(self, epoch: int, i: int, copy: int) -> int:
         more, twin = (copy,) if copy else (), self.twins.get(i, 0)
-        return keys.number(self.seed, "order", epoch, self.samples[i].content, *more, *(("twin", twin) if twin else ()))
+        return randomness.number(self.seed, "order", epoch, self.samples[i].content, *more, *(("twin", twin) if twin else ()))
 
     def batches(self, epoch: int) -> NDArray[np.int32]:
         """The batches of an epoch, as indices into the dataset, [steps, batch]."""
@@ -155,7 +155,7 @@ class Group:
                 filled = self._filled(size, epoch)
                 rows.append((self.first + filled).astype(np.int32).reshape(-1, self.batch))
                 for start in range(0, len(filled), self.batch):
-                    ranks.append((keys.number(self.seed, "batch", epoch, *size, start) if len(self.cells) > 1 else start, size))
+                    ranks.append((randomness.number(self.seed, "batch", epoch, *size, start) if len(self.cells) > 1 else start, size))
             made = np.concatenate(rows)[sorted(range(len(ranks)), key=ranks.__getitem__)]
             self.made = {e: b for e, b in self.made.items() if abs(e - epoch) < 2} | {epoch: made}
         return self.made[epoch]

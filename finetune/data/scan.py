@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from finetune import files
-from finetune.data import archives, decode, folder, hub, keys
+from finetune import files, randomness
+from finetune.data import archives, decode, folder, hub
 from finetune.data.captions import Wording
 from finetune.data.file import File
 from finetune.data.folder import NO_CAPTION
@@ -258,7 +258,7 @@ def split(found: Found, holdout: str | None, origin: Origin) -> tuple[list[Sampl
         found.add(replace(other, samples=[]))
         found.dropped |= {s.name: "also in the --holdout folder" for s in samples if s.content in known}
         return _both([s for s in samples if s.content not in known], other.samples, holdout)
-    rank = {s.content: keys.uniform("holdout", s.content) for s in samples}
+    rank = {s.content: randomness.uniform("holdout", s.content) for s in samples}
     if len(rank) >= MANY:
         apart = {content for content, place in rank.items() if place < fraction}
     else:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.data import keys
+from finetune import randomness
 from finetune.data.encoded import Encoded, masks_of
 from finetune.data.sample import Size
 from finetune.families.load import Family
@@ -59,7 +59,7 @@ def losses(
         captions, crops = [s.caption for s in samples], torch.stack([row.crop for row in found])
         columns = []
         for b, t in enumerate(timesteps(objective, x_0.shape)):
-            noise = torch.stack([torch.randn(x_0.shape[1:], generator=keys.generator("held-out", s.content, b)) for s in samples])
+            noise = torch.stack([torch.randn(x_0.shape[1:], generator=randomness.generator("held-out", s.content, b)) for s in samples])
             t_batch = t.expand(len(samples)).to(family.device)
             error = plain(lambda x_t, t, c=captions, k=crops: predict(x_t, t, c, k), x_0, noise.to(family.device), t_batch)  # type: ignore[misc]
             columns.append(per_picture(error, masks).cpu())

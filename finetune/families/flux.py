@@ -8,12 +8,12 @@ from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
-from finetune.data.encoded import to_device
 from finetune.families import autoencoder, clip
 from finetune.families.components import Components
 from finetune.families.source import Source
 from finetune.families.words import Words
 from finetune.objectives.flow import ByResolution, Flow
+from finetune.tensors import to_device
 
 Nets = Mapping[str, nn.Module]  # networks by the names of their parts; the denoiser's is "denoiser"
 Text = dict[str, Tensor]  # {"hidden": [512, D], "pooled": [P]}

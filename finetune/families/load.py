@@ -61,3 +61,10 @@ def family(source: Source, device: torch.device | str = "cpu", dtype: torch.dtyp
     libraries.imported()
     made: Family = cls(source, device, dtype)
     return made
+
+
+@torch.no_grad()
+def texts(family: Family, captions: Sequence[str]) -> list[dict[str, Tensor]]:
+    """What the base's own text encoders, loaded for it, make of captions; on the CPU."""
+    nets = {part: family.parts.load(part) for part in family.spec.text}
+    return [{k: v.cpu() for k, v in row.items()} for row in family.text(nets, captions)]

@@ -8,12 +8,12 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from finetune.data.encoded import to_device
 from finetune.families import autoencoder, clip, noise
 from finetune.families.components import Components
 from finetune.families.source import Source
 from finetune.families.words import Words
 from finetune.objectives.diffusion import Schedule
+from finetune.tensors import to_device
 
 Nets = Mapping[str, nn.Module]  # networks by the names of their parts; the denoiser's is "denoiser"
 Text = dict[str, Tensor]  # what depends on the caption alone: {"hidden": [77, D]}

@@ -14,11 +14,11 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from finetune import randomness
+from finetune.config.adapter_types import ROWS, Row
 from finetune.config.method import Method
-from finetune.data import keys
 from finetune.errors import ConfigError, FinetuneError
 from finetune.methods import beginnings
-from finetune.methods.rows import ROWS, Row
 
 NAME = "default"
 FROM_BASE = ("pissa", "olora")  # initialisations that move a part of the base's weights into the adapter
@@ -152,7 +152,7 @@ def attach(net: nn.Module, method: Method, wanted: Mapping[str, Size], seed: int
         sizes = [learned.size.rank for learned in start.values()]
         method = method.model_copy(update={"rank": max(sizes, key=sizes.count)})
     _check(net, method, wanted)
-    with keys.global_rng(seed, "adapter"):
+    with randomness.global_rng(seed, "adapter"):
         config = _config(row, method, wanted, next(net.parameters()).is_meta)
         if hasattr(net, "get_input_embeddings"):  # a text encoder
             peft.inject_adapter_in_model(config, net, NAME)

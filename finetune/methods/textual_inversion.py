@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetune.data import keys
+from finetune import randomness
 
 RETRACT = 0.1  # share of the way, in logarithms, that a row's norm is drawn back to the table's each step
 
@@ -48,10 +48,10 @@ class NewRows(nn.Module):
         return self._typical
 
 
-def initial(table: Tensor, like: Sequence[int], vectors: int, *key: keys.Key) -> Tensor:
+def initial(table: Tensor, like: Sequence[int], vectors: int, *key: randomness.Key) -> Tensor:
     """[vectors, D]: the rows of the words `like`, over and over, the repeated ones a little apart; random at the table's scale where
     there are none."""
-    noise = torch.randn(vectors, table.shape[1], generator=keys.generator(*key))
+    noise = torch.randn(vectors, table.shape[1], generator=randomness.generator(*key))
     if not like:
         return table.float().mean(0).cpu() + table.float().std(0).cpu() * noise
     rows = table[[like[i % len(like)] for i in range(vectors)]].float().cpu()

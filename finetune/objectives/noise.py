@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune.data import keys
+from finetune import randomness
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Shaping:
 
     def _shaped(self, row: Tensor, seed: int, step: int, slot: int) -> Tensor:
         c, h, w = row.shape
-        g = keys.generator(seed, "noise shape", step, slot)
+        g = randomness.generator(seed, "noise shape", step, slot)
         for level in range(1, self.pyramid + 1):
             factor = 2**level
             grid = (max(1, h // factor), max(1, w // factor))
@@ -48,5 +48,5 @@ class Shaping:
         """What is mixed with the picture, where it is not what is to be predicted."""
         if not self.perturbation:
             return noise
-        more = [torch.randn(noise.shape[1:], generator=keys.generator(seed, "perturbation", step, slot)) for slot in slots]
+        more = [torch.randn(noise.shape[1:], generator=randomness.generator(seed, "perturbation", step, slot)) for slot in slots]
         return noise + self.perturbation * torch.stack(more)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from finetune.data import keys
+from finetune import randomness
 
 Density = Callable[[Tensor], Tensor]
 
@@ -47,6 +47,6 @@ def stratified(u: Tensor, slots: Sequence[int], total: int, seed: int, step: int
 
     The levels of a global batch are then spread evenly, whatever process a slot is in; each alone is as uniform as before.
     """
-    order = sorted(range(total), key=lambda slot: keys.number(seed, "stratum", step, slot))
+    order = sorted(range(total), key=lambda slot: randomness.number(seed, "stratum", step, slot))
     place = {slot: i for i, slot in enumerate(order)}
     return (torch.tensor([place[s] for s in slots], dtype=u.dtype) + u) / total

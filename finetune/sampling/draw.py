@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from finetune import files
-from finetune.data import decode, keys, lettering
+from finetune import files, randomness
+from finetune.data import decode, lettering
 from finetune.data.crop import fitted, to_image
 from finetune.data.decode import SOFTWARE
 from finetune.data.encoded import Text
@@ -57,7 +57,7 @@ def check_steps(family: Family, sampler: str | None, steps: int, setting: str = 
     wrong = f"{setting} {steps}: {sampler or family.spec.sampler} cannot take so many, or so few"
     hint = f"{family.inference()[0]} are usual for {family.source.id}"
     try:
-        with keys.global_rng("steps"):  # some samplers add noise
+        with randomness.global_rng("steps"):  # some samplers add noise
             finite = _walk(family.source.sampler(sampler), steps).isfinite().all()
     except (ValueError, IndexError, RuntimeError, ZeroDivisionError) as e:
         raise ConfigError(f"{wrong}: {line(str(e), 120)}", hint) from e
@@ -101,7 +101,7 @@ def draw(
         rows = [family.prompt(text, negative, guidance) for text, negative in prompts[start : start + batch]]
         latents = pipeline(
             **{k: torch.cat([r[k] for r in rows]) if isinstance(v, torch.Tensor) else v for k, v in rows[0].items()},
-            generator=[keys.generator(seed, "sample") for seed in seeds[start : start + batch]],
+            generator=[randomness.generator(seed, "sample") for seed in seeds[start : start + batch]],
             num_inference_steps=steps,
             height=side,
             width=width or side,

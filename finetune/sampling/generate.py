@@ -18,10 +18,10 @@ from finetune.adapters.embedding import Embedding
 from finetune.adapters.read import Adapter, read
 from finetune.config import read_yaml
 from finetune.data import lettering
-from finetune.data.encoded import Text, texts
+from finetune.data.encoded import Text
 from finetune.errors import ConfigError, DataError, line
 from finetune.families import load, source, trust
-from finetune.families.load import Family
+from finetune.families.load import Family, texts
 from finetune.families.source import Source
 from finetune.sampling import apply, draw, names, prompt
 

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetune import randomness
 from finetune.adapters import embedding
 from finetune.adapters.read import Adapter, read
 from finetune.adapters.readers import WRONG, readings
-from finetune.data import keys
-from finetune.data.encoded import texts
 from finetune.errors import DataError
 from finetune.families import load
-from finetune.families.load import Family
+from finetune.families.load import Family, texts
 from finetune.sampling import apply
 from finetune.sampling.generate import Request, check, choose_base
 
@@ -130,7 +129,7 @@ def _answers(family: Family, net: nn.Module, prompt: dict[str, Tensor]) -> Tenso
     side = min(family.resolution, 32 * family.factor)
     vae = family.source.config("vae")
     latent = side // 2 ** (len(vae["block_out_channels"]) - 1)
-    x_t = torch.randn(1, vae["latent_channels"], latent, latent, generator=keys.generator("verify")).to(family.device)
+    x_t = torch.randn(1, vae["latent_channels"], latent, latent, generator=randomness.generator("verify")).to(family.device)
     cond = family.cond([prompt], torch.tensor([[side, side, 0, 0, side, side]]))
     discrete = family.schedule().prediction_type != "flow"
     out = []

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from finetune import files
 from finetune.adapters.contract import TAGS
 from finetune.errors import ConfigError, DataError
-from finetune.training.checkpoint import State
+from finetune.results.checkpoint import State
 from finetune.training.rebuilt import Rebuilt
 
 TRACKED = (0.05, 0.10)  # relative lengths, as in the paper

@@ -19,11 +19,12 @@ from finetune.data.sample import Found, Pictures, Problem, Sample, some
 from finetune.errors import ConfigError, DataError
 from finetune.families import autoencoder, load
 from finetune.families.load import Family
+from finetune.preparation import requirements
+from finetune.preparation.encoding import Phase, Work, encode
+from finetune.preparation.requirements import add_tokens, buckets, cut, origins, pictures, pixels, planned, shown
 from finetune.sampling import draw
-from finetune.training import device, requirements
-from finetune.training.encoding import Phase, Work, encode
+from finetune.training import device
 from finetune.training.plan import weightless
-from finetune.training.requirements import add_tokens, buckets, cut, origins, pictures, pixels, planned, shown
 
 ROUND_TRIP = 20.0  # dB of PSNR below which a picture is named: a base cannot draw what its autoencoder cannot hold
 WORST = 8

@@ -8,17 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetune import randomness
 from finetune.config.job import Job
-from finetune.data import keys
-from finetune.data.encoded import Batch, Encoded, Text, to_device
+from finetune.data.encoded import Batch, Encoded, Text
 from finetune.data.plan import IndexPlan
 from finetune.errors import FinetuneError
 from finetune.families.load import Family
 from finetune.objectives import objective
 from finetune.objectives.objective import Objective, per_picture
 from finetune.objectives.timesteps import stratified
-from finetune.training import checkpoint, optimizer
+from finetune.results import checkpoint
+from finetune.tensors import to_device
+from finetune.training import optimizer
 from finetune.training.average import PowerAverages
+from finetune.training.schedule import learning_rate
 
 CANARY_STEPS = 10  # after which every trainable tensor must have had a gradient and moved
 MOST_SKIPPED = 20  # updates that an fp16 scaler may drop, besides one in twenty
@@ -170,7 +173,7 @@ def gradient(run: Training, step: int) -> Tensor:
     made = batches(run, step)
     for i, (slot, batch) in enumerate(made):
         if job.method.dropout:
-            torch.manual_seed(keys.number(job.run.seed, "adapter dropout", step, slot, i))
+            torch.manual_seed(randomness.number(job.run.seed, "adapter dropout", step, slot, i))
         last = i + 1 == len(made)
         with nullcontext() if last else accelerator.no_sync(run.module):
             loss = loss_sum(run, batch, step) / total
@@ -183,7 +186,7 @@ def gradient(run: Training, step: int) -> Tensor:
 def update(run: Training, step: int) -> Tensor:
     """Clips once, steps, averages; returns 1. where a non-finite gradient made the step do nothing."""
     job = run.job
-    optimizer.set_rate(run.inner, optimizer.learning_rate(job.optim, step), step / job.optim.steps)
+    optimizer.set_rate(run.inner, learning_rate(job.optim, step), step / job.optim.steps)
     norm = run.accelerator.clip_grad_norm_(list(run.trainable.values()), job.optim.max_grad_norm)
     if run.accelerator.scaler is None:
         dropped = optimizer.guard(run.inner, norm)

@@ -9,20 +9,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from finetune import files
+from finetune import files, randomness
 from finetune.adapters import embedding
 from finetune.adapters.read import read
-from finetune.data import keys
+from finetune.config.optimizers import OPTIMIZERS
 from finetune.data.encoded import Text
 from finetune.errors import DataError
 from finetune.evaluation import heldout
 from finetune.families import load, source
 from finetune.families.load import Family
+from finetune.results import checkpoint
 from finetune.sampling import draw
 from finetune.sampling.generate import compose
-from finetune.training import checkpoint
 from finetune.training.loop import Training
-from finetune.training.optimizers import OPTIMIZERS, own_average
+from finetune.training.optimizer import own_average
 from finetune.training.tracking import Tracker
 
 
@@ -184,7 +184,7 @@ class Observer:
         rows, folder, made = [], self.out / "samples", []
         for prompt, text in texts.items():
             self.poll()
-            number = keys.number(run.seed, "sample", prompt)
+            number = randomness.number(run.seed, "sample", prompt)
             seed, name = number % 2**31, f"{number % 16**6:06x}"
             try:
                 image = draw.draw(family, pipeline, [(text, unconditional)], [seed], steps, guidance, self.side)[0]

@@ -1,43 +1,145 @@
-"""The learning rate as a function of the step, an update that a non-finite gradient cannot pass, and state that can be kept."""
+"""What moves the weights: the optimizers, each of its own library, an update that a non-finite gradient cannot pass, and state that can
+be kept. The torch-free table is config/optimizers.py."""
 
-import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
+from finetune import randomness
 from finetune.config.optim import Optim
+from finetune.config.optimizers import check_rates
 from finetune.methods.method import Group
-from finetune.training.checkpoint import State
+from finetune.results.checkpoint import State
+
+Rows = list[dict[str, Any]]  # parameter groups
 
 
-def _restarts(p: float, o: Optim) -> float:
-    """Cosine, `cycles` times over."""
-    return 0.5 + 0.5 * math.cos(math.pi * (p * o.cycles % 1.0)) if p < 1 else 0.0
+def _adamw(rows: Rows, o: Optim) -> torch.optim.Optimizer:
+    """Fused: one kernel a step, and it takes `found_inf`, which drops an update on the device without a look from the host."""
+    return torch.optim.AdamW(rows, betas=o.betas, fused=True)
 
 
-def _stable(p: float, o: Optim) -> float:
-    """Warmup, stable, decay (Hu et al. 2024, arXiv:2404.06395): constant, and in the last share of the steps down to 0."""
-    return min(1.0, (1 - p) / o.decay)
+def _bitsandbytes(name: str) -> Callable[[Rows, Optim], torch.optim.Optimizer]:
+    def make(rows: Rows, o: Optim) -> torch.optim.Optimizer:
+        import bitsandbytes
+
+        made: torch.optim.Optimizer = getattr(bitsandbytes.optim, name)(rows, betas=o.betas)
+        return made
+
+    return make
 
 
-# Multipliers of the peak rate, as functions of progress in [0, 1] after warmup.
-SHAPES: dict[str, Callable[[float, Optim], float]] = {
-    "constant": lambda p, o: 1.0,
-    "linear": lambda p, o: 1.0 - p,
-    "cosine": lambda p, o: 0.5 + 0.5 * math.cos(math.pi * p),
-    "cosine-restarts": _restarts,
-    "polynomial": lambda p, o: (1.0 - p) ** o.power,
-    "wsd": _stable,
+def _adafactor(rows: Rows, o: Optim) -> torch.optim.Optimizer:
+    """With our rate as it stands: its own, which goes by the size of a weight, would hardly move an adapter that begins at 0."""
+    from transformers.optimization import Adafactor
+
+    made: torch.optim.Optimizer = Adafactor(rows, scale_parameter=False, relative_step=False, warmup_init=False)
+    return made
+
+
+def _lion(rows: Rows, o: Optim) -> torch.optim.Optimizer:
+    from lion_pytorch import Lion
+
+    made: torch.optim.Optimizer = Lion(rows, betas=o.betas)
+    return made
+
+
+def _prodigy(rows: Rows, o: Optim) -> torch.optim.Optimizer:
+    """With bias correction and without growth during warmup, as its authors advise for diffusion models."""
+    from prodigyopt import Prodigy
+
+    made: torch.optim.Optimizer = Prodigy(rows, betas=o.betas, use_bias_correction=True, safeguard_warmup=True)
+    return made
+
+
+def _schedule_free(rows: Rows, o: Optim) -> torch.optim.Optimizer:
+    from schedulefree import AdamWScheduleFree
+
+    made: Any = AdamWScheduleFree(rows, betas=o.betas)
+    made.train()
+    return made  # type: ignore[no-any-return]
+
+
+class RoundedAdamW(torch.optim.Optimizer):
+    """AdamW on bf16 weights: computed in fp32 for one tensor at a time, and rounded up or down at random, so that small steps are not
+    lost on average (Zamirai et al. 2021, arXiv:2010.06192). Moments are fp32; what is drawn is a function of (seed, step, tensor), on the
+    device: there are as many numbers as weights."""
+
+    found_inf: Tensor | None = None
+
+    def __init__(self, rows: Rows, o: Optim, seed: int) -> None:
+        super().__init__(rows, {"betas": o.betas, "eps": 1e-8, "rounds": 0})
+        self.seed = seed
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        number = 0
+        for group in self.param_groups:
+            for p in group["params"]:
+                number += 1
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    zero = torch.zeros_like(p, dtype=torch.float32)
+                    state |= {"step": torch.zeros((), device=p.device), "exp_avg": zero, "exp_avg_sq": zero.clone()}
+                master = p.float()
+                adamw(
+                    [master], [p.grad.float()], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]], fused=True, amsgrad=False,
+                    beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"],
+                    eps=group["eps"], maximize=False, found_inf=self.found_inf,
+                )  # fmt: skip
+                g = torch.Generator(p.device).manual_seed(randomness.number(self.seed, "rounding", group["rounds"], number))
+                p.copy_(rounded(master, g))
+            group["rounds"] += 1
+
+
+def rounded(x: Tensor, generator: torch.Generator) -> Tensor:
+    """fp32 to one of its two neighbours in bf16, the nearer the likelier."""
+    noise = torch.randint(0, 1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator)
+    return ((x.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32).bfloat16()
+
+
+MAKERS: dict[str, Callable[[Rows, Optim], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adamw8bit": _bitsandbytes("AdamW8bit"),
+    "paged-adamw8bit": _bitsandbytes("PagedAdamW8bit"),
+    "adafactor": _adafactor,
+    "lion": _lion,
+    "prodigy": _prodigy,
+    "schedule-free": _schedule_free,
 }
 
 
-def learning_rate(o: Optim, step: int) -> float:
-    """The rate of optimizer step `step` (0-based) as a share of its peak, whatever the number of processes."""
-    if step < o.warmup:
-        return (step + 1) / o.warmup
-    return SHAPES[o.schedule]((step - o.warmup) / max(1, o.steps - o.warmup), o)
+def make(rows: Rows, o: Optim, seed: int) -> torch.optim.Optimizer:
+    """The optimizer of groups that hold `params`, `lr` and `weight_decay`.
+
+    Raises:
+        ConfigError: it finds one rate for all, and the groups have several.
+    """
+    check_rates(o.optimizer, [row["lr"] for row in rows])
+    if o.masters == "bf16":
+        return RoundedAdamW(rows, o, seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="prodigyopt")
+        return MAKERS[o.optimizer](rows, o)
+
+
+@torch.no_grad()
+def own_average(inner: Any, trainable: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """What the optimizer's average is; its switch is not turned back, as that would round, but the weights are put in again."""
+    live = {n: p.detach().clone() for n, p in trainable.items()}
+    inner.eval()
+    average = {n: p.detach().clone() for n, p in trainable.items()}
+    for name, p in trainable.items():
+        p.copy_(live[name])
+    for group in inner.param_groups:
+        group["train_mode"] = True
+    return average
 
 
 def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from finetune.config import optimizers
 from finetune.config.job import Job
+from finetune.config.optimizers import OPTIMIZERS
 from finetune.data.plan import IndexPlan, describe
 from finetune.data.sample import Found, Pictures
 from finetune.families import load
@@ -18,10 +20,8 @@ from finetune.families.load import Family
 from finetune.methods import adapter, method
 from finetune.methods.adapter import Start
 from finetune.objectives.objective import objective
-from finetune.sampling import draw
-from finetune.training import automatic, optimizers, result
-from finetune.training.optimizers import OPTIMIZERS
-from finetune.training.requirements import (
+from finetune.preparation import automatic
+from finetune.preparation.requirements import (
     add_tokens,
     base,
     buckets,
@@ -35,7 +35,9 @@ from finetune.training.requirements import (
     shown,
     side,
 )
-from finetune.training.start import start
+from finetune.preparation.start import start
+from finetune.results import export
+from finetune.sampling import draw
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 # Coarse, on purpose: sustained multiply-adds a second in training. CPU: one core-pair with AVX-512; accelerator: a consumer card in bf16.
@@ -71,7 +73,7 @@ def trainable(job: Job, family: Family, learned: dict[str, Start] | None) -> lis
         widths = [nets[p].get_input_embeddings().weight.shape[1] for p in spec.text]  # type: ignore[operator]
         count = len(m.new_tokens) * m.vectors * sum(widths)
         out.append({"part": "new_tokens", "parameters": count, "lr": method.token_rate(job), "weight_decay": 0.0})
-    optimizers.check_rates(job.optim, [g["lr"] for g in out])
+    optimizers.check_rates(job.optim.optimizer, [g["lr"] for g in out])
     return out
 
 
@@ -83,7 +85,7 @@ def written(job: Job, skeleton: nn.Module, matched: list[str], count: int) -> in
     layers: list[Any] = [skeleton.get_submodule(name) for name in matched]
     if job.run.format == "svd":
         return sum(m.rank * (len(layer.weight) + layer.weight[0].numel()) for layer in layers)
-    if result.held(job) == "full":
+    if export.held(job) == "full":
         return sum(layer.weight.numel() for layer in layers)
     return count * (2 if m.init in adapter.FROM_BASE else 1)
 
@@ -122,12 +124,12 @@ def fit(job: Job) -> tuple[int, dict[str, int]]:
 
 def check(job: Job, family: Family, captions: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
     """What `Runner.prepare` refuses, refused here too; returns the adapted layers, and what trains, by groups."""
-    optimizers.check(job.optim, torch.accelerator.current_accelerator() or torch.device("cpu"))
+    optimizers.check(job.optim.optimizer, (torch.accelerator.current_accelerator() or torch.device("cpu")).type)
     check_drawing(job, family)
     check_subject(job, family, planned(job))
     add_tokens(job, family, captions)
     learned = start(job, family)
-    return result.check(job, family, learned), trainable(job, family, learned)
+    return export.check(job, family, learned), trainable(job, family, learned)
 
 
 def plan(job: Job) -> Plan:
@@ -146,7 +148,7 @@ def plan(job: Job) -> Plan:
     long = report_long_captions(family, captions, lines.append)
     skeleton = family.parts.skeleton(where.spec.denoiser)
     objective(family.schedule(), job.objective)
-    lines += family.notes() + result.notes(job, family, matched)
+    lines += family.notes() + export.notes(job, family, matched)
     count = sum(trains.values())
     frozen = sum(p.numel() for p in skeleton.parameters()) - (trains.get(method.DENOISER, 0) if job.method.kind == "full" else 0)
     device = "accelerator" if torch.accelerator.is_available() else "cpu"

@@ -11,17 +11,19 @@ from torch import Tensor, nn
 
 from finetune import config
 from finetune.config import Job
+from finetune.config.optimizers import OPTIMIZERS
 from finetune.errors import ConfigError, DataError, line
 from finetune.families import load, trust
 from finetune.families.load import Family
 from finetune.methods import method
 from finetune.methods.adapter import Start
 from finetune.methods.method import Group
-from finetune.training import checkpoint, optimizer, optimizers, result
-from finetune.training.checkpoint import State
-from finetune.training.optimizers import OPTIMIZERS, own_average
-from finetune.training.requirements import base, side
-from finetune.training.start import start
+from finetune.preparation.requirements import base, side
+from finetune.preparation.start import start
+from finetune.results import checkpoint, export
+from finetune.results.checkpoint import State
+from finetune.training import optimizer
+from finetune.training.optimizer import own_average
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ class Rebuilt:
         """What a run that ended at this step would have written, beside its own files; by kind."""
         job, family = self.job, self.family
         fingerprint = family.source.fingerprint(family.spec.denoiser)
-        said = result.contract(job, family, fingerprint, side(job, family), self.start, step)
-        return result.write(self.folder, job, family, said, data, self.nets, name)
+        said = export.contract(job, family, fingerprint, side(job, family), self.start, step)
+        return export.write(self.folder, job, family, said, data, self.nets, name)
 
 
 def write_step(folder: Path, step: int, base: str | None = None) -> dict[str, Path]:
@@ -101,7 +103,7 @@ def _average(run: Rebuilt, saved: State) -> State:
     o = run.job.optim
     if not OPTIMIZERS[o.optimizer].averages:
         return _under(saved, "ema/")
-    made = optimizers.make(optimizer.rows(run.groups), o, run.job.run.seed)
+    made = optimizer.make(optimizer.rows(run.groups), o, run.job.run.seed)
     optimizer.restore(made, list(run.trainable), _under(saved, "optimizer/"))
     return own_average(made, run.trainable)
 

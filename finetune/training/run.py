@@ -12,6 +12,7 @@ import torch
 from finetune import config, files
 from finetune.adapters.contract import Contract
 from finetune.adapters.write import DTYPES
+from finetune.config import optimizers
 from finetune.config.job import Job
 from finetune.data import prune
 from finetune.data.plan import IndexPlan, describe
@@ -20,30 +21,18 @@ from finetune.families import load, trust
 from finetune.header import tensors_file
 from finetune.methods import adapter, method
 from finetune.objectives.objective import objective
-from finetune.training import (
-    checkpoint,
-    clean,
-    device,
-    finished,
-    lock,
-    optimizer,
-    optimizers,
-    plan,
-    record,
-    requirements,
-    result,
-    signals,
-    summary,
-    verdict,
-)
+from finetune.preparation import requirements
+from finetune.preparation.class_pictures import ClassPictures
+from finetune.preparation.encoding import Work, encode
+from finetune.preparation.requirements import add_tokens, buckets, check_drawing, check_subject, cut, pictures, settled, shown, side
+from finetune.preparation.start import start
+from finetune.results import checkpoint, clean, export, finished, lock, record, summary, verdict
+from finetune.results.earlier import Earlier
+from finetune.training import device, optimizer, plan, signals
 from finetune.training.average import PowerAverages
-from finetune.training.class_pictures import ClassPictures
-from finetune.training.earlier import Earlier
-from finetune.training.encoding import Work, encode
 from finetune.training.loop import Step, Training, loop
 from finetune.training.observe import Observer, Weights, averaged
-from finetune.training.requirements import add_tokens, buckets, check_drawing, check_subject, cut, pictures, settled, shown, side
-from finetune.training.start import start
+from finetune.training.schedule import learning_rate
 from finetune.training.tracking import Tracker
 
 
@@ -103,11 +92,11 @@ class Runner:
         check_subject(job, self.family, self.global_batch)
         add_tokens(job, self.family, self.pictures.captions)
         self.objective = objective(self.family.schedule().to(self.accelerator.device), job.objective)
-        optimizers.check(job.optim, self.accelerator.device)
+        optimizers.check(job.optim.optimizer, self.accelerator.device.type)
         self.start = start(job, self.family)
-        layers = result.check(job, self.family, self.start)
+        layers = export.check(job, self.family, self.start)
         plan.trainable(job, self.family, self.start)
-        for note in self.family.notes() + result.notes(job, self.family, layers):
+        for note in self.family.notes() + export.notes(job, self.family, layers):
             self.tracker.say(note)
         if self.main:
             files.check_writable(self.out)
@@ -181,12 +170,12 @@ class Runner:
         groups = method.attach(family, nets, job, self.start)
         trainable = {n: p for g in groups for n, p in g.parameters.items()}
         if job.run.gradient_checkpointing:
-            result.recompute(nets)
+            export.recompute(nets)
         for group in groups:
             count, part = sum(p.numel() for p in group.parameters.values()), next(iter(group.parameters)).rpartition(".")[0]
             what = "new tokens" if group.parameters.keys() <= {f"{p}.new_tokens" for p in nets} else part.split(".")[0].replace("_", " ")
             self.tracker.say(f"trains: {what}, {count:,} parameters, rate {group.lr:g}, decay {group.weight_decay:g}")
-        made = optimizers.make(optimizer.rows(groups), job.optim, job.run.seed)
+        made = optimizer.make(optimizer.rows(groups), job.optim, job.run.seed)
         module, prepared = accelerator.prepare(Step(family, nets, self.texts, lambda: adapter.disabled(nets.values())), made)
         sides = self.pictures.train, self.pictures.classes
         samples = [s for side in sides for s in side]
@@ -228,7 +217,7 @@ class Runner:
                 training,
                 first,
                 stopping=self.stopping,
-                log=lambda step, loss: log(step, loss, job.optim.lr * optimizer.learning_rate(job.optim, step - 1), job.run.log_every),
+                log=lambda step, loss: log(step, loss, job.optim.lr * learning_rate(job.optim, step - 1), job.run.log_every),
                 look_at=self.look,
                 save=lambda step: self.save(training, step),
             )
@@ -299,7 +288,7 @@ class Runner:
         }
         if self.accelerator.scaler:
             facts["updates that the fp16 scaler skipped"] = training.skipped
-        result.write_card(self.out, job, self.contract, written, self.family.source.licence, facts, samples)
+        export.write_card(self.out, job, self.contract, written, self.family.source.licence, facts, samples)
         prompts = [*job.run.sample_prompt, *filter(None, [job.trigger]), self.pictures.train[0].caption]
         said = made | {
             "files": sorted(made),
@@ -331,11 +320,11 @@ class Runner:
 
     @property
     def contract(self) -> Contract:
-        return result.contract(self.job, self.family, self.base_sha, self.side, self.start)
+        return export.contract(self.job, self.family, self.base_sha, self.side, self.start)
 
     @property
     def of_pictures(self) -> dict[str, str]:
-        return result.of_pictures(self.job, self.pictures.train)
+        return export.of_pictures(self.job, self.pictures.train)
 
     def export(self, nets: Mapping[str, Any], name: str) -> dict[str, Path]:
-        return result.write(self.out, self.job, self.family, self.contract, self.of_pictures, nets, name, self.tracker.say)
+        return export.write(self.out, self.job, self.family, self.contract, self.of_pictures, nets, name, self.tracker.say)

@@ -48,7 +48,7 @@ def run_seeds(place: scenes.Place) -> list[bytes]:
 def read_run(place: scenes.Place, folder: Path, data: bytes) -> None:
     """What looks into a run's folder before it goes on, and what lists it."""
     from finetune.config.load import parse, read_yaml
-    from finetune.training import checkpoint, clean, earlier, finished
+    from finetune.results import checkpoint, clean, earlier, finished
 
     made = unpacked(place.root / "made", folder, data)
     clean.look(clean.runs(folder), whole=True)

@@ -10,8 +10,9 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPModel
 from vae import reconstruction_mse
 
+from finetune import randomness
 from finetune.bases import TINY
-from finetune.data import crop, keys
+from finetune.data import crop
 from finetune.evaluation.judge import Judge, found
 from finetune.sampling import draw
 
@@ -25,7 +26,7 @@ def pictures(pipe: StableDiffusionPipeline, prompts: list[str], guidance: float 
     out: list[Image.Image] = []
     for start in range(0, len(prompts), 20):
         some = prompts[start : start + 20]
-        seeds = [keys.generator(SEED, "card", p) for p in some]
+        seeds = [randomness.generator(SEED, "card", p) for p in some]
         out += pipe(some, num_inference_steps=STEPS, guidance_scale=guidance, generator=seeds).images
     return out
 
@@ -51,7 +52,7 @@ def train(node_modules: Path, out: Path) -> None:
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     judge, clip = Judge(), CLIPModel.from_pretrained(TINY / "clip", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(TINY / "tokenizer")
-    chosen = sorted((e for e in taught if e.name in judge.names), key=lambda e: keys.number(SEED, "names", e.name))[:NAMES]
+    chosen = sorted((e for e in taught if e.name in judge.names), key=lambda e: randomness.number(SEED, "names", e.name))[:NAMES]
     prompts, real_files = ask(chosen)
     images = pictures(pipe, prompts)
     right = [judge.names.index(e.name) for e in chosen]
@@ -70,7 +71,7 @@ def train(node_modules: Path, out: Path) -> None:
         "mse": reconstruction_mse(pipe.vae, torch.from_numpy(pixels([p for e in taught for p in e.pictures.values()]))),
         "mse fluent": reconstruction_mse(pipe.vae, torch.from_numpy(pixels(held))),
     }
-    sheet_names = sorted(taught, key=lambda e: keys.number(SEED, "sheet", e.name))[:SHEET]
+    sheet_names = sorted(taught, key=lambda e: randomness.number(SEED, "sheet", e.name))[:SHEET]
     sheet_prompts, _ = ask(sheet_names)
     contact_sheet(pictures(pipe, sheet_prompts), sheet_prompts).save(TINY / "contact-sheet.png", optimize=True)
     (TINY / "README.md").write_text(card(facts, taught, len(judge.names), sheet_prompts, pipe, out), encoding="utf-8")

@@ -12,7 +12,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, ResNetForImage
 from unet import build, schedule
 
 from finetune.bases import TINY, TINY_NAMES
-from finetune.training import checkpoint
+from finetune.results import checkpoint
 
 
 def pipeline(out: Path) -> StableDiffusionPipeline:

@@ -14,8 +14,8 @@ from data import Emoji, emojis, on_white
 from PIL import Image
 from views import views
 
+from finetune import randomness
 from finetune.bases import DEMO_HELD_OUT, DEMO_PICTURES, OWL
-from finetune.data import keys
 
 TESTS = Path(__file__).parents[2] / "tests"
 SUBJECT = "owl"  # of the concepts that the base never saw, the one that README and tests teach
@@ -66,7 +66,7 @@ def save_fluent(e: Emoji, path: Path) -> None:
 def demo_and_held_out(everyone: list[Emoji], ink: Ink) -> None:
     names = [n.strip() for n in DEMO_NAMES.replace("\n", "").split(";") if n.strip()]
     known = {e.name: e for e in everyone if e.taught and ink.body(e)}
-    others = sorted((e for n, e in known.items() if n not in names), key=lambda e: keys.number("ink held-out", e.name))
+    others = sorted((e for n, e in known.items() if n not in names), key=lambda e: randomness.number("ink held-out", e.name))
     write(DEMO_PICTURES, [known[n] for n in names], lambda e, path: ink.draw(e, 128).save(path, optimize=True), ".png")
     write(DEMO_HELD_OUT, others[:100], lambda e, path: ink.draw(e, 64).save(path, optimize=True), ".png")
     print(f"pictures: {len(names)} in {DEMO_PICTURES}, 100 of {len(others)} others in {TESTS / 'ink'}")

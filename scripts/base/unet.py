@@ -15,14 +15,16 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 from vae import encode
 
+from finetune import randomness
 from finetune.config.optim import Optim
-from finetune.data import keys
 from finetune.data.plan import IndexPlan, Slot
 from finetune.data.sample import Sample
 from finetune.methods.method import Group
 from finetune.objectives.diffusion import Diffusion, Schedule
 from finetune.objectives.weights import MinSNR
-from finetune.training import checkpoint, optimizer, optimizers
+from finetune.results import checkpoint
+from finetune.training import optimizer
+from finetune.training.schedule import learning_rate
 
 SEED, BATCH, LR, WARMUP = 13, 64, 1e-3, 300
 STEPS, COOLDOWN = 10_400, 0.25  # constant rate, then linear to 0 over the last quarter
@@ -36,7 +38,7 @@ def schedule() -> DDPMScheduler:
 
 
 def build() -> UNet2DConditionModel:
-    with keys.global_rng(SEED, "unet"):
+    with randomness.global_rng(SEED, "unet"):
         unet = UNet2DConditionModel(
             sample_size=16, in_channels=4, out_channels=4, block_out_channels=(48, 96, 160), layers_per_block=1,
             cross_attention_dim=128, attention_head_dim=(2, 3, 5), norm_num_groups=16,
@@ -56,8 +58,8 @@ def text_table(tokenizer: CLIPTokenizer, clip: CLIPModel, texts: list[str]) -> T
 
 def new_word(*key: int | str) -> str:
     """A word that means nothing, such as "zorbeka": two or three syllables."""
-    syllables = range(2 + keys.number(SEED, "length", *key) % 2)
-    pick = [keys.number(SEED, "syllable", i, *key) for i in syllables]
+    syllables = range(2 + randomness.number(SEED, "length", *key) % 2)
+    pick = [randomness.number(SEED, "syllable", i, *key) for i in syllables]
     return "".join("bdfgklmnprstvz"[n % 14] + "aeiou"[n // 14 % 5] + ("", "", "n", "r", "k")[n // 70 % 5] for n in pick)
 
 
@@ -67,14 +69,14 @@ def pick_caption(e: Emoji, options: list[tuple[str, float]], step: int, slot: in
     Words that mean nothing teach the denoiser to draw what it knows of a caption and to let the rest be: a trigger word or the
     name of a new style then starts from a whole picture, and not from the noise that an unknown word would otherwise bring.
     """
-    if keys.uniform(SEED, "dropout", step, slot) < DROPOUT:
+    if randomness.uniform(SEED, "dropout", step, slot) < DROPOUT:
         return ""
-    if keys.uniform(SEED, "new word", step, slot) < NEW_WORDS:
+    if randomness.uniform(SEED, "new word", step, slot) < NEW_WORDS:
         word = new_word(step, slot)
         name = e.name if e.taught else e.kind
         forms = (f"{name}, {word} style", f"{name}, {word} style", f"{word} {name}", f"{word} {e.kind}")
-        return forms[keys.number(SEED, "form", step, slot) % 4]
-    u = keys.uniform(SEED, "caption", step, slot)
+        return forms[randomness.number(SEED, "form", step, slot) % 4]
+    u = randomness.uniform(SEED, "caption", step, slot)
     for caption, p in options:
         u -= p
         if u < 0:
@@ -100,7 +102,7 @@ def vary(x: Tensor, g: torch.Generator) -> Tensor:
 
 def pick_variant(step: int, slot: int) -> int:
     """The picture itself in half of the draws, else one of its variants."""
-    n = keys.number(SEED, "look", step, slot)
+    n = randomness.number(SEED, "look", step, slot)
     return 0 if n % 2 else 1 + n // 2 % VARIANTS
 
 
@@ -116,7 +118,7 @@ class Data:
         clip, tokenizer = CLIPModel.from_pretrained(out / "clip").eval(), CLIPTokenizer.from_pretrained(out / "tokenizer")
         self.names = [f"{e.unified} {style}" for e, style in drawn[: self.taught]]
         plain = torch.from_numpy(pixels([e.pictures[style] for e, style in drawn]))
-        looks = [plain] + [vary(plain, keys.generator(SEED, "variant", i)) for i in range(VARIANTS)]
+        looks = [plain] + [vary(plain, randomness.generator(SEED, "variant", i)) for i in range(VARIANTS)]
         self.latents = torch.stack([encode(vae, look) * vae.config.scaling_factor for look in looks], 1)
         self.options = [captions(e, s) if e.taught else [(f"{e.kind}, {s} style", 0.8), (e.kind, 0.2)] for e, s in drawn]
         texts = sorted({c for o in self.options for c, _ in o} | {""})
@@ -126,15 +128,15 @@ class Data:
 
     def pick(self, slot: Slot, step: int) -> int:
         """The planned picture, or in a quarter of the draws one of those that are not taught by name."""
-        if keys.uniform(SEED, "other", step, slot.slot) >= OTHERS:
+        if randomness.uniform(SEED, "other", step, slot.slot) >= OTHERS:
             return slot.sample
-        return self.taught + keys.number(SEED, "which other", step, slot.slot) % (len(self.emoji) - self.taught)
+        return self.taught + randomness.number(SEED, "which other", step, slot.slot) % (len(self.emoji) - self.taught)
 
     def batch(self, slots: list[Slot], step: int, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         picked = [self.pick(s, step) for s in slots]
         x_0 = self.latents[picked, [pick_variant(step, s.slot) for s in slots]]
-        noise = torch.stack([torch.randn(x_0.shape[1:], generator=keys.generator(SEED, "noise", step, s.slot)) for s in slots])
-        t = torch.tensor([keys.number(SEED, "timestep", step, s.slot) % steps for s in slots])
+        noise = torch.stack([torch.randn(x_0.shape[1:], generator=randomness.generator(SEED, "noise", step, s.slot)) for s in slots])
+        t = torch.tensor([randomness.number(SEED, "timestep", step, s.slot) % steps for s in slots])
         captions = [pick_caption(self.emoji[i], self.options[i], step, s.slot) for i, s in zip(picked, slots, strict=True)]
         text = torch.stack([self.texts[self.row[c]] if c in self.row else self.encode([c])[0] for c in captions])
         return x_0, noise, t, text
@@ -161,7 +163,7 @@ def train(node_modules: Path, out: Path) -> None:
     objective = Diffusion(noise_schedule, MinSNR(5.0))
     plan = IndexPlan([Sample(n, n, (n,), bytes) for n in data.names], BATCH, SEED)
     names, parameters = zip(*unet.named_parameters(), strict=True)
-    adamw = optimizers.make(optimizer.rows([Group(dict(zip(names, parameters, strict=True)), LR, 0.01)]), RATE, SEED)
+    adamw = optimizer.make(optimizer.rows([Group(dict(zip(names, parameters, strict=True)), LR, 0.01)]), RATE, SEED)
     shadow, first = [p.detach().clone() for p in parameters], 0
     for folder in checkpoint.valid(out / "checkpoints"):
         tensors, facts = checkpoint.load(folder)
@@ -178,7 +180,7 @@ def train(node_modules: Path, out: Path) -> None:
     )
     losses: list[float] = []
     for step in range(first, STEPS):
-        optimizer.set_rate(adamw, optimizer.learning_rate(RATE, step), step / STEPS)
+        optimizer.set_rate(adamw, learning_rate(RATE, step), step / STEPS)
         slots = plan.slots(step)[rank::world]
         x_0, noise, t, text = data.batch(slots, step, noise_schedule.steps)
         weights = torch.tensor([s.weight for s in slots])

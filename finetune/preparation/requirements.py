@@ -17,8 +17,8 @@ from finetune.errors import ConfigError
 from finetune.families import single_file, source
 from finetune.families.load import Family
 from finetune.families.source import Source
+from finetune.preparation import automatic
 from finetune.sampling import draw
-from finetune.training import automatic
 
 RARE = 40_000  # place in CLIP's vocabulary, which is ordered by frequency, from which an entry is no common word; sks is 48,136
 

@@ -3,19 +3,32 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from finetune.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from finetune.config.method import Method
-
 Settings = dict[str, Any]
 
 
-def anything(method: "Method", layer: str, shape: Sequence[int]) -> None:
+class Chosen(Protocol):
+    """What an adapter type looks at of the settings in config/method.py."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def targets(self) -> str: ...
+    @property
+    def init(self) -> str: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def factor(self) -> int: ...
+
+
+def anything(method: Chosen, layer: str, shape: Sequence[int]) -> None:
     """A type that adapts every linear and convolution layer."""
 
 
@@ -37,7 +50,7 @@ class Row:
     about: str
     paper: str
     config: str  # class in peft
-    settings: Callable[["Method"], Settings]  # its arguments, beside the layers and their ranks
+    settings: Callable[[Chosen], Settings]  # its arguments, beside the layers and their ranks
     file: str = ""  # kind of the written weights
     tensors: Mapping[str, str] = field(default_factory=dict)
     folded: tuple[str, ...] = ()
@@ -47,7 +60,7 @@ class Row:
     begin: str = ""
     after: frozenset[str] = frozenset()
     made: Mapping[str, str] = field(default_factory=dict)
-    check: Callable[["Method", str, Sequence[int]], None] = anything
+    check: Callable[[Chosen, str, Sequence[int]], None] = anything
     change: Callable[["Tensor", "Tensor"], "Tensor"] = addition
     rate: float = 1.0  # usual learning rate, as a multiple of LoRA's (docs/adapters.md)
 
@@ -68,11 +81,11 @@ LOKR = {"k1": "lokr_w1", "k1_a": "lokr_w1_a", "k1_b": "lokr_w1_b", "k2": "lokr_w
 INITS: dict[str, bool | str] = {"default": True, "gaussian": "gaussian", "orthogonal": "orthogonal", "pissa": "pissa", "olora": "olora"}
 
 
-def _lora(m: "Method") -> Settings:
+def _lora(m: Chosen) -> Settings:
     return {"lora_dropout": m.dropout, "init_lora_weights": INITS[m.init]}
 
 
-def _blocks(m: "Method", layer: str, shape: Sequence[int]) -> None:
+def _blocks(m: Chosen, layer: str, shape: Sequence[int]) -> None:
     inputs, size = prod(shape[1:]), m.rank
     if size < 2:
         raise ConfigError("--rank 1: OFT turns blocks of so many inputs, and one alone cannot be turned", "--rank 4 or more")

@@ -14,10 +14,10 @@ from finetune.config.load import section_model
 from finetune.data import sample
 from finetune.data.sample import Pictures
 from finetune.errors import ConfigError
+from finetune.results import checkpoint
+from finetune.results.finished import NAME as FINISHED
+from finetune.results.summary import NAME as SUMMARY
 from finetune.text import from_json
-from finetune.training import checkpoint
-from finetune.training.finished import NAME as FINISHED
-from finetune.training.summary import NAME as SUMMARY
 
 # Settings that `identity` holds in another form: as content, and as the global batch.
 COVERED = {

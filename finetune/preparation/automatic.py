@@ -8,8 +8,8 @@ from finetune.config.load import Settings
 from finetune.data.sample import Pictures
 from finetune.data.scan import AUTO_FRACTION
 from finetune.errors import ConfigError
+from finetune.results import checkpoint, summary
 from finetune.text import AUTO
-from finetune.training import checkpoint, summary
 
 SHARE = 0.1  # of the work of training that drawing may take
 MOST = 4  # prompts: as many rows as are looked at

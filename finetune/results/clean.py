@@ -13,7 +13,7 @@ from pathlib import Path
 from finetune import files
 from finetune.config import read_yaml
 from finetune.errors import ConfigError, DataError
-from finetune.training import checkpoint, lock, record, stored, summary
+from finetune.results import checkpoint, lock, record, stored, summary
 
 PARTS = {*checkpoint.PARTS, "manifest.json"}
 SECTIONS = {"model", "data", "method", "objective", "optim", "run"}  # of a run's record

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune.config import Job
-from finetune.training.summary import dropped
+from finetune.results.summary import dropped
 
 Verdict = Literal["learned", "no difference", "worse", "not measured"]
 ASIDE = 0.25  # of the pictures are held out by the line that a run names which cannot tell

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.errors import DataError
-from finetune.training import checkpoint, summary
+from finetune.results import checkpoint, summary
 
 
 @dataclass(frozen=True)
@@ -30,21 +30,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class SavedStep:
-    """A checkpoint of a run: no file that anything reads, until it is written as one."""
+    """A checkpoint of a run: no file that anything reads, until training/rebuilt.py writes it as one."""
 
     run: Path
     step: int
-
-    def write(self, base: str | None = None) -> Outcome:
-        """The files that the run would have ended with at this step, written beside its own. Loads its base, or the `base` that the user
-        names where the run was made elsewhere.
-
-        Raises:
-            DataError: the checkpoint is damaged.
-        """
-        from finetune.training.rebuilt import write_step
-
-        return Outcome.of(write_step(self.run, self.step, base))
 
 
 def find(path: Path) -> Outcome | SavedStep | None:

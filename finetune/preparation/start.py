@@ -3,12 +3,12 @@
 from finetune.adapters import landing
 from finetune.adapters.read import read
 from finetune.adapters.weights import Weights
+from finetune.config.adapter_types import ROWS, Row
 from finetune.config.job import Job
 from finetune.errors import ConfigError
 from finetune.families.load import Family
 from finetune.methods import method
 from finetune.methods.adapter import Change, Learned, Size, Start
-from finetune.methods.rows import ROWS, Row
 
 
 def start(job: Job, family: Family) -> dict[str, Start] | None:

@@ -19,6 +19,7 @@ from finetune.adapters.read import read
 from finetune.adapters.readers import Traits, readings, sentences
 from finetune.adapters.weights import Weights
 from finetune.adapters.write import DTYPES, export
+from finetune.config.adapter_types import ROWS
 from finetune.config.job import Job
 from finetune.data.captions import tags
 from finetune.data.sample import Sample
@@ -29,8 +30,7 @@ from finetune.families.spec import FAMILIES
 from finetune.methods import adapter, method, textual_inversion
 from finetune.methods.adapter import Size, Start
 from finetune.methods.method import DENOISER
-from finetune.methods.rows import ROWS
-from finetune.training import record
+from finetune.results import record
 
 
 def layout(job: Job, family: Family) -> str:

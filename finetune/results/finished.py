@@ -11,9 +11,9 @@ from typing import Any
 
 from finetune import __version__, files
 from finetune.config.job import Job
+from finetune.results import verdict
+from finetune.results.summary import dropped, public, read, whole
 from finetune.text import from_json
-from finetune.training import verdict
-from finetune.training.summary import dropped, public, read, whole
 
 NAME = "finished.json"
 

@@ -9,7 +9,7 @@ from typing import Any
 from finetune.config.job import Job
 from finetune.data.sample import Pictures
 from finetune.errors import ConfigError
-from finetune.training import checkpoint, record, summary
+from finetune.results import checkpoint, record, summary
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from finetune import files
 from finetune.data import prune
 from finetune.errors import ConfigError
+from finetune.results import lock
 from finetune.text import from_json
-from finetune.training import lock
 
 CLASSES = "class-pictures"  # the folder of all class pictures that bases drew
 DRAWN = re.compile(r"class-[0-9a-f]{12}-\d{6}\.png")

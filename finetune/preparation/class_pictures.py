@@ -12,13 +12,12 @@ from finetune.config.job import Job
 from finetune.data import cache, folder, scan
 from finetune.data.captions import Wording
 from finetune.data.decode import EXTENSIONS
-from finetune.data.encoded import texts
 from finetune.data.sample import Found, Sample
 from finetune.data.scan import Origin
 from finetune.errors import ConfigError
-from finetune.families.load import Family
+from finetune.families.load import Family, texts
+from finetune.results.stored import CLASSES, DRAWN
 from finetune.sampling import draw
-from finetune.training.stored import CLASSES, DRAWN
 
 Phase = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 

@@ -1,0 +1,165 @@
+"""The phase before training: pictures to latents, captions to hidden states, by all processes together; then the encoders are freed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from finetune import randomness
+from finetune.config.job import Job
+from finetune.data import cache, decode, prune
+from finetune.data.cache import Cache
+from finetune.data.crop import cut_mask, to_tensor
+from finetune.data.encoded import VERSION, Encoded, Text, Variant, at_once, caption_keys, picture_jobs, prepared
+from finetune.data.sample import Pictures, Size
+from finetune.errors import DataError
+from finetune.families.load import Family, texts
+from finetune.preparation.requirements import pixels, report_long_captions
+
+ROOM = 0.1  # latents go to the accelerator where they take no more than this part of its free memory
+Phase = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+
+
+def _no_wait() -> None: ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """Who does what: this process's place among all, what shows progress, and what raises when a signal came."""
+
+    phase: Phase
+    say: Callable[[str], None]
+    poll: Callable[[], None] = _no_wait
+    rank: int = 0
+    world: int = 1
+    wait: Callable[[], None] = _no_wait  # for all processes
+    note: Path | None = None  # what the cache notes as the user of its entries, if not the run's folder
+
+    def share(self, count: int) -> slice:
+        """One of `world` equal parts, in one piece, so that shards are as few as may be."""
+        return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+
+
+def encode(job: Job, family: Family, pictures: Pictures, prompts: Sequence[str], work: Work) -> tuple[Encoded, dict[str, Text]]:
+    """Latents of all pictures; and what the text encoders make of captions and prompts, unless they are to stay live."""
+    captions = sorted({*pictures.captions, *map(job.preserved, pictures.captions), *prompts})
+    report_long_captions(family, captions, work.say)
+    shown = pixels(job)
+    jobs = picture_jobs([*pictures.train, *pictures.classes], shown, pictures.held)
+    store, names = latents_of(family), {} if job.method.live else caption_keys(captions)
+    if work.rank == 0:
+        used = {store.root: [j.name for batch in jobs for j in batch]}
+        prune.remember(work.note or job.run.folder, used | ({texts_of(family).root: names.values()} if names else {}))
+    _latents(family, jobs, shown.background, store, work)
+    made = Encoded(pictures.all, store, shown, lambda job: _again(family, job, shown.background, store))
+    if family.device.type == "cuda":
+        made.place(family.device, int(torch.cuda.mem_get_info(family.device)[0] * ROOM))
+    return made, _texts(family, names, work) if names else {}
+
+
+def _again(family: Family, job: Variant, background: str, store: Cache) -> None:
+    """Encodes a picture whose latents were damaged since they were looked for, as it was before."""
+    with randomness.global_rng("encode again"):
+        encode_pictures(family, [[job]], background, store, lambda count: None)
+    family.parts.free("vae")
+
+
+def _latents(family: Family, jobs: list[list[Variant]], background: str, store: Cache, work: Work) -> None:
+    mine = jobs[work.share(len(jobs))]
+    with work.phase("encoding pictures", sum(map(len, mine))) as tick:
+
+        def done(count: int) -> None:
+            for _ in range(count):
+                tick()
+            work.poll()
+
+        try:
+            encode_pictures(family, mine, background, store, done)
+        except DataError as e:
+            e.shared = False  # the other processes have other pictures, and do not know
+            raise
+    work.wait()
+    store.refresh()  # what the others encoded
+    family.parts.free("vae")
+
+
+def _texts(family: Family, names: dict[str, bytes], work: Work) -> dict[str, Text]:
+    store = texts_of(family)
+    mine = list(names)[work.share(len(names))]
+    with work.phase("encoding captions", len(mine)) as tick:
+
+        def done() -> None:
+            tick()
+            work.poll()
+
+        encode_captions(family, {c: names[c] for c in mine}, store, done)
+    work.wait()
+    store.refresh()
+    family.parts.free(*family.spec.text)
+    return {caption: store[name] for caption, name in names.items()}
+
+
+def latents_of(family: Family) -> Cache:
+    """The cache of what this family's autoencoder makes."""
+    return Cache(cache.space("latents", vae=family.source.fingerprint("vae"), decoder=decode.VERSION, encoder=VERSION))
+
+
+def encode_pictures(family: Family, jobs: Sequence[Sequence[Variant]], background: str, store: Cache, tick: Callable[[int], None]) -> None:
+    """Encodes what `store` lacks and keeps it, even if `tick` raises, which is called with the number of pictures done."""
+    try:
+        with ThreadPoolExecutor() as pool:
+            for batch in jobs:
+                missing = [job for job in batch if job.name not in store]
+                for row, job in zip(_encode(family, missing, background, pool), missing, strict=True):
+                    store.put(job.name, row)
+                tick(len(batch))
+    finally:
+        store.flush()
+
+
+def _encode(family: Family, jobs: Sequence[Variant], background: str, pool: ThreadPoolExecutor) -> list[Text]:
+    """The rows of pictures of one size. As many are always encoded at once, so that a row does not depend on its neighbours."""
+    if not jobs:
+        return []
+    made = list(pool.map(lambda job: prepared(job.sample, job.view, background), jobs))
+    pixels = torch.stack([to_tensor(p.image) for p in made])
+    padded = torch.cat([pixels, pixels[-1:].expand(at_once(jobs[0].sample.size) - len(jobs), *pixels.shape[1:])])
+    mean, deviation = (t[: len(jobs)].cpu() for t in family.encode(padded))
+    if odd := next((job for job, *row in zip(jobs, mean, deviation, strict=True) if not all(t.isfinite().all() for t in row)), None):
+        raise DataError(f"{odd.sample.name}: the autoencoder of {family.source.id} makes no finite numbers of it", "remove the picture")
+    rows = [{"mean": m, "deviation": d, "crop": torch.tensor(p.crop)} for m, d, p in zip(mean, deviation, made, strict=True)]
+    grid = Size(*mean.shape[-2:])
+    masks = [None if p.mask is None else _mask(job, p.mask, grid) for job, p in zip(jobs, made, strict=True)]
+    return [row if mask is None else row | {"mask": mask} for row, mask in zip(rows, masks, strict=True)]
+
+
+def _mask(job: Variant, mask: Image, grid: Size) -> Tensor:
+    made = cut_mask(mask, job.sample.size, grid, job.view)
+    if not made.any():
+        raise DataError(f"the mask of {job.sample.name}: nothing of the part that is trained on is white", "correct or remove the mask")
+    return made
+
+
+def texts_of(family: Family) -> Cache:
+    """The cache of what this family's text encoders make."""
+    weights = family.source.fingerprint(*family.spec.text, *family.spec.tokenizers)
+    return Cache(cache.space("texts", window=family.window, text_encoder=weights, dtype=str(family.dtype), encoder=VERSION))
+
+
+def encode_captions(family: Family, names: Mapping[str, bytes], store: Cache, tick: Callable[[], None]) -> None:
+    """Encodes what `store` lacks; one caption at a time, as what is kept must not depend on its neighbours."""
+    try:
+        for caption, name in names.items():
+            if not store.sound(name):
+                row = texts(family, [caption])[0]
+                if not all(t.isfinite().all() for t in row.values()):
+                    raise DataError(f"the text encoder of {family.source.id} makes no finite numbers of {caption[:60]!r}")
+                store.put(name, row)
+            tick()
+    finally:
+        store.flush()
