@@ -12,7 +12,7 @@ from finetune.adapters.read import Adapter, read
 from finetune.adapters.weights import Weights
 from finetune.adapters.write import export
 from finetune.errors import ConfigError, DataError
-from finetune.families.spec import FAMILIES
+from finetune.families.catalogue import FAMILIES
 
 FORMS = ("kohya", "diffusers", "peft", "full", "svd")
 

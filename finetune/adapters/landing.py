@@ -114,8 +114,8 @@ def _told(of: Shapes, modules: Modules) -> bool:
 @cache
 def _shipped(name: str, family: str) -> Shapes | None:
     from finetune.families import load, single_file
+    from finetune.families.catalogue import FAMILIES
     from finetune.families.source import Source
-    from finetune.families.spec import FAMILIES
 
     configs = single_file.shipped(name)
     spec = next(s for s in FAMILIES if configs["model_index.json"]["_class_name"] in s.pipelines)

@@ -7,7 +7,7 @@ measured once with their own code, as a share of the file's change of the weight
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from finetune.families.spec import FAMILIES
+from finetune.families.catalogue import FAMILIES
 
 TOOLS = ("ComfyUI", "Forge", "A1111", "SD.Next", "InvokeAI", "sd-scripts", "LyCORIS", "SGLang", "diffusers", "PEFT")
 EXACT, WRONG, PART, UNREAD, UNTRIED = "exact", "wrong", "in part", "not read", "untried"

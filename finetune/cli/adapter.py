@@ -57,7 +57,7 @@ def convert(
 
     from finetune import cli
     from finetune.errors import ConfigError
-    from finetune.families.spec import FAMILIES
+    from finetune.families.catalogue import FAMILIES
 
     families = [f.name for f in FAMILIES]
     if to not in FORMS:

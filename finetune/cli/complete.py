@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from finetune.config import ADAPTERS, recipes
-from finetune.families.spec import BASES
+from finetune.families.catalogue import BASES
 
 Offer = tuple[str, str]  # a value, and what it is
 MOST = 200  # names of one folder

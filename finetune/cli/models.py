@@ -19,7 +19,7 @@ def command(
     """List the known bases and what is in the local cache."""
     from finetune import cli
     from finetune.families import source
-    from finetune.families.spec import BASES
+    from finetune.families.catalogue import BASES
 
     if download is not None:
         folder = source.resolve(download).folder
@@ -49,7 +49,7 @@ def _facts(name: str) -> dict[str, Any]:
     ConfigError: no base has this name.
     """
     from finetune.families import source
-    from finetune.families.spec import BASES
+    from finetune.families.catalogue import BASES
 
     if name not in BASES:
         raise ConfigError(f"{name}: is no name of a base", f"the names are {', '.join(BASES)}; --base takes Hub ids and folders too")

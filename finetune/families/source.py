@@ -15,7 +15,8 @@ from typing import Any
 from finetune.bases import TINY
 from finetune.errors import AccessError, ConfigError, line
 from finetune.families import contents
-from finetune.families.spec import BASES, FAMILIES, PARTS, ZERO_SNR, FamilySpec, KnownBase, not_yet
+from finetune.families.catalogue import BASES, FAMILIES, PARTS, not_yet
+from finetune.families.spec import ZERO_SNR, FamilySpec, KnownBase
 from finetune.files import home, sha256
 
 RESCALE = 0.7  # of guidance, which would overexpose otherwise: the same paper, section 3.4

@@ -25,8 +25,8 @@ from finetune.data.captions import tags
 from finetune.data.sample import Sample
 from finetune.errors import ConfigError
 from finetune.families import single_file
+from finetune.families.catalogue import FAMILIES
 from finetune.families.load import Family
-from finetune.families.spec import FAMILIES
 from finetune.methods import adapter, method, textual_inversion
 from finetune.methods.adapter import Size, Start
 from finetune.methods.method import DENOISER

@@ -1,0 +1,51 @@
+"""The families and their bases, as far as they are known without loading anything. Torch-free.
+
+A family is found by its file in facts/: nothing here names one.
+"""
+
+import importlib
+import pkgutil
+
+from finetune.families import facts
+from finetune.families.spec import FamilySpec, KnownBase
+
+_FOUND = sorted(
+    (importlib.import_module(f"{facts.__name__}.{module.name}") for module in pkgutil.iter_modules(facts.__path__)),
+    key=lambda module: str(module.SPEC.released),
+)
+FAMILIES: tuple[FamilySpec, ...] = tuple(module.SPEC for module in _FOUND)
+BASES: dict[str, KnownBase] = {name: base for module in _FOUND for name, base in module.BASES.items()}
+PARTS = tuple(sorted({part for spec in FAMILIES for part in spec.parts}))
+
+
+def of_name(family: str) -> FamilySpec:
+    """Raises:
+    LookupError: no family has this name.
+    """
+    return next(spec for spec in FAMILIES if spec.name == family)
+
+
+# Families of the field that are asked for by name and not supported yet: how names of their models begin, and their pipelines.
+NOT_YET = {
+    "sd3": ("Stable Diffusion 3", "StableDiffusion3Pipeline"),
+    "stable-diffusion-3": ("Stable Diffusion 3", "StableDiffusion3Pipeline"),
+    "flux2": ("FLUX.2", "Flux2Pipeline"),
+    "flux.2": ("FLUX.2", "Flux2Pipeline"),
+    "pixart": ("PixArt", "PixArtSigmaPipeline"),
+    "sana": ("Sana", "SanaPipeline"),
+    "kolors": ("Kolors", "KolorsPipeline"),
+    "hunyuan": ("HunyuanDiT", "HunyuanDiTPipeline"),
+    "auraflow": ("AuraFlow", "AuraFlowPipeline"),
+    "lumina": ("Lumina", "Lumina2Pipeline"),
+    "qwen-image": ("Qwen-Image", "QwenImagePipeline"),
+    "chroma": ("Chroma", "ChromaPipeline"),
+    "hidream": ("HiDream", "HiDreamImagePipeline"),
+    "z-image": ("Z-Image", "ZImagePipeline"),
+    "cascade": ("Stable Cascade", "StableCascadeCombinedPipeline"),
+}
+
+
+def not_yet(name: str, pipeline: str | None = None) -> str | None:
+    """The family that a name or a pipeline is of, where it is one that is not supported yet."""
+    own = name.rpartition("/")[2].lower()
+    return next((title for start, (title, cls) in NOT_YET.items() if cls == pipeline or (pipeline is None and own.startswith(start))), None)

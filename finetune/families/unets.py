@@ -1,0 +1,30 @@
+"""Facts that families share whose denoiser is a U-Net on a discrete noise schedule. Torch-free."""
+
+from typing import Any
+
+from finetune.families.spec import ATTENTION, FEED_FORWARD
+
+UNET_TARGETS = {
+    "attention": ATTENTION,
+    "attention+ff": (*ATTENTION, *FEED_FORWARD),
+    "all-linear": (*ATTENTION, *FEED_FORWARD, "proj_in", "proj_out"),
+}
+DISCRETE_SAMPLERS = {
+    "ddim": "DDIMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+    "ddpm": "DDPMScheduler",
+    "lcm": "LCMScheduler",
+}
+
+# A U-Net with any other of these is asked for more than noise, a time and a text; a schedule, for another kind of noise.
+UNET_ASKED: dict[str, tuple[Any, ...]] = dict.fromkeys(
+    ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim", "addition_embed_type"), (None,)
+)
+DISCRETE = {
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "timestep_spacing": ("leading", "trailing", "linspace"),
+}
