@@ -22,7 +22,6 @@ from finetune.data.plan import Slot
 from finetune.data.sample import Size
 from finetune.errors import DataError
 from finetune.families import load, source
-from finetune.families.load import texts
 from finetune.preparation import encoding
 
 ALL = Pixels()
@@ -209,7 +208,7 @@ def test_caption_dropout_puts_what_inference_uses(settings: Callable[..., dict[s
     runner.prepare()
     runner.encode()
     training, _ = runner.assemble()
-    empty = texts(runner.family, [""])[0]["hidden"]
+    empty = runner.family.texts([""])[0]["hidden"]
     slots = [Slot(i % 7, i, 1.0) for i in range(200)]
 
     def share(p: float) -> float:

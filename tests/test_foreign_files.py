@@ -21,7 +21,7 @@ from finetune.adapters.weights import Weights
 from finetune.bases import TINY
 from finetune.errors import DataError
 from finetune.families import load, single_file, source
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.sampling import apply
 
 Bases = Callable[[str], Path]

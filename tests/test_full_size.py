@@ -12,7 +12,7 @@ from finetune.adapters import keys, names
 from finetune.adapters.fused import lora
 from finetune.adapters.layouts import LAYOUTS
 from finetune.families import load, single_file, source
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.methods import adapter
 
 

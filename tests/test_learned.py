@@ -108,9 +108,8 @@ def test_keeping_a_concept_keeps_its_answers(make: Make, tmp_path: Path) -> None
 
 
 def texts_of(runner: Runner, captions: list[str]) -> Any:
-    from finetune.families.load import texts
 
-    return texts(runner.family, captions)
+    return runner.family.texts(captions)
 
 
 # Zero terminal SNR

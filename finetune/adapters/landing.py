@@ -10,7 +10,7 @@ from torch import nn
 from finetune.adapters import leaves
 from finetune.adapters.layouts import Modules, Place
 from finetune.adapters.weights import Weights
-from finetune.families.load import Family
+from finetune.families.family import Family
 
 KNOWN = ("sd15", "sd21", "sdxl", "flux-dev")  # bases whose configs ship with the package, one for each set of shapes
 

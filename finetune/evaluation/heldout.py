@@ -11,7 +11,7 @@ from torch import Tensor
 from finetune import randomness
 from finetune.data.encoded import Encoded, masks_of
 from finetune.data.sample import Size
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.objectives.objective import Objective, per_picture
 
 BINS = 5

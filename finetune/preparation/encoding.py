@@ -18,7 +18,7 @@ from finetune.data.crop import cut_mask, to_tensor
 from finetune.data.encoded import VERSION, Encoded, Text, Variant, at_once, caption_keys, picture_jobs, prepared
 from finetune.data.sample import Pictures, Size
 from finetune.errors import DataError
-from finetune.families.load import Family, texts
+from finetune.families.family import Family
 from finetune.preparation.requirements import pixels, report_long_captions
 
 ROOM = 0.1  # latents go to the accelerator where they take no more than this part of its free memory
@@ -156,7 +156,7 @@ def encode_captions(family: Family, names: Mapping[str, bytes], store: Cache, ti
     try:
         for caption, name in names.items():
             if not store.sound(name):
-                row = texts(family, [caption])[0]
+                row = family.texts([caption])[0]
                 if not all(t.isfinite().all() for t in row.values()):
                     raise DataError(f"the text encoder of {family.source.id} makes no finite numbers of {caption[:60]!r}")
                 store.put(name, row)

@@ -26,7 +26,7 @@ from finetune.data.sample import Sample
 from finetune.errors import ConfigError
 from finetune.families import single_file
 from finetune.families.catalogue import FAMILIES
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.methods import adapter, method, textual_inversion
 from finetune.methods.adapter import Size, Start
 from finetune.methods.method import DENOISER

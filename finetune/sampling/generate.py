@@ -21,7 +21,7 @@ from finetune.data import lettering
 from finetune.data.encoded import Text
 from finetune.errors import ConfigError, DataError, line
 from finetune.families import load, source, trust
-from finetune.families.load import Family, texts
+from finetune.families.family import Family
 from finetune.families.source import Source
 from finetune.sampling import apply, draw, names, prompt
 
@@ -155,7 +155,7 @@ def compose(
     """A base with files applied, ready to draw `prompts`; the text encoders are freed once these are encoded."""
     apply.to_words(family, embeddings)
     apply.to_text_encoders(family, adapters)
-    encoded = {p: texts(family, [p])[0] for p in {*prompts, ""}}
+    encoded = {p: family.texts([p])[0] for p in {*prompts, ""}}
     family.parts.free(*family.spec.text)
     pipeline = family.pipeline(sampler=sampler)
     apply.to_denoiser(family, pipeline, adapters)

@@ -18,7 +18,7 @@ from finetune.data.plan import Group, describe, joined, repeated
 from finetune.data.sample import Found, Pictures, Problem, Sample, some
 from finetune.errors import ConfigError, DataError
 from finetune.families import autoencoder, load
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.preparation import requirements
 from finetune.preparation.encoding import Phase, Work, encode
 from finetune.preparation.requirements import add_tokens, buckets, cut, origins, pictures, pixels, planned, shown

@@ -13,7 +13,7 @@ from finetune.config.job import Job
 from finetune.data.encoded import Batch, Encoded, Text
 from finetune.data.plan import IndexPlan
 from finetune.errors import FinetuneError
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.objectives import objective
 from finetune.objectives.objective import Objective, per_picture
 from finetune.objectives.timesteps import stratified
@@ -57,7 +57,7 @@ class Step(nn.Module):
             return self.predict(x_t, t, captions, crops)
 
     def predict(self, x_t: Tensor, t: Tensor, captions: Sequence[str | None], crops: Tensor) -> Tensor:
-        return self.family.predict(self.nets, x_t, t, self.family.cond(self.texts(captions), crops))
+        return self.family.predict(self.nets, x_t, t, self.family.condition(self.texts(captions), {"crop": crops}))
 
 
 @dataclass
@@ -238,8 +238,8 @@ def check_moved(run: Training, before: dict[str, Tensor]) -> None:
     Raises:
         FinetuneError: with the names of the tensors that stand still.
     """
-    had, inert = run.had_gradient or {}, run.family.spec.inert
-    still = [n for n in before if not bool(had[n]) and not (inert and n.endswith(inert))]
+    had = run.had_gradient or {}
+    still = [n for n in before if not bool(had[n])]
     for group in run.inner.param_groups:
         ours = {id(p) for p in group["params"]}
         names = [n for n in before if id(run.trainable[n]) in ours]

@@ -17,7 +17,7 @@ from finetune.data.encoded import Text
 from finetune.errors import DataError
 from finetune.evaluation import heldout
 from finetune.families import load, source
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.results import checkpoint
 from finetune.sampling import draw
 from finetune.sampling.generate import compose

@@ -16,7 +16,7 @@ from finetune.config.optimizers import OPTIMIZERS
 from finetune.data.plan import IndexPlan, describe
 from finetune.data.sample import Found, Pictures
 from finetune.families import load
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.methods import adapter, method
 from finetune.methods.adapter import Start
 from finetune.objectives.objective import objective

@@ -14,7 +14,7 @@ from finetune.config import Job
 from finetune.config.optimizers import OPTIMIZERS
 from finetune.errors import ConfigError, DataError, line
 from finetune.families import load, trust
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.methods import method
 from finetune.methods.adapter import Start
 from finetune.methods.method import Group
