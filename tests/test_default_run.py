@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from finetune import cli, config
-from finetune.data.sample import Found, Pictures, Sample
+from finetune.data.sample import Found, Pictures
 from finetune.errors import ConfigError
 from finetune.preparation import automatic
 from finetune.results import checkpoint, finished, verdict
@@ -145,7 +145,7 @@ def test_a_better_step_than_the_last_is_named(settings: Any) -> None:
 
 
 def sides(count: int) -> Pictures:
-    return Pictures(Found(), [Sample(f"{i}", f"{i:04d}", (f"caption {i % 5}",), bytes) for i in range(count)], [])
+    return Pictures(Found(), [tiny.sample(f"{i}", f"{i:04d}", (f"caption {i % 5}",)) for i in range(count)], [])
 
 
 def test_as_many_pictures_as_a_tenth_of_the_work_holds(settings: Any) -> None:

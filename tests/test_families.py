@@ -11,7 +11,8 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor, nn
 
 from finetune import config
-from finetune.data.encoded import Batch
+from finetune.data.batch import Batch
+from finetune.draws import StepDraws
 from finetune.errors import ConfigError
 from finetune.families import flux, load, patches, source
 from finetune.families.family import Family
@@ -36,8 +37,9 @@ def discrete_alphas() -> Tensor:
     return torch.cumprod(1 - betas, 0)
 
 
-def reference_loss(name: str, pipe: Any, net: nn.Module, batch: Batch) -> Tensor:
-    x, e, u = batch.x_0, batch.noise, batch.u
+def reference_loss(name: str, pipe: Any, net: nn.Module, batch: Batch, drawn: StepDraws) -> Tensor:
+    x = batch.columns["x_0"]
+    e, u = drawn.normal("noise", x.shape[1:]), drawn.uniform("timestep")
     if name.startswith("flux"):
         hidden, pooled, _ = pipe.encode_prompt(PROMPT, None, num_images_per_prompt=2, max_sequence_length=tiny.WINDOW)
         normal = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64))
@@ -84,7 +86,7 @@ def test_a_step_is_the_published_formula(name: str, bases: Bases, settings: Call
     assert len(gradients) == len(training.trainable)
     net.zero_grad()
     pipe = DiffusionPipeline.from_pretrained(bases(name))
-    expected = reference_loss(name, pipe, net, batch)
+    expected = reference_loss(name, pipe, net, batch, loop.draws(training, 0)(batch.slots))
     expected.backward()
     assert abs(ours - expected) < 1e-5 * expected
     for (n, p), mine in zip(training.trainable.items(), gradients, strict=True):

@@ -24,13 +24,13 @@ MAY_IMPORT = {
     "evaluation": {"data", "families", "objectives", "bases"},
     "sampling": {"adapters", "config", "data", "families", "methods"},
     "results": {"adapters", "config", "data", "families", "methods"},
-    "preparation": {"adapters", "config", "data", "families", "methods", "results", "sampling"},
+    "preparation": {"adapters", "config", "data", "families", "methods", "objectives", "results", "sampling"},
     "training": {
         "adapters", "bases", "config", "data", "evaluation", "families", "methods", "objectives", "preparation", "results", "sampling",
     },
     "cli": {"adapters", "config", "data", "evaluation", "families", "preparation", "results", "sampling", "training"},
 }  # fmt: skip
-FOUNDATIONS = {"errors", "files", "header", "libraries", "randomness", "tensors", "text"}
+FOUNDATIONS = {"draws", "errors", "files", "header", "libraries", "randomness", "tensors", "text"}
 
 
 def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:

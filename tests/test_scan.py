@@ -114,7 +114,7 @@ def test_what_is_dropped_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def named(count: int) -> Found:
-    return Found([Sample(f"{i}", f"{i}", ("x",), bytes) for i in range(count)])
+    return Found([tiny.sample(f"{i}", f"{i}", ("x",)) for i in range(count)])
 
 
 def test_of_many_pictures_a_side_never_changes() -> None:

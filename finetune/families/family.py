@@ -93,7 +93,6 @@ class Family:
 
     def __init__(self, base: Base, network: Network) -> None:
         self.base, self.network, self.source, self.spec = base, network, base.source, base.source.spec
-        self.device, self.dtype, self.words = base.device, base.dtype, base.words
         self.edition = self.spec.edition(self.source)
         self.window = base.windows[self.spec.counted]  # tokens of a caption, marks included
         self.parts = Components(self.source, {part: self._kind(part) for part in self.spec.parts}, self.device)
@@ -107,6 +106,19 @@ class Family:
         if component.precision == "wide" and dtype == torch.float16:
             dtype = torch.bfloat16
         return getattr(library, component.cls), dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format that the denoiser runs in."""
+        return self.base.dtype
+
+    @property
+    def words(self) -> Words:
+        return self.base.words
 
     @property
     def factor(self) -> int:

@@ -23,6 +23,7 @@ from finetune.sampling import draw
 from finetune.sampling.generate import compose
 from finetune.training.loop import Training
 from finetune.training.optimizer import own_average
+from finetune.training.step import Asked
 from finetune.training.tracking import Tracker
 
 
@@ -121,7 +122,14 @@ class Observer:
         module = training.step
         module.eval()
         with averaged(training), training.accelerator.autocast():
-            table = heldout.losses(training.family, module, training.objective, training.encoded, self.held, self.poll)
+            table = heldout.losses(
+                training.accelerator.device,
+                lambda batch: Asked(module, module, batch),
+                training.objective,
+                training.encoded,
+                self.held,
+                self.poll,
+            )
         module.train()
         mean = float(table.mean())
         values: dict[str, Any] = {"held_out_loss": mean, "held_out_by_timestep": [float(x) for x in table.mean(0)]}

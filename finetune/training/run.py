@@ -20,7 +20,7 @@ from finetune.errors import Stopped
 from finetune.families import load, trust
 from finetune.header import tensors_file
 from finetune.methods import adapter, method
-from finetune.objectives.objective import objective
+from finetune.objectives.build import objective
 from finetune.preparation import requirements
 from finetune.preparation.class_pictures import ClassPictures
 from finetune.preparation.encoding import Work, encode
@@ -30,9 +30,10 @@ from finetune.results import checkpoint, clean, export, finished, lock, record, 
 from finetune.results.earlier import Earlier
 from finetune.training import device, optimizer, plan, signals
 from finetune.training.average import PowerAverages
-from finetune.training.loop import Step, Training, loop
+from finetune.training.loop import Training, loop
 from finetune.training.observe import Observer, Weights, averaged
 from finetune.training.schedule import learning_rate
+from finetune.training.step import Step
 from finetune.training.tracking import Tracker
 
 
@@ -91,7 +92,7 @@ class Runner:
         check_drawing(job, self.family)
         check_subject(job, self.family, self.global_batch)
         add_tokens(job, self.family, self.pictures.captions)
-        self.objective = objective(self.family.schedule().to(self.accelerator.device), job.objective)
+        self.objective = objective(self.family.schedule().to(self.accelerator.device), job.objective, job.trigger)
         optimizers.check(job.optim.optimizer, self.accelerator.device.type)
         self.start = start(job, self.family)
         layers = export.check(job, self.family, self.start)
@@ -155,7 +156,7 @@ class Runner:
             self.tracker.phase, self.tracker.say, self.stop.poll, accelerator.process_index, accelerator.num_processes,
             accelerator.wait_for_everyone,
         )  # fmt: skip
-        self.encoded, self.texts = encode(self.job, self.family, self.pictures, self.job.run.sample_prompt, work)
+        self.encoded, self.texts = encode(self.job, self.family, self.pictures, self.objective, work)
 
     def networks(self) -> dict[str, Any]:
         """What takes part in a step, by its place in it; what trains whole is a master."""
