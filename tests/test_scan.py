@@ -294,7 +294,7 @@ def test_names_in_the_other_of_unicodes_ways_find_each_other(tmp_path: Path) -> 
         Image.new("L", (24, 20), 255).save(root / f"{caption}.mask.png")
         (root / f"{caption}.txt").write_text(f"cup {i}")
     found = scan.scan(Origin(str(root), Wording(), mask="file"))
-    assert sorted(s.caption for s in found.samples) == ["cup 0", "cup 1"] and all(s.masked for s in found.samples)
+    assert sorted(s.caption for s in found.samples) == ["cup 0", "cup 1"] and all("loss_mask" in s.inputs for s in found.samples)
     assert found.notes.keys() == {"with a mask"} and not found.problems
     rows = [{"file_name": f"{name}.png", "text": "x"} for name in (parted, f"{composed} 2")]
     (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
