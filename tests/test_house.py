@@ -30,6 +30,8 @@ MAY_IMPORT = {
     },
     "cli": {"adapters", "config", "data", "evaluation", "families", "preparation", "results", "sampling", "training"},
 }  # fmt: skip
+# The names of a run's folder, which every room may ask for, as their module imports nothing of ours.
+NAMES = "finetune.results.folder"
 FOUNDATIONS = {"errors", "files", "header", "libraries", "randomness", "tensors", "text"}
 
 
@@ -41,7 +43,7 @@ def rooms(node: ast.Import | ast.ImportFrom) -> set[str]:
     if isinstance(node, ast.Import):
         return {a.name.split(".")[1] for a in node.names if a.name.startswith("finetune.")}
     parts = (node.module or "").split(".")
-    if parts[0] != "finetune":
+    if parts[0] != "finetune" or node.module == NAMES:
         return set()
     return {parts[1]} if len(parts) > 1 else {a.name for a in node.names}
 
@@ -61,6 +63,11 @@ def test_the_table_has_no_circle() -> None:
 def test_foundations_import_no_room(path: Path) -> None:
     assert path.stem in FOUNDATIONS
     assert not set().union(*(rooms(n) for n in imports(path))) - FOUNDATIONS - {"__version__"}
+
+
+def test_the_names_of_a_runs_folder_import_nothing_of_ours() -> None:
+    used = {n.module or "" for n in imports(PACKAGE / "results" / "folder.py") if isinstance(n, ast.ImportFrom)}
+    assert not any(module.startswith("finetune") for module in used)
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
@@ -91,6 +98,21 @@ def test_an_adapter_type_is_named_in_its_row_alone() -> None:
     for path in (p for p in PACKAGE.rglob("*.py") if p.parent.name != "adapters" and p.name != "adapter_types.py"):
         said = {n.value for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)}
         assert not said & {"rslora", "loha", "lokr", "oft", "lora_magnitude_vector"}, path
+
+
+RUN_FILES = re.compile(
+    r"run\.yaml|metrics\.jsonl|(summary|finished|pictures)\.json|^\.lock|\.job\.yaml|state\.(safetensors|json)|manifest\.json"
+    r"|best\.safetensors|-card\.md|^-?step-|/step-|^-(best|average-)|(^|/)(checkpoints|averages|samples|tensorboard|ahead)(/.*\.png|/?$)"
+)
+# A state's tensors of averages are named alike; words of a message or a help text, which have blanks, are no names.
+NO_FILES = {"averages", "averages/"}
+
+
+def test_the_names_of_a_runs_folder_are_written_in_one_module() -> None:
+    for path in (p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "results" / "folder.py"):
+        constants = (n.value for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant))
+        words = {c for c in constants if isinstance(c, str) and not re.search(r"\s", c)}
+        assert not [c for c in words - NO_FILES if RUN_FILES.search(c)], path
 
 
 def test_every_module_says_what_it_is() -> None:

@@ -22,6 +22,7 @@ from finetune.families.family import Family
 from finetune.preparation import requirements
 from finetune.preparation.encoding import Phase, Work, encode
 from finetune.preparation.requirements import add_tokens, buckets, cut, origins, pictures, pixels, planned, shown
+from finetune.results.folder import RunFolder
 from finetune.sampling import draw
 from finetune.training import device
 from finetune.training.plan import weightless
@@ -177,7 +178,7 @@ def encode_ahead(job: Job, phase: Phase, say: Callable[[str], None]) -> dict[str
     cut(sides, sizes, batch)
     describe(sides.train, batch, sizes, say)
     work = Work(phase, say, rank=accelerator.process_index, world=accelerator.num_processes, wait=accelerator.wait_for_everyone)
-    work = replace(work, note=job.run.folder / "ahead")  # no folder of a run: the run itself notes what it uses
+    work = replace(work, note=RunFolder(job.run.folder).ahead)  # no folder of a run: the run itself notes what it uses
     _, texts = encode(job, family, sides, job.run.sample_prompt, work)
     return {"pictures": sum(map(len, picture_jobs(sides.train, pixels(job), sides.held))), "captions": len(texts)}
 
