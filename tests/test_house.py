@@ -30,7 +30,7 @@ MAY_IMPORT = {
     },
     "cli": {"adapters", "config", "data", "evaluation", "families", "preparation", "results", "sampling", "training"},
 }  # fmt: skip
-FOUNDATIONS = {"draws", "errors", "files", "header", "libraries", "randomness", "tensors", "text"}
+FOUNDATIONS = {"draws", "errors", "files", "header", "libraries", "randomness", "run_folder", "tensors", "text"}
 
 
 def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
@@ -91,6 +91,21 @@ def test_an_adapter_type_is_named_in_its_row_alone() -> None:
     for path in (p for p in PACKAGE.rglob("*.py") if p.parent.name != "adapters" and p.name != "adapter_types.py"):
         said = {n.value for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)}
         assert not said & {"rslora", "loha", "lokr", "oft", "lora_magnitude_vector"}, path
+
+
+RUN_FILES = re.compile(
+    r"run\.yaml|metrics\.jsonl|(summary|finished|pictures)\.json|^\.lock|\.job\.yaml|state\.(safetensors|json)|manifest\.json"
+    r"|best\.safetensors|-card\.md|^-?step-|/step-|^-(best|average-)|(^|/)(checkpoints|averages|samples|tensorboard|ahead)(/.*\.png|/?$)"
+)
+# A state's tensors of averages are named alike; words of a message or a help text, which have blanks, are no names.
+NO_FILES = {"averages", "averages/"}
+
+
+def test_the_names_of_a_runs_folder_are_written_in_one_module() -> None:
+    for path in (p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "results" / "folder.py"):
+        constants = (n.value for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant))
+        words = {c for c in constants if isinstance(c, str) and not re.search(r"\s", c)}
+        assert not [c for c in words - NO_FILES if RUN_FILES.search(c)], path
 
 
 def test_every_module_says_what_it_is() -> None:

@@ -244,7 +244,7 @@ def test_a_perturbation_is_seen_and_not_predicted() -> None:
 
 
 def test_preserving_costs_what_the_answer_to_the_other_caption_has_moved() -> None:
-    x_0, noise = draws()
+    x_0, _ = draws()
     s, calls = Schedule(ALPHAS, "epsilon"), []
 
     class Asked:

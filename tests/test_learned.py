@@ -203,7 +203,7 @@ def test_a_step_asks_what_the_settings_say(make: Make, monkeypatch: pytest.Monke
     from finetune.training import loop
 
     objective_settings = {"preserve": "thing", "stratified": True, "noise_offset": 0.5, "input_perturbation": 0.3}
-    runner, training = assembled(make(data={"trigger": "sks", "caption_dropout": 0.0}, objective=objective_settings, optim={"batch": 4}))
+    _, training = assembled(make(data={"trigger": "sks", "caption_dropout": 0.0}, objective=objective_settings, optim={"batch": 4}))
     ((_, batch),) = loop.batches(training, 0)
     asked: list[tuple[Tensor, Tensor, list[str | None], str]] = []
     forward = loop.Step.forward
