@@ -35,7 +35,7 @@ from finetune.evaluation import subject
 from finetune.evaluation.heldout import paired
 from finetune.training import plan
 from finetune.training.loop import gradient, update
-from finetune.training.run import Runner, train
+from finetune.training.run import begun, train
 
 RANKS = (2, 8, 32)  # of LoRA: the sizes that the others are brought to
 RATES = (5e-4, 1.5e-3, 5e-3, 1.5e-2, 5e-2)
@@ -89,9 +89,7 @@ def speed(out: Path, rounds: int = 40) -> None:
     """Seconds of a step as a multiple of LoRA's of the same size, medians of pairs in turn."""
     runs = {}
     for name, cell in cells(out).items():
-        runner = Runner(config.parse(settings(cell["kind"], cell["method"], run={"out": str(out / "speed" / name.replace(", ", "-"))})))
-        runner.prepare()
-        runner.encode()
+        runner = begun(config.parse(settings(cell["kind"], cell["method"], run={"out": str(out / "speed" / name.replace(", ", "-"))})))
         runs[name] = runner.assemble()[0]
     times: dict[str, list[float]] = {name: [] for name in runs}
     for step in range(rounds + 3):

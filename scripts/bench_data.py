@@ -29,7 +29,7 @@ from finetune.data.plan import IndexPlan
 from finetune.data.sample import Sample
 from finetune.data.scan import Origin
 from finetune.training.loop import gradient, update
-from finetune.training.run import Runner
+from finetune.training.run import begun
 
 PICTURES = Path("tests/fluent")
 KINDS = 100  # different photos; the others differ in a comment alone, which makes them other files
@@ -129,10 +129,8 @@ def drawn(encoded: Encoded, steps: int) -> None:
 
 def training_steps(out: Path, many: Encoded, steps: int) -> dict[str, float]:
     """Steps of `ft lora` on the embedded base and batches of the photos, in turn."""
-    runner = Runner(config.parse({"model": {"base": "tiny"}, "data": {"path": str(PICTURES)}, "run": {"out": str(out / "run")}}))
-    runner.prepare()
-    runner.encode()
-    training, _ = runner.assemble()
+    runner = begun(config.parse({"model": {"base": "tiny"}, "data": {"path": str(PICTURES)}, "run": {"out": str(out / "run")}}))
+    training = runner.training
     plan, step_times, load_times = IndexPlan(many.samples, 4, 0), [], []
     for step in range(steps):
         start = time.perf_counter()

@@ -17,17 +17,17 @@ import torch
 from finetune import config
 from finetune.config.optim import Optim
 from finetune.config.optimizers import OPTIMIZERS
-from finetune.methods.method import Group
+from finetune.methods.trainees import Group
 from finetune.training import optimizer
 from finetune.training.loop import Training, gradient
-from finetune.training.run import Runner
+from finetune.training.run import begun
 
 PICTURES = Path(__file__).parents[1] / "tests" / "fluent"
 
 
 def assembled(batch: int, stratified: bool, out: Path) -> Training:
     """A run before its first step; up matrices that are not 0, so that all have a gradient."""
-    runner = Runner(
+    runner = begun(
         config.parse(
             {
                 "model": {"base": "tiny"}, "data": {"path": str(PICTURES), "caption_dropout": 0.0}, "optim": {"batch": batch},
@@ -35,9 +35,7 @@ def assembled(batch: int, stratified: bool, out: Path) -> Training:
             }
         )
     )  # fmt: skip
-    runner.prepare()
-    runner.encode()
-    training, _ = runner.assemble()
+    training = runner.training
     with torch.no_grad():
         for i, p in enumerate(training.trainable.values()):
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) * 0.02)

@@ -11,22 +11,26 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from finetune import config
-from finetune.training.loop import Step, gradient
-from finetune.training.run import Runner
+from finetune.training.loop import gradient
+from finetune.training.process import Process
+from finetune.training.ready import ready
+from finetune.training.run import begin
+from finetune.training.step import Step
 
 WEIGHTS = (1.0, 0.5, 2.0, 1.0, 0.25, 3.0, 1.0)
 
 
 def gradients(settings: dict[str, Any], dtype: torch.dtype, step: int, weights: Sequence[float] | None = WEIGHTS) -> dict[str, Tensor]:
     """Gradients by parameter, with unequal sample weights; `step` chooses the batch."""
-    runner = Runner(config.parse(settings))
-    runner.prepare()
-    runner.encode()
-    for sample, weight in zip(runner.pictures.train, weights or [1.0] * len(runner.pictures.train), strict=True):
+    job = config.parse(settings)
+    process = Process.of(job)
+    prepared = ready(process, job, fresh=False)
+    train = prepared.data.pictures.train
+    for sample, weight in zip(train, weights or [1.0] * len(train), strict=True):
         object.__setattr__(sample, "weight", weight)
-    runner.family.base.dtype = dtype
+    prepared.work.family.base.dtype = dtype
     with mock.patch("finetune.training.run.Step", lambda *parts: Step(*parts).to(dtype)):  # before it is wrapped
-        training, _ = runner.assemble()
+        training = begin(process, prepared).training
     training.encoded.place(torch.device("cpu"), 2**30)
     for row in training.encoded.placed.values():
         row |= {k: v.to(dtype) for k, v in row.items() if k != "crop"}

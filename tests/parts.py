@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from finetune import config
+from finetune.config import Job
 from finetune.config.load import merge
-from finetune.training.run import Runner, train
+from finetune.training.process import Process
+from finetune.training.ready import Ready, ready
+from finetune.training.run import Run, train
 
 
 def in_two_parts(settings: Mapping[str, Any], root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -17,8 +20,13 @@ def in_two_parts(settings: Mapping[str, Any], root: Path) -> tuple[dict[str, Any
     whole = train(config.parse(merge(settings, {"run": {"out": str(root / "whole")}})))
     job = config.parse(merge(settings, {"run": {"out": str(root / "parts")}}))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Runner, "finish", lambda self, training: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Run, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         train(job)
     _, newest = sorted((root / "parts" / "checkpoints").glob("step-*"))
     shutil.rmtree(newest)
     return whole, train(job)
+
+
+def readied(job: Job) -> Ready:
+    """A run before anything is loaded."""
+    return ready(Process.of(job), job, fresh=False)

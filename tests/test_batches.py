@@ -23,7 +23,7 @@ from finetune.data.inputs import LOSS_MASK
 from finetune.data.plan import IndexPlan
 from finetune.data.sample import Sample, Size
 from finetune.draws import StepDraws
-from finetune.training.run import Runner
+from finetune.training.run import begun
 
 SIZES = [Size(16, 16), Size(8, 24), Size(24, 8)]
 
@@ -109,21 +109,22 @@ def halved(root: Path, colour: int) -> Path:
     return made
 
 
-def test_what_a_mask_leaves_out_has_no_gradient(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_what_a_mask_leaves_out_has_no_gradient(
+    settings: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The loss of one prediction is changed by what lies inside the mask alone, and does not depend on the mask's area."""
     from finetune.training.loop import batches, draws, loss_sum
+    from finetune.training.step import Step
 
     root = halved(tmp_path / "imgs", 0)
-    runner = Runner(config.parse(settings(data={"path": str(root), "mask": "file"}, optim={"batch": 3})))
-    runner.prepare()
-    runner.encode()
-    training, _ = runner.assemble()
+    runner = begun(config.parse(settings(data={"path": str(root), "mask": "file"}, optim={"batch": 3})))
+    training = runner.training
     ((_, batch),) = batches(training, 0)
     masks = batch.columns[LOSS_MASK]
     assert masks.shape == (3, 1, 8, 8)
     assert torch.equal(masks[:, :, :, :4], torch.ones(3, 1, 8, 4)) and not masks[:, :, :, 4:].any()
     predicted = torch.randn(batch.columns["x_0"].shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    training.module = lambda *_: predicted  # type: ignore[assignment]
+    monkeypatch.setattr(Step, "forward", lambda *_: predicted)
     loss = loss_sum(training, batch, 0)
     loss.backward()
     gradient = predicted.grad
@@ -139,11 +140,9 @@ def test_the_held_out_loss_is_that_of_the_masked_part(settings: Callable[..., di
     root = halved(tmp_path / "imgs", 0)
     tiny.folder(tmp_path / "train", 2)
     data = {"path": str(tmp_path / "train"), "holdout": str(root), "mask": "file", "flip": True}
-    runner = Runner(config.parse(settings(data=data)))
-    runner.prepare()
-    runner.encode()
-    assert runner.encoded.place(torch.device("cpu"), 2**30) and not runner.encoded.place(torch.device("cpu"), 100)
-    training, _ = runner.assemble()
+    runner = begun(config.parse(settings(data=data)))
+    assert runner.training.encoded.place(torch.device("cpu"), 2**30) and not runner.training.encoded.place(torch.device("cpu"), 100)
+    training = runner.training
 
     def measured(right: float) -> torch.Tensor:
         class Asked:
@@ -153,7 +152,7 @@ def test_the_held_out_loss_is_that_of_the_masked_part(settings: Callable[..., di
                 return out
 
         device = torch.device("cpu")
-        return heldout.losses(device, lambda batch: Asked(), training.objective, runner.encoded, [2, 3, 4], lambda: None)
+        return heldout.losses(device, lambda batch: Asked(), training.objective, runner.training.encoded, [2, 3, 4], lambda: None)
 
     assert torch.equal(measured(0.0), measured(100.0)) and measured(0.0).shape == (3, heldout.BINS)
 
@@ -187,10 +186,8 @@ def test_a_mask_that_cannot_be_right_is_refused(mask: Image.Image, message: str,
 
     root = halved(tmp_path / "imgs", 0)
     mask.save(root / "00-masklabel.png")
-    runner = Runner(config.parse(settings(data={"path": str(root), "mask": "file"})))
     with pytest.raises(DataError, match=message):
-        runner.prepare()
-        runner.encode()
+        begun(config.parse(settings(data={"path": str(root), "mask": "file"})))
 
 
 # One normaliser, for everything at once
@@ -240,17 +237,13 @@ def test_augmented_pictures_are_what_they_say(settings: Any, tmp_path: Path) -> 
     views = [made.view("x", v) for v in range(made.count)]
     assert len(set(views)) == made.count == 6 and views[0] == (False, 0.5, 0.5, (1.0, 1.0, 1.0)) and views[1].flip
     assert all(0 <= v.across <= 1 and all(0.8 <= f <= 1.2 for f in v.tint) for v in views)
-    runner = Runner(config.parse(settings(data={"path": str(root), "flip": True})))
-    runner.prepare()
-    runner.encode()
-    sample = runner.pictures.train[0]
-    mirrored = runner.encoded.look_up(sample, 1)
+    runner = begun(config.parse(settings(data={"path": str(root), "flip": True})))
+    sample = runner.prepared.data.pictures.train[0]
+    mirrored = runner.training.encoded.row(sample, 1)["x_0.mean"]
     flipped = tmp_path / "flipped"
     flipped.mkdir()
     Image.open(root / "00.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(flipped / "00.png")
     (flipped / "00.txt").write_text("red disc")
-    other = Runner(config.parse(settings(data={"path": str(flipped)})))
-    other.prepare()
-    other.encode()
-    assert torch.equal(other.encoded[other.pictures.train[0]].mean, mirrored.mean)
+    other = begun(config.parse(settings(data={"path": str(flipped)})))
+    assert torch.equal(other.training.encoded.row(other.prepared.data.pictures.train[0])["x_0.mean"], mirrored)
     assert replace(sample, name="x").content == sample.content

@@ -182,19 +182,17 @@ def test_prune_removes_what_no_run_refers_to(base: Path, tmp_path: Path) -> None
 def test_a_caption_stays_with_its_picture_under_shuffling(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     from finetune import config
     from finetune.training.loop import batches
-    from finetune.training.run import Runner
+    from finetune.training.run import begun
 
-    runner = Runner(config.parse(settings(data={"caption_dropout": 0}, optim={"batch": 3, "accumulate": 2})))
-    runner.prepare()
-    runner.encode()
-    training, _ = runner.assemble()
+    runner = begun(config.parse(settings(data={"caption_dropout": 0}, optim={"batch": 3, "accumulate": 2})))
+    training = runner.training
     seen = set()
     for step in range(4):
         made = batches(training, step)
         for (_, batch), slots in zip(made, training.plan.micro_batches(step, 3), strict=True):
             for row, slot in enumerate(slots):
-                sample = runner.pictures.train[slot.sample]
-                own = runner.encoded.row(sample)
+                sample = runner.prepared.data.pictures.train[slot.sample]
+                own = runner.training.encoded.row(sample)
                 assert ((batch.columns["x_0"][row] - own["x_0.mean"]).abs() < 6 * own["x_0.deviation"]).all()
                 assert batch.captions[row] == sample.caption
                 seen.add(slot.sample)
@@ -203,17 +201,15 @@ def test_a_caption_stays_with_its_picture_under_shuffling(settings: Callable[...
 
 def test_caption_dropout_puts_what_inference_uses(settings: Callable[..., dict[str, Any]]) -> None:
     from finetune import config
-    from finetune.training.run import Runner
+    from finetune.training.run import begun
 
-    runner = Runner(config.parse(settings()))
-    runner.prepare()
-    runner.encode()
-    training, _ = runner.assemble()
-    empty = runner.family.texts([""])[0]["hidden"]
+    runner = begun(config.parse(settings()))
+    training = runner.training
+    empty = runner.prepared.work.family.texts([""])[0]["hidden"]
     slots = [Slot(i % 7, i, 1.0) for i in range(200)]
 
     def share(p: float) -> float:
-        said = runner.encoded.batch(slots, StepDraws(0, 5, range(200), 200), p).captions
+        said = runner.training.encoded.batch(slots, StepDraws(0, 5, range(200), 200), p).captions
         return sum(torch.equal(t["hidden"], empty) for t in training.step.texts(said)) / 200
 
     assert (share(0.0), share(1.0)) == (0, 1)

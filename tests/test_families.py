@@ -17,7 +17,7 @@ from finetune.errors import ConfigError
 from finetune.families import flux, load, patches, source
 from finetune.families.family import Family
 from finetune.training import loop
-from finetune.training.run import Runner
+from finetune.training.run import begun
 
 SIDE, PROMPT = 16, "red disc"
 Bases = Callable[[str], Path]
@@ -71,10 +71,8 @@ def test_a_step_is_the_published_formula(name: str, bases: Bases, settings: Call
         model={"base": str(bases(name))}, optim={"batch": 2},
         data={"resolution": SIDE, "buckets": False, "caption": PROMPT, "caption_dropout": 0}, method={"targets": "all-linear"},
     )  # fmt: skip
-    runner = Runner(config.parse(job))
-    runner.prepare()
-    runner.encode()
-    net = runner.family.parts.load(runner.family.spec.denoiser)
+    runner = begun(config.parse(job))
+    net = runner.prepared.work.family.parts.load(runner.prepared.work.family.spec.denoiser)
     training, _ = runner.assemble()
     g = torch.Generator().manual_seed(3)
     for p in training.trainable.values():

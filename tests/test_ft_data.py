@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from parts import readied
 from PIL import Image
 from test_batches import halved
 
@@ -33,17 +34,15 @@ def test_the_preview_shows_the_pixels_that_training_sees(tmp_path: Path, base: P
     """Found in the sheet, enlarged by whole numbers: the very pixels that the autoencoder gets."""
     from finetune import config
     from finetune.data.encoded import prepared
-    from finetune.training.run import Runner
 
     root, out = tiny.folder(tmp_path / "imgs", 1), tmp_path / "sheet.png"
     Image.open(root / "00.png").resize((32, 20)).save(root / "00.png")
     code, printed, _ = run(capsys, "preview", "--data", str(root), "--base", str(base), "--flip", "--out", str(out))
     assert code == 0 and printed.strip() == str(out)
-    runner = Runner(
+    runner = readied(
         config.parse({"model": {"base": str(base)}, "data": {"path": str(root), "flip": True}, "run": {"out": str(tmp_path / "o")}})
     )
-    runner.prepare()
-    sample = runner.pictures.train[0]
+    sample = runner.data.pictures.train[0]
     assert sample.size.width > sample.size.height
     sheet = np.asarray(Image.open(out).convert("RGB"))
     for variant, left in ((0, 8), (1, 192)):
@@ -85,7 +84,7 @@ def test_a_cache_built_ahead_is_what_a_run_uses(
     made = json.loads(printed)
     assert code == 0 and 7 < made["pictures"] <= 14 and made["captions"] > 1
     monkeypatch.setattr(encoding, "_encode", lambda family, jobs, *a: [] if not jobs else pytest.fail("encoded again"))
-    monkeypatch.setattr(encoding, "texts", lambda *a: pytest.fail("encoded again"))
+    monkeypatch.setattr("finetune.families.family.Family.texts", lambda *a: pytest.fail("encoded again"))
     train(job)
     assert json.loads(run(capsys, "cache", "--prune", "--json")[1]).items() >= {"rows": 0, "bytes": 0, "runs": 2}.items(), (
         "the run, and what was built ahead today"

@@ -26,7 +26,7 @@ from finetune.errors import DataError, FinetuneError
 from finetune.families import load, source
 from finetune.families.family import Family
 from finetune.sampling import apply
-from finetune.training.run import Runner
+from finetune.training.run import Run, train
 
 Bases = Callable[[str], Path]
 SIDE = 16
@@ -61,20 +61,21 @@ def fresh(folder: Path) -> Any:
 def trained(settings: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, bases: Bases) -> Callable[..., tuple[Path, Tensor]]:
     """Trains, writes one layout, and returns the file with the *live* training model's output."""
     live: list[Tensor] = []
-    finish = Runner.finish
+    finish = Run.finish
 
-    def keep(self: Runner, training: Any) -> Any:
-        live.append(output(self.accelerator.unwrap_model(training.module).nets["denoiser"].eval(), self.family))
-        return finish(self, training)
+    def keep(self: Run) -> Any:
+        training = self.training
+        live.append(output(training.step.nets["denoiser"].eval(), self.prepared.work.family))
+        return finish(self)
 
-    monkeypatch.setattr(Runner, "finish", keep)
+    monkeypatch.setattr(Run, "finish", keep)
 
     def make(layout: str, name: str = "sd", **run: Any) -> tuple[Path, Tensor]:
         made = settings(
             model={"base": str(bases(name))}, method={"rank": 4, "alpha": 10, "targets": "all-linear"}, data={"resolution": SIDE},
             optim={"lr": 3e-2, "steps": 8}, run={"format": layout} | run,
         )  # fmt: skip
-        summary = Runner(config.parse(made)).run()
+        summary = train(config.parse(made))
         return Path(summary["adapter"]), live[-1]
 
     return make

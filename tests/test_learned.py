@@ -23,7 +23,7 @@ from finetune.objectives.weights import P2
 from finetune.preparation.class_pictures import ClassPictures
 from finetune.sampling import generate
 from finetune.sampling.generate import Request
-from finetune.training.run import Runner, train
+from finetune.training.run import Run, begun, train
 
 Make = Callable[..., dict[str, Any]]
 Bases = Callable[[str], Path]
@@ -55,11 +55,9 @@ def test_settings_reach_the_objective(make: Make, bases: Bases) -> None:
 # A concept that is kept
 
 
-def assembled(settings: dict[str, Any]) -> tuple[Runner, Any]:
-    runner = Runner(config.parse(settings))
-    runner.prepare()
-    runner.encode()
-    return runner, runner.assemble()[0]
+def assembled(settings: dict[str, Any]) -> tuple[Run, Any]:
+    runner = begun(config.parse(settings))
+    return runner, runner.training
 
 
 @pytest.mark.parametrize("method", [{}, {"kind": "loha"}, {"kind": "oft", "rank": 4}, {"kind": "dora"}, {"text_encoder": True}], ids=str)
@@ -72,7 +70,7 @@ def test_a_frozen_answer_is_the_bases(method: dict[str, Any], make: Make) -> Non
     with torch.no_grad():
         for p in training.trainable.values():
             p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
-        caption = runner.pictures.captions[0]
+        caption = runner.prepared.data.pictures.captions[0]
         answers = [step(x_t, t, [caption] * 2, {}, weights) for weights in ("live", "base", "live")]
         base = plain.step.eval()(x_t, t, [caption] * 2, {})
     assert torch.equal(answers[0], answers[2]) and not torch.allclose(answers[0], answers[1], atol=1e-3)
@@ -101,15 +99,15 @@ def test_keeping_a_concept_keeps_its_answers(make: Make, tmp_path: Path) -> None
                 return {k: step(x_t, t, [c] * 8, {}) for k, c in captions.items()}
 
         before = answers()
-        runner.train(training, 0)
+        runner.train()
         after = answers()
         moved[name] = {k: float((after[k] - before[k]).norm()) for k in captions}
     assert all(moved["kept"][k] < 0.5 * moved["plain"][k] for k in ("kept", "none")) and moved["kept"]["own"] > 0.05
 
 
-def texts_of(runner: Runner, captions: list[str]) -> Any:
+def texts_of(runner: Run, captions: list[str]) -> Any:
 
-    return runner.family.texts(captions)
+    return runner.prepared.work.family.texts(captions)
 
 
 # Zero terminal SNR
@@ -119,7 +117,7 @@ ZERO = {"objective": {"zero_terminal_snr": True}}
 
 def test_zero_terminal_snr_is_in_every_table_and_in_the_file(make: Make, bases: Bases, tmp_path: Path) -> None:
     runner, _ = assembled(make("sd-v", **ZERO))
-    alphas = runner.objective.schedule.alphas_cumprod
+    alphas = runner.prepared.work.objective.schedule.alphas_cumprod
     assert float(alphas[-1]) == 0 and float(alphas[0]) == pytest.approx(0.9991, abs=1e-3) and float(alphas[500]) > 0.01
     summary = train(config.parse(make("sd-v", **ZERO, run={"sample_prompt": ["x"], "sample_every": 2})))
     said = read(Path(summary["adapter"])).contract

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from parts import in_two_parts
+from parts import in_two_parts, readied
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -26,12 +26,12 @@ from finetune.config.optim import Optim
 from finetune.data.captions import Wording
 from finetune.errors import ConfigError, DataError, FinetuneError
 from finetune.families import contents, load, source
-from finetune.methods import adapter, method, textual_inversion
-from finetune.methods.method import Group
+from finetune.methods import adapter, textual_inversion
+from finetune.methods.trainees import Group
 from finetune.preparation.class_pictures import ClassPictures
 from finetune.sampling import apply, draw
 from finetune.training import optimizer
-from finetune.training.run import Runner, train
+from finetune.training.run import begun, train
 
 Bases = Callable[[str], Path]
 Make = Callable[..., dict[str, Any]]
@@ -124,15 +124,13 @@ def test_a_picture_on_the_way_is_that_of_the_file(make: Make, name: str, tmp_pat
 
 def test_new_rows_train_and_no_other_changes(make: Make, bases: Bases) -> None:
     """The optimizer sees the new rows alone; the rest of the text encoder and its table are the base's to the bit."""
-    runner = Runner(config.parse(make("sdxl", "textual inversion")))
-    runner.prepare()
-    runner.encode()
-    training, _ = runner.assemble()
+    runner = begun(config.parse(make("sdxl", "textual inversion")))
+    training = runner.training
     assert {n: tuple(p.shape) for n, p in training.trainable.items()} == {
         "text_encoder.new_tokens": (2, 16), "text_encoder_2.new_tokens": (2, 24),
     }  # fmt: skip
     before = {n: p.detach().clone() for n, p in training.trainable.items()}
-    runner.train(training, 0)
+    runner.train()
     assert all(not torch.equal(p, before[n]) for n, p in training.trainable.items())
     plain = family_of(bases("sdxl"))
     for part in plain.spec.text:
@@ -169,15 +167,13 @@ def test_a_step_over_new_rows_takes_under_a_millisecond() -> None:
 
 
 def test_pivotal_freezes_the_embeddings_after_its_share(make: Make) -> None:
-    runner = Runner(config.parse(make("sd", "pivotal")))
-    runner.prepare()
-    runner.encode()
-    training, _ = runner.assemble()
+    runner = begun(config.parse(make("sd", "pivotal")))
+    training = runner.training
     seen: list[Tensor] = []
     settle = training.settle
     training.settle = lambda step: (settle(step), seen.append(training.trainable["text_encoder.new_tokens"].detach().clone()))[0]
     low = next(n for n in training.trainable if "lora_A" in n)
-    runner.train(training, 0)
+    runner.train()
     assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and torch.equal(seen[2], seen[3])
     assert training.trainable[low].grad is None
 
@@ -287,22 +283,19 @@ def test_class_pictures_are_kept_topped_up_and_all_used(make: Make, tmp_path: Pa
     own = tmp_path / "class"
     tiny.folder(own, 2)
     settings = make("sd", "dreambooth lora", subject={"class_data": str(own), "class_count": 5}, optim={"steps": 2})
-    runner = Runner(config.parse(settings))
-    runner.prepare()
+    runner = readied(config.parse(settings))
     drawn = sorted(own.glob("class-*.png"))
-    assert len(drawn) == 3 and len(runner.pictures.classes) == 5
-    assert {s.caption for s in runner.pictures.classes} == {"disc", "red disc", "blue disc"}
+    assert len(drawn) == 3 and len(runner.data.pictures.classes) == 5
+    assert {s.caption for s in runner.data.pictures.classes} == {"disc", "red disc", "blue disc"}
     stamps = [p.stat().st_mtime_ns for p in drawn]
     drawn[1].unlink()
-    again = Runner(config.parse(settings))
-    again.prepare()
+    again = readied(config.parse(settings))
     assert [p.stat().st_mtime_ns for p in sorted(own.glob("class-*.png"))][::2] == stamps[::2], "what is there is used again"
     assert again.identity == runner.identity, "and what is missing comes back the same"
-    again.encode()
-    training, _ = again.assemble()
+    training = begun(config.parse(settings)).training
     assert {s.weight for step in range(3) for s in training.plan.slots(step)} == {1.0}
     shown = {s.sample for step in range(5) for s in training.plan.slots(step)}
-    assert shown == set(range(len(again.pictures.train) + 5))
+    assert shown == set(range(len(again.data.pictures.train) + 5))
 
 
 def test_the_weights_are_read_once_for_their_fingerprint(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +306,7 @@ def test_the_weights_are_read_once_for_their_fingerprint(make: Make, tmp_path: P
     monkeypatch.setattr(ClassPictures, "samples", lambda made: [made.path(n) for n in range(made.count)] and [])
     source._read_once.cache_clear()
     settings = make("sd", "dreambooth lora", subject={"class_data": str(tmp_path / "class"), "class_count": 50})
-    Runner(config.parse(settings)).prepare()
+    readied(config.parse(settings))
     assert len(read) > 5 and set(read.values()) == {1}
 
 
@@ -333,10 +326,10 @@ def test_class_pictures_of_another_class_or_base_are_not_these(make: Make, tmp_p
     own = tmp_path / "class"
     keys = []
     for word in ("disc", "square"):
-        runner = Runner(config.parse(make("sd", "dreambooth lora", subject={"class_word": word, "class_data": str(own)})))
+        runner = begun(config.parse(make("sd", "dreambooth lora", subject={"class_word": word, "class_data": str(own)})))
         runner.prepare()
-        assert len(runner.pictures.classes) == 3 and {s.caption for s in runner.pictures.classes} == {word}
-        keys.append({s.name.split("-")[1] for s in runner.pictures.classes})
+        assert len(runner.prepared.data.pictures.classes) == 3 and {s.caption for s in runner.prepared.data.pictures.classes} == {word}
+        keys.append({s.name.split("-")[1] for s in runner.prepared.data.pictures.classes})
     assert len(list(own.iterdir())) == 6 and keys[0] != keys[1]
     other = tmp_path / "v"
     shutil.copytree(bases("sd"), other)
@@ -353,9 +346,8 @@ def test_what_a_persons_metadata_lists_is_theirs_and_what_is_drawn_is_used(make:
         caption.unlink()
     first = sorted(own.glob("*.png"))[0].name
     (own / "metadata.jsonl").write_text(json.dumps({"file_name": first, "text": "a disc"}))
-    runner = Runner(config.parse(make("sd", "dreambooth lora", subject={"class_data": str(own), "class_count": 4})))
-    runner.prepare()
-    assert sorted(s.caption for s in runner.pictures.classes) == ["a disc", "disc", "disc", "disc"]
+    runner = readied(config.parse(make("sd", "dreambooth lora", subject={"class_data": str(own), "class_count": 4})))
+    assert sorted(s.caption for s in runner.data.pictures.classes) == ["a disc", "disc", "disc", "disc"]
     assert capsys.readouterr().err.count("not in the metadata file") == 2
 
 
@@ -367,10 +359,9 @@ def test_a_persons_folders_with_repeats_stay_so_beside_drawn_pictures(make: Make
     settings = make("sd", "dreambooth lora", subject={"class_data": str(own), "class_count": 3})
     seen = []
     for _ in range(2):  # the second time the drawn picture is there
-        runner = Runner(config.parse(settings))
-        runner.prepare()
-        seen.append([(s.caption, s.times) for s in runner.pictures.classes])
-        assert runner.pictures.classes and list(own.glob("class-*.png"))
+        runner = readied(config.parse(settings))
+        seen.append([(s.caption, s.times) for s in runner.data.pictures.classes])
+        assert runner.data.pictures.classes and list(own.glob("class-*.png"))
     assert seen[0] == seen[1] and [times for _, times in seen[0]] == [2, 2, 1]
 
 
@@ -445,10 +436,8 @@ def test_the_prior_weight_is_the_weight_of_class_pictures(make: Make) -> None:
     def gradient(weight: float, learn: str) -> dict[str, Tensor]:
         from finetune.training import loop
 
-        runner = Runner(config.parse(make("sd", "dreambooth full", subject={"prior_weight": weight}, optim={"batch": 2})))
-        runner.prepare()
-        runner.encode()
-        training, _ = runner.assemble()
+        runner = begun(config.parse(make("sd", "dreambooth full", subject={"prior_weight": weight}, optim={"batch": 2})))
+        training = runner.training
         if learn != "both":
             keep = {"instance": 0, "class": 1}[learn]
             slots = training.plan.slots(0)
@@ -527,7 +516,7 @@ def test_an_unwritable_class_folder_is_refused_by_name(make: Make, tmp_path: Pat
 
 
 def test_a_common_word_is_no_rare_token() -> None:
-    from finetune.preparation.requirements import check_subject
+    from finetune.preparation.work import check_subject
 
     def job(token: str) -> config.Job:
         return config.parse({"data": {"path": "x"}, "subject": {"token": token, "class_word": "bird"}})
@@ -563,7 +552,7 @@ def test_several_tokens_leave_a_file_each(make: Make) -> None:
     settings = make("sd", "textual inversion", method={"new_tokens": ["<x>", "<y>"], "init_word": "red", "vectors": 1})
     summary = train(config.parse(settings))
     tokens = [embedding.read(Path(summary[k])).token for k in ("embedding", "embedding_2")]
-    assert tokens == ["<x>", "<y>"] and method.DENOISER not in summary
+    assert tokens == ["<x>", "<y>"] and "denoiser" not in summary
 
 
 def test_a_regular_expression_cannot_run_for_ever() -> None:

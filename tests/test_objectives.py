@@ -13,7 +13,7 @@ from finetune.config.optim import Optim
 from finetune.data.plan import Slot
 from finetune.errors import FinetuneError
 from finetune.evaluation.heldout import paired, student_t
-from finetune.methods.method import Group
+from finetune.methods.trainees import Group
 from finetune.objectives.diffusion import TARGETS, Diffusion, Schedule, add_noise
 from finetune.objectives.weights import MinSNR, reparametrised
 from finetune.training import loop, optimizer, run
@@ -136,8 +136,8 @@ def test_an_fp16_scaler_may_skip_but_not_for_ever() -> None:
 
 def test_masters_are_fp32_whatever_the_base(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Any] = []
-    finish = run.Runner.finish
-    monkeypatch.setattr(run.Runner, "finish", lambda self, training: (kept.append(training), finish(self, training))[1])
+    finish = run.Run.finish
+    monkeypatch.setattr(run.Run, "finish", lambda self: (kept.append(self.training), finish(self))[1])
     train(run={"precision": "bf16"}, optim={"steps": 12})
     assert {p.dtype for p in kept[0].trainable.values()} == {torch.float32}
     frozen = {p.dtype for n, p in kept[0].module.named_parameters() if "lora" not in n}

@@ -20,9 +20,9 @@ from finetune.config.optim import Optim
 from finetune.config.optimizers import OPTIMIZERS
 from finetune.errors import ConfigError
 from finetune.families.components import Components
-from finetune.methods.method import Group
+from finetune.methods.trainees import Group
 from finetune.training import device, optimizer, plan, schedule
-from finetune.training.run import Runner, train
+from finetune.training.run import Run, train
 from finetune.training.schedule import learning_rate
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the packages' own
@@ -281,21 +281,22 @@ def test_rates_that_suit_the_optimizer_and_the_base(name: str, rate: float, smal
 def test_schedule_free_is_written_averaged(make: Make) -> None:
     """The file holds the average that its authors call x, not the point y at which gradients are taken."""
     seen: dict[str, torch.Tensor] = {}
-    finish = Runner.finish
+    finish = Run.finish
 
-    def keep(self: Runner, training: Any) -> Any:
+    def keep(self: Run) -> Any:
+        training = self.training
         inner, name = training.inner, next(n for n in training.trainable if "lora_B" in n)
         p = training.trainable[name]
         beta = inner.param_groups[0]["betas"][0]
         seen.update(y=p.detach().clone(), x=p.detach() + (inner.state[p]["z"] - p.detach()) * (1 - 1 / beta))
-        return finish(self, training)
+        return finish(self)
 
-    runner = Runner(config.parse(make(optim={"optimizer": "schedule-free", "lr": 1e-2}, run={"save_dtype": "fp32"})))
-    Runner.finish = keep  # type: ignore[method-assign]
+    job = config.parse(make(optim={"optimizer": "schedule-free", "lr": 1e-2}, run={"save_dtype": "fp32"}))
+    Run.finish = keep  # type: ignore[method-assign]
     try:
-        summary = runner.run()
+        summary = train(job)
     finally:
-        Runner.finish = finish  # type: ignore[method-assign]
+        Run.finish = finish  # type: ignore[method-assign]
     ups = [t for k, t in load_file(summary["adapter"]).items() if "lora_up" in k and t.shape == seen["x"].shape]
     strength = 0.5  # alpha / rank, folded in
     assert any(torch.allclose(t, strength * seen["x"], atol=1e-7) for t in ups) and not torch.allclose(seen["x"], seen["y"])

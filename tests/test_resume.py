@@ -20,7 +20,7 @@ from finetune.config.load import merge
 from finetune.errors import ConfigError, Stopped
 from finetune.results import checkpoint
 from finetune.training import observe
-from finetune.training.run import Runner
+from finetune.training.process import Process
 from finetune.training.run import train as run_train
 
 Train = Callable[..., dict[str, Any]]
@@ -205,7 +205,7 @@ def test_a_stop_at_a_measuring_step_loses_no_measurement(train: Train, tmp_path:
     whole = train(**same | {"run": same["run"] | {"out": str(tmp_path / "whole")}})
     if when == "before":
         monkeypatch.setattr(
-            Runner, "stopping", lambda self: bool((self.polls == 2 and setattr(self.stop, "number", 15) is None) or count(self))
+            Process, "stopping", lambda self: bool((self.polls == 2 and setattr(self.stop, "number", 15) is None) or count(self))
         )
     else:  # steps 0 and 3 draw two pictures and measure, step 6 measures
         at, calls = ("draw", 3) if when == "during" else ("losses", 3)
@@ -235,8 +235,8 @@ def test_a_stop_at_a_measuring_step_loses_no_measurement(train: Train, tmp_path:
     assert pictures[0] == pictures[1]
 
 
-def count(runner: Runner) -> bool:
-    runner.polls += 1
+def count(process: Process) -> bool:
+    process.polls += 1
     return False
 
 

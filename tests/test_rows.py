@@ -25,7 +25,7 @@ from finetune.families.family import Family
 from finetune.methods import adapter
 from finetune.sampling import apply
 from finetune.training import plan
-from finetune.training.run import Runner, train
+from finetune.training.run import Run, begun, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the readers' own
 Make = Callable[..., dict[str, Any]]
@@ -53,16 +53,17 @@ def make(settings: Make, bases: Bases) -> Make:
 def trained(make: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Path, Tensor]]:
     """The written file, and what the live network answered when it was done."""
     live: list[Tensor] = []
-    finish = Runner.finish
+    finish = Run.finish
 
-    def keep(self: Runner, training: Any) -> Any:
-        live.append(output(training.step.nets["denoiser"].eval(), self.family))
-        return finish(self, training)
+    def keep(self: Run) -> Any:
+        training = self.training
+        live.append(output(training.step.nets["denoiser"].eval(), self.prepared.work.family))
+        return finish(self)
 
-    monkeypatch.setattr(Runner, "finish", keep)
+    monkeypatch.setattr(Run, "finish", keep)
 
     def run(kind: str, name: str = "sd", **more: Any) -> tuple[Path, Tensor]:
-        summary = Runner(config.parse(make(kind, name, **more))).run()
+        summary = train(config.parse(make(kind, name, **more)))
         return Path(summary["adapter"]), live[-1]
 
     return run
@@ -110,14 +111,15 @@ def test_a_file_has_the_trained_effect_elsewhere(kind: str, name: str, trained: 
 def test_text_encoders_too(kind: str, make: Make, bases: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their answers from the written file are those that the live ones gave."""
     live: list[Tensor] = []
-    finish = Runner.finish
+    finish = Run.finish
 
-    def keep(self: Runner, training: Any) -> Any:
+    def keep(self: Run) -> Any:
+        training = self.training
         live.append(training.step.eval().texts(["a red disc"])[0]["hidden"])
-        return finish(self, training)
+        return finish(self)
 
-    monkeypatch.setattr(Runner, "finish", keep)
-    summary = Runner(config.parse(make(kind, method={"text_encoder": True, "text_encoder_lr": RATES.get(kind, 3e-2)}))).run()
+    monkeypatch.setattr(Run, "finish", keep)
+    summary = train(config.parse(make(kind, method={"text_encoder": True, "text_encoder_lr": RATES.get(kind, 3e-2)})))
     of, file = family(bases("sd")), read(Path(summary["adapter"]))
     (plain,) = of.texts(["a red disc"])
     apply.to_text_encoders(of, [(file, 1.0)])
@@ -147,13 +149,11 @@ def test_a_run_goes_on_from_a_file(kind: str, layout: str, trained: Any, make: M
     on = merge(make(kind), {"method": {"start": str(path)}, "run": {"out": str(tmp_path / "second")}})
     for key in ("rank", "alpha", "targets"):
         del on["method"][key]
-    runner = Runner(config.parse(on))
-    runner.prepare()
-    runner.encode()
-    training, _ = runner.assemble()
-    assert (output(training.step.nets["denoiser"].eval(), runner.family) - live).abs().max() < 1e-4
-    runner.train(training, 0)
-    summary = runner.finish(training)
+    runner = begun(config.parse(on))
+    training = runner.training
+    assert (output(training.step.nets["denoiser"].eval(), runner.prepared.work.family) - live).abs().max() < 1e-4
+    runner.train()
+    summary = runner.finish()
     before, after = read(path), read(Path(summary["adapter"]))
     assert before.on("unet").keys() == after.on("unet").keys()
     assert {m: w.rank for m, w in before.on("unet").items()} == {m: w.rank for m, w in after.on("unet").items()}
@@ -194,10 +194,8 @@ def test_initialisations(init: str, trained: Any, bases: Bases) -> None:
 def test_ranks_alphas_and_rates_by_pattern(make: Make, tmp_path: Path) -> None:
     made = make("lora", method={"rank_pattern": {"attn2": 2, r"up_blocks.*attn1": 6}, "alpha_pattern": {r"\.to_q$": 3.0}})
     made = merge(made, {"optim": {"lr_pattern": {"up_blocks": 0.5, "mid_block": 0.0}, "lora_plus": 4.0}})
-    runner = Runner(config.parse(made))
-    runner.prepare()
-    runner.encode()
-    training, _ = runner.assemble()
+    runner = begun(config.parse(made))
+    training = runner.training
     for name, layer in adapter.layers(training.step.nets["denoiser"]).items():
         rank = 2 if "attn2" in name else 6 if "up_blocks" in name and "attn1" in name else 4
         assert layer.r["default"] == rank and layer.lora_alpha["default"] == (3.0 if name.endswith(".to_q") else 10.0), name
@@ -265,10 +263,8 @@ def test_a_run_in_two_parts_is_a_run(kind: str, make: Make, tmp_path: Path) -> N
 
 def test_the_layers_that_were_asked_for_and_no_others(make: Make) -> None:
     """Of a list PEFT takes the ends of other names too: the last projection of FLUX.1 is also that of every single block."""
-    runner = Runner(config.parse(make("lora", "flux", method={"targets": "re:^proj_out$"})))
-    runner.prepare()
-    runner.encode()
-    training, _ = runner.assemble()
+    runner = begun(config.parse(make("lora", "flux", method={"targets": "re:^proj_out$"})))
+    training = runner.training
     assert list(adapter.layers(training.step.nets["denoiser"])) == ["proj_out"]
 
 
@@ -298,10 +294,8 @@ def test_oft_is_a_rotation_however_far_it_turns(trained: Any, monkeypatch: pytes
 
 @pytest.mark.parametrize("method", [{"kind": "dora"}, {"kind": "lora", "init": "pissa", "targets": "attention"}], ids=str)
 def test_what_stands_for_the_bases_weights_does_not_decay(method: dict[str, Any], make: Make) -> None:
-    runner = Runner(config.parse(make(method["kind"], method=method)))
-    runner.prepare()
-    runner.encode()
-    training, _ = runner.assemble()
+    runner = begun(config.parse(make(method["kind"], method=method)))
+    training = runner.training
     names = {id(p): n for n, p in training.trainable.items()}
     for group in training.optimizer.param_groups:
         for p in group["params"]:
@@ -312,10 +306,8 @@ def test_what_stands_for_the_bases_weights_does_not_decay(method: dict[str, Any]
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
 def test_dropout_leaves_the_mean_as_it_is(kind: str, make: Make) -> None:
     settings = make(kind, method={"dropout": 0.5, "targets": "attn1.to_q"})
-    runner = Runner(config.parse(settings))
-    runner.prepare()
-    runner.encode()
-    training, _ = runner.assemble()
+    runner = begun(config.parse(settings))
+    training = runner.training
     layer = next(iter(adapter.layers(training.step.nets["denoiser"]).values()))
     with torch.no_grad():
         for p in training.trainable.values():
@@ -349,13 +341,11 @@ def test_what_a_run_wrote_can_be_continued_from(kind: str, form: str, trained: A
     on = merge(make(kind), {"method": {"start": str(path)}, "run": {"out": str(tmp_path / "second"), "format": form}})
     on["method"] = {k: v for k, v in on["method"].items() if k not in ("rank", "alpha", "targets")}
     plan.plan(config.parse(on))
-    runner = Runner(config.parse(on))
-    runner.prepare()
-    runner.encode()
-    training, _ = runner.assemble()
-    assert (output(training.step.nets["denoiser"].eval(), runner.family) - there).abs().max() < 1e-3
-    runner.train(training, 0)
-    after = read(Path(runner.finish(training)["adapter"]))
+    runner = begun(config.parse(on))
+    training = runner.training
+    assert (output(training.step.nets["denoiser"].eval(), runner.prepared.work.family) - there).abs().max() < 1e-3
+    runner.train()
+    after = read(Path(runner.finish()["adapter"]))
     assert after.modules.keys() == read(path).modules.keys() and after.contract and after.contract.rank == rank
     assert (through_ours(family(bases("sd")), after.path) - there).abs().max() > 0.02
 

@@ -24,7 +24,7 @@ from finetune.data.sample import Found
 from finetune.data.scan import Origin
 from finetune.data.tables import Columns
 from finetune.errors import AccessError, ConfigError, DataError
-from finetune.preparation.requirements import pictures
+from finetune.preparation.data import gathered
 
 CAPTIONS = ["red disc", "blue disc", "green disc"]
 
@@ -224,7 +224,7 @@ def test_several_sources_have_repeats_or_weights(settings: Callable[..., dict[st
         path.unlink()
 
     def times(*sources: dict[str, Any], **more: Any) -> dict[str, Fraction]:
-        made = pictures(config.parse(settings() | {"data": {"sources": list(sources), "trigger": "t", **more}}))
+        made = gathered(config.parse(settings() | {"data": {"sources": list(sources), "trigger": "t", **more}}))
         return {s.name: s.times for s in made.train}
 
     repeated = times({"path": str(root), "repeats": 4, "caption": "x"}, {"path": str(other)})

@@ -53,11 +53,6 @@ class Method(Section):
         """Whether an adapter trains."""
         return self.kind in ROWS
 
-    @property
-    def live(self) -> bool:
-        """Whether the text encoders take part in every step."""
-        return self.text_encoder or bool(self.new_tokens)
-
 
 # Learning rates where none is given. Those of the embedded base were measured (docs/adapters.md, docs/methods.md): it is small, and learns
 # at higher ones than the others, whose are those of the field. An adapter's is that of LoRA times its row's factor.

@@ -11,7 +11,6 @@ from PIL.Image import Image
 from torch import Tensor
 
 from finetune import randomness
-from finetune.config.job import Job
 from finetune.data import cache, decode, prune
 from finetune.data.cache import Cache
 from finetune.data.crop import cut_mask, to_tensor
@@ -20,8 +19,8 @@ from finetune.data.inputs import LOSS_MASK
 from finetune.data.sample import Pictures, Size
 from finetune.errors import DataError
 from finetune.families.family import Family
-from finetune.objectives.objective import Objective
-from finetune.preparation.requirements import pixels, report_long_captions
+from finetune.preparation.data import pixels
+from finetune.preparation.work import Work, report_long_captions
 
 ROOM = 0.1  # latents go to the accelerator where they take no more than this part of its free memory
 Phase = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
@@ -31,7 +30,7 @@ def _no_wait() -> None: ...
 
 
 @dataclass(frozen=True)
-class Work:
+class Crew:
     """Who does what: this process's place among all, what shows progress, and what raises when a signal came."""
 
     phase: Phase
@@ -47,24 +46,23 @@ class Work:
         return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
 
-def encode(
-    job: Job, family: Family, pictures: Pictures, objective: Objective, work: Work
-) -> tuple[Encoded, dict[str, Text]]:  # fmt: skip
+def encode(work: Work, pictures: Pictures, crew: Crew) -> tuple[Encoded, dict[str, Text]]:
     """Latents of all pictures; and what the text encoders make of captions and prompts, unless they are to stay live."""
-    said = {other for caption in pictures.captions for other in objective.captions(caption)}
+    job, family = work.job, work.family
+    said = {other for caption in pictures.captions for other in work.objective.captions(caption)}
     captions = sorted({*pictures.captions, *said, *job.run.sample_prompt})
-    report_long_captions(family, captions, work.say)
+    report_long_captions(family, captions, crew.say)
     shown = pixels(job)
     jobs = picture_jobs([*pictures.train, *pictures.classes], shown, pictures.held)
-    store, names = latents_of(family), {} if job.method.live else caption_keys(captions)
-    if work.rank == 0:
+    store, names = latents_of(family), {} if work.trainees.live else caption_keys(captions)
+    if crew.rank == 0:
         used = {store.root: [j.name for batch in jobs for j in batch]}
-        prune.remember(work.note or job.run.folder, used | ({texts_of(family).root: names.values()} if names else {}))
-    _latents(family, jobs, shown.background, store, work)
+        prune.remember(crew.note or job.run.folder, used | ({texts_of(family).root: names.values()} if names else {}))
+    _latents(family, jobs, shown.background, store, crew)
     made = Encoded(pictures.all, store, shown, lambda job: _again(family, job, shown.background, store))
     if family.device.type == "cuda":
         made.place(family.device, int(torch.cuda.mem_get_info(family.device)[0] * ROOM))
-    return made, _texts(family, names, work) if names else {}
+    return made, _texts(family, names, crew) if names else {}
 
 
 def _again(family: Family, job: Variant, background: str, store: Cache) -> None:
@@ -74,36 +72,36 @@ def _again(family: Family, job: Variant, background: str, store: Cache) -> None:
     family.parts.free("vae")
 
 
-def _latents(family: Family, jobs: list[list[Variant]], background: str, store: Cache, work: Work) -> None:
-    mine = jobs[work.share(len(jobs))]
-    with work.phase("encoding pictures", sum(map(len, mine))) as tick:
+def _latents(family: Family, jobs: list[list[Variant]], background: str, store: Cache, crew: Crew) -> None:
+    mine = jobs[crew.share(len(jobs))]
+    with crew.phase("encoding pictures", sum(map(len, mine))) as tick:
 
         def done(count: int) -> None:
             for _ in range(count):
                 tick()
-            work.poll()
+            crew.poll()
 
         try:
             encode_pictures(family, mine, background, store, done)
         except DataError as e:
             e.shared = False  # the other processes have other pictures, and do not know
             raise
-    work.wait()
+    crew.wait()
     store.refresh()  # what the others encoded
     family.parts.free("vae")
 
 
-def _texts(family: Family, names: dict[str, bytes], work: Work) -> dict[str, Text]:
+def _texts(family: Family, names: dict[str, bytes], crew: Crew) -> dict[str, Text]:
     store = texts_of(family)
-    mine = list(names)[work.share(len(names))]
-    with work.phase("encoding captions", len(mine)) as tick:
+    mine = list(names)[crew.share(len(names))]
+    with crew.phase("encoding captions", len(mine)) as tick:
 
         def done() -> None:
             tick()
-            work.poll()
+            crew.poll()
 
         encode_captions(family, {c: names[c] for c in mine}, store, done)
-    work.wait()
+    crew.wait()
     store.refresh()
     family.parts.free(*family.spec.text)
     return {caption: store[name] for caption, name in names.items()}

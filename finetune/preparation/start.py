@@ -7,8 +7,8 @@ from finetune.config.adapter_types import ROWS, Row
 from finetune.config.job import Job
 from finetune.errors import ConfigError
 from finetune.families.family import Family
-from finetune.methods import method
 from finetune.methods.adapter import Change, Learned, Size, Start
+from finetune.methods.trainees import DENOISER, taught, unused
 
 
 def start(job: Job, family: Family) -> dict[str, Start] | None:
@@ -22,7 +22,7 @@ def start(job: Job, family: Family) -> dict[str, Start] | None:
     if path is None:
         return None
     found, row = read(path, spec.name), ROWS[job.method.kind]
-    modules = {(part, m): w for (part, m), w in found.on(spec.denoiser).items() if not _unused(family, part, m)}
+    modules = {(part, m): w for (part, m), w in found.on(spec.denoiser).items() if not unused(family, part, m)}
     of = landing.shapes_of(family)
     if misfit := landing.misfit(of, modules):
         raise ConfigError(f"method.start {path}: was made for another base: {family.source.id} {misfit}", "choose its base with --base")
@@ -33,8 +33,8 @@ def start(job: Job, family: Family) -> dict[str, Start] | None:
     said = found.contract  # of a file of ours the strength is folded in, and the header has the one that it trained with
     strength = said.training_alpha / said.rank if said and said.rank else None
     usual = said.rank if said and said.rank else job.method.rank  # of whole differences, which have none of their own
-    parts: dict[str, dict[str, Learned]] = {part: {} for part in method.taught(family, job)}
-    names = {spec.denoiser: method.DENOISER}
+    parts: dict[str, dict[str, Learned]] = {part: {} for part in taught(family, job)}
+    names = {spec.denoiser: DENOISER}
     there = {folder: {n for n, _ in family.parts.skeleton(folder).named_modules()} for folder in {folder for folder, _ in modules}}
     for (folder, module), w in modules.items():
         w, part = w.shaped(landing.weight_shape(of, (folder, module))), names.get(folder, folder)
@@ -48,11 +48,6 @@ def start(job: Job, family: Family) -> dict[str, Start] | None:
     if empty := [part for part, own in parts.items() if not own]:
         raise ConfigError(f"method.start {path}: holds nothing for the {empty[0]}", "leave method.text_encoder out")
     return dict(parts)
-
-
-def _unused(family: Family, part: str, module: str) -> bool:
-    """Whether a text encoder's layer has no effect on what is drawn, and so would have no gradient: other tools write it all the same."""
-    return module.removeprefix("text_model.").startswith(method.idle(family, part) or ("\0",))
 
 
 def _whole(w: Weights) -> int:

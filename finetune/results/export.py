@@ -2,9 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -27,9 +26,9 @@ from finetune.errors import ConfigError
 from finetune.families import single_file
 from finetune.families.catalogue import FAMILIES
 from finetune.families.family import Family
-from finetune.methods import adapter, method, textual_inversion
+from finetune.methods import adapter, textual_inversion
 from finetune.methods.adapter import Size, Start
-from finetune.methods.method import DENOISER
+from finetune.methods.trainees import DENOISER, Noun, Trainees
 from finetune.results import record
 from finetune.run_folder import RunFolder
 
@@ -49,12 +48,13 @@ def held(job: Job) -> str:
     return {"full": "full", "svd": "lora"}.get(job.run.format, ROWS[job.method.kind].file)
 
 
-def check(job: Job, family: Family, start: Mapping[str, Start] | None = None) -> list[str]:
-    """The denoiser's layers that the job adapts, so that what no file could hold is refused before anything is loaded.
+def check(trainees: Trainees) -> None:
+    """So that what no file could hold is refused before anything is loaded.
 
     Raises:
-        ConfigError: a target matches no layer, or a layer has no name in the layout.
+        ConfigError: a layer has no name in the layout, or there is no such file for the family.
     """
+    job, family = trainees.job, trainees.family
     spec = family.spec
     if job.run.format == "single" and not spec.single_file:
         raise ConfigError(f"--format single: there is none for {spec.name}", "--format diffusers writes a folder")
@@ -63,24 +63,19 @@ def check(job: Job, family: Family, start: Mapping[str, Start] | None = None) ->
             f"--sample-prompt: the last pictures are drawn from the written file, and as one file a base of width {width} is no known one",
             "--format diffusers writes a folder",
         )
-    if job.method.kind == "full" and job.run.format != "single":
+    if (whole := trainees.of("model")) and job.run.format != "single":
         target = RunFolder(job.run.folder).model(job.run.name, job.run.name)
-        model.check(family.source, target, [method.parts(family, job)[k] for k in method.taught(family, job)])
-    if not job.method.adapts:
-        return []
-    nets = {DENOISER: family.parts.skeleton(spec.denoiser)}
-    nets |= {part: family.parts.skeleton(part) for part in method.taught(family, job) if part != DENOISER}
-    found = list(method.layers(family, nets, job, start)[DENOISER])
-    check_layout(job, family, found)
-    return found
+        model.check(family.source, target, [trainees.places[trainee.part] for trainee in whole])
+    if trainees.of("adapter"):
+        check_layout(job, family, trainees.layers)
 
 
-def check_layout(job: Job, family: Family, found: list[str]) -> None:
+def check_layout(job: Job, family: Family, layers: list[str]) -> None:
     """Raises:
     ConfigError: the file's layout cannot hold what would be learned.
     """
     form, kind, m = layout(job, family), held(job), job.method
-    if form == "kohya" and (lost := unnamed(found, family.spec.name, kind)):
+    if form == "kohya" and (lost := unnamed(layers, family.spec.name, kind)):
         raise ConfigError(f"--format kohya: has no name for {lost}", "--format diffusers has one")
     if form != "kohya" and kind not in ("lora", "dora"):
         raise ConfigError(f"--format {form}: holds LoRA and DoRA, and no {m.kind}", "--format kohya, whose keys are LyCORIS's for it")
@@ -91,18 +86,25 @@ def check_layout(job: Job, family: Family, found: list[str]) -> None:
         raise ConfigError(f"method.init {m.init}: takes a part out of the base's weights, which half precision would round away", hint)
 
 
-def notes(job: Job, family: Family, layers: Sequence[str]) -> list[str]:
-    """What should be said of a run before it is one; `layers` are those of the denoiser that an adapter changes."""
-    row, o = ROWS.get(job.method.kind), job.objective
-    said = [f"note: {row.note}"] if row and row.note and held(job) == row.file else []
-    said += [f"note: read by {sentence}" for sentence in sentences(readings(_traits(job, family, layers)), warnings=True)] if row else []
-    if job.run.format == "full" and row:
-        said.append(f"note: whole differences of {len(layers)} layers: {_difference_bytes(job, family, layers) / 1e6:.0f} MB")
-    elif row and held(job) == "dora":
-        said.append("note: --format full writes whole differences, which all that read kohya's layout read exactly; svd a LoRA near it")
+def notes(trainees: Trainees) -> list[str]:
+    """What should be said of a run before it is one."""
+    job, family, o = trainees.job, trainees.family, trainees.job.objective
+    notes = _file_notes(job, family, trainees.layers) if trainees.of("adapter") else []
     if o.zero_terminal_snr and o.weighting != "uniform":
-        said.append(f"note: objective.weighting {o.weighting} gives pure noise no weight, which zero terminal SNR is there to learn from")
-    return said
+        notes.append(f"note: objective.weighting {o.weighting} gives pure noise no weight, which zero terminal SNR is there to learn from")
+    return notes
+
+
+def _file_notes(job: Job, family: Family, layers: Sequence[str]) -> list[str]:
+    """Of the file of an adapter that changes these layers of the denoiser."""
+    row = ROWS[job.method.kind]
+    notes = [f"note: {row.note}"] if row.note and held(job) == row.file else []
+    notes += [f"note: read by {sentence}" for sentence in sentences(readings(_traits(job, family, layers)), warnings=True)]
+    if job.run.format == "full":
+        notes.append(f"note: whole differences of {len(layers)} layers: {_difference_bytes(job, family, layers) / 1e6:.0f} MB")
+    elif held(job) == "dora":
+        notes.append("note: --format full writes whole differences, which all that read kohya's layout read exactly; svd a LoRA near it")
+    return notes
 
 
 def _traits(job: Job, family: Family, layers: Sequence[str]) -> Traits:
@@ -151,27 +153,30 @@ def of_pictures(job: Job, train: Sequence[Sample]) -> dict[str, str]:
     return of_data(round(sum(s.times for s in train)), said if job.run.publish_tags else None)
 
 
-def write(
-    out: Path, job: Job, family: Family, said: Contract, data: Mapping[str, str], nets: Mapping[str, nn.Module], name: str,
-    say: Callable[[str], None] = silent,
-) -> dict[str, Path]:  # fmt: skip
-    """The files of a run, by kind: `adapter`, `model`, `embedding` (`embedding_2` of a second new token and so on).
+@dataclass(frozen=True)
+class Outgoing:
+    """What the writers of all kinds of files know: what trained, in which folder, how it must be used, what headers say of the data."""
 
-    `data` is what the headers say of it, `of_pictures`.
-    """
-    m, written = job.method, dict[str, Path]()
-    labels, theirs = Labels(*family.labels(), family.spec.codes), lycoris(job) if m.adapts else None
+    trainees: Trainees
+    folder: RunFolder
+    contract: Contract
+    data: Mapping[str, str]
+    say: Callable[[str], None] = silent
 
-    def facts(kind: Kind) -> dict[str, str]:
-        return {**header(kind, said, name, labels, family.source.licence, theirs), **data}
+    def facts(self, kind: Kind, name: str) -> dict[str, str]:
+        """A file's header."""
+        job, family = self.trainees.job, self.trainees.family
+        theirs = lycoris(job) if self.trainees.of("adapter") else None
+        labels = Labels(*family.labels(), family.spec.codes)
+        return {**header(kind, self.contract, name, labels, family.source.licence, theirs), **self.data}
 
-    if m.adapts:
-        written["adapter"] = write_adapter(out, job, family, facts("adapter"), nets, name, say)
-    if m.kind == "full":
-        written["model"] = write_model(out, job, family, said, facts("model"), nets, name)
-    if m.new_tokens:
-        written |= write_embeddings(out, job, family, facts("embedding"), nets, name)
-    return written
+    def write(self, nets: Mapping[str, nn.Module], name: str) -> dict[str, Path]:
+        """The files of a run, by kind: `adapter`, `model`, `embedding` (`embedding_2` of a second new token and so on)."""
+        written: dict[str, Path] = {}
+        for noun, writer in WRITERS.items():
+            if self.trainees.of(noun):
+                written |= writer(self, nets, name)
+        return written
 
 
 def lycoris(job: Job) -> Mapping[str, str] | None:
@@ -180,79 +185,76 @@ def lycoris(job: Job) -> Mapping[str, str] | None:
     return row.lycoris if held(job) == row.file else {"algo": "full"} if held(job) == "full" else None
 
 
-def write_adapter(
-    out: Path, job: Job, family: Family, facts: Mapping[str, str], nets: Mapping[str, nn.Module], name: str, say: Callable[[str], None]
-) -> Path:  # fmt: skip
+def write_adapter(out: Outgoing, nets: Mapping[str, nn.Module], name: str) -> dict[str, Path]:
+    """One file, of all networks that were adapted."""
+    job, family = out.trainees.job, out.trainees.family
     spec, form = family.spec, layout(job, family)
-    path = RunFolder(out).peft(name) if form == "peft" else RunFolder(out).weights(name)
+    path = out.folder.peft(name) if form == "peft" else out.folder.weights(name)
     modules: dict[Place, Weights] = {}
-    own: dict[Place, torch.Tensor] = {}  # the base's weights
-    for part, net in nets.items():
-        adapted = adapter.layers(net)
+    base: dict[Place, torch.Tensor] = {}  # the base's weights
+    for trainee in out.trainees.of("adapter"):
+        net, part = nets[trainee.part], trainee.part
+        layers = adapter.layers(net)
         for module, change in adapter.result(net, job.method.kind).items():
             here = (spec.denoiser, module) if part == DENOISER else (part, f"text_model.{module.removeprefix('text_model.')}")
-            made = Weights(change.kind, change.tensors, None)
+            weights = Weights(change.kind, change.tensors, None)
             # Of LoKr's whole matrices there is no rank; LyCORIS asks for an alpha all the same, and takes it for 1.
-            modules[here] = replace(made, alpha=None if made.kind == "full" else float(made.rank or 1))
-            own[here] = adapted[module].get_base_layer().weight
+            modules[here] = replace(weights, alpha=None if weights.kind == "full" else float(weights.rank or 1))
+            base[here] = layers[module].get_base_layer().weight
     if job.run.format in ("full", "svd"):
-        modules = dense.full(modules, lambda part, module: own[part, module])
+        modules = dense.full(modules, lambda part, module: base[part, module])
     if job.run.format == "svd":
         modules, missed = dense.svd(modules, job.method.rank)
-        say(f"a LoRA of rank {job.method.rank} misses {missed:.2%} of the change")
+        out.say(f"a LoRA of rank {job.method.rank} misses {missed:.2%} of the change")
     ranks = [w.rank for w in modules.values()]
-    facts = for_rank(facts, max(ranks, key=ranks.count))  # which is not that of training where the file also holds how it began
+    # The usual rank, which is not that of training where the file also holds how it began.
+    facts = for_rank(out.facts("adapter", name), max(ranks, key=ranks.count))
     export(modules, path, form, spec.name, job.run.save_dtype, facts, family.source.id)
-    return path
+    return {"adapter": path}
 
 
-def write_model(
-    out: Path, job: Job, family: Family, said: Contract, facts: Mapping[str, str], nets: Mapping[str, nn.Module], name: str
-) -> Path:
-    own = {family.spec.denoiser if part == DENOISER else part: nets[part] for part in method.taught(family, job)}
+def write_model(out: Outgoing, nets: Mapping[str, nn.Module], name: str) -> dict[str, Path]:
+    """The base with what trained in its place, as a folder or one file."""
+    job, family, places = out.trainees.job, out.trainees.family, out.trainees.places
+    trained = {places[trainee.part]: nets[trainee.part] for trainee in out.trainees.of("model")}
     if job.run.format == "single":
-        whole = own | {part: family.parts.load(part) for part in family.spec.parts if part not in own}
-        path, second = RunFolder(out).weights(name), family.labels()[1].startswith("sd_v2")
+        whole = trained | {part: family.parts.load(part) for part in family.spec.parts if part not in trained}
+        path, second = out.folder.weights(name), family.labels()[1].startswith("sd_v2")
         how = family.source.config("scheduler")
         marks = {"v_pred": how.get("prediction_type") == "v_prediction", "ztsnr": bool(how.get("rescale_betas_zero_snr"))}
+        facts = out.facts("model", name)
         model.write_single(path, whole, second, [k for k, holds in marks.items() if holds], job.run.save_dtype, facts)
-        return path
-    path = RunFolder(out).model(name, job.run.name)
+        return {"model": path}
+    path = out.folder.model(name, job.run.name)
     schedule = family.source.config("scheduler")
     if family.source.zero_snr:  # the base's own sampler may not know how to begin at pure noise
         schedule |= {"_class_name": family.spec.samplers[family.spec.sampler]}
-    model.write(family.source, path, own, job.run.save_dtype, asdict(said), schedule)
-    return path
+    model.write(family.source, path, trained, job.run.save_dtype, asdict(out.contract), schedule)
+    return {"model": path}
 
 
-def write_embeddings(
-    out: Path, job: Job, family: Family, facts: Mapping[str, str], nets: Mapping[str, nn.Module], name: str
-) -> dict[str, Path]:
-    m, keys, run = job.method, family.spec.embedding_keys, RunFolder(out)
-    rows = {part: textual_inversion.result(nets[part], {t: m.vectors for t in m.new_tokens}) for part in keys}
+def write_embeddings(out: Outgoing, nets: Mapping[str, nn.Module], name: str) -> dict[str, Path]:
+    """A file for each new token, with its rows for every text encoder."""
+    job, keys = out.trainees.job, out.trainees.family.spec.embedding_keys
+    tokens = {token: job.method.vectors for token in job.method.new_tokens}
+    rows = {trainee.part: textual_inversion.result(nets[trainee.part], tokens) for trainee in out.trainees.of("embedding")}
+    alone = len(tokens) == 1 and len(out.trainees.of("embedding")) == len(out.trainees.each)
     written: dict[str, Path] = {}
-    for i, token in enumerate(m.new_tokens):
-        alone = m.kind == "none" and len(m.new_tokens) == 1
-        path = run.weights(name) if alone else run.embedding(name, embedding.slug(token))
+    for i, token in enumerate(tokens):
+        path = out.folder.weights(name) if alone else out.folder.embedding(name, embedding.slug(token))
         if path in written.values():
-            path = run.embedding(name, embedding.slug(token), i)
+            path = out.folder.embedding(name, embedding.slug(token), i)
         mine = {key: rows[part][token] for part, key in keys.items()}
-        embedding.write(path, token, mine, job.run.save_dtype, facts)
+        embedding.write(path, token, mine, job.run.save_dtype, out.facts("embedding", name))
         written["embedding" if i == 0 else f"embedding_{i + 1}"] = path
     return written
 
 
-def recompute(nets: Mapping[str, Any]) -> None:
-    """Activations are computed again in the backward pass; frozen inputs keep their gradients that way, so never re-entrant."""
-    for part, net in nets.items():
-        if part == DENOISER:
-            net.enable_gradient_checkpointing()
-        else:
-            how = {"use_reentrant": False}
-            if hasattr(net, "activation_checkpointing_enable"):  # transformers 5.23 renamed it
-                net.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
-            else:
-                net.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+WRITERS: dict[Noun, Callable[[Outgoing, Mapping[str, nn.Module], str], dict[str, Path]]] = {
+    "adapter": write_adapter,
+    "model": write_model,
+    "embedding": write_embeddings,
+}
 
 
 def write_card(

@@ -14,19 +14,17 @@ from finetune.data import captioner, check, preview, scan
 from finetune.data.check import Report
 from finetune.data.crop import PLAIN, to_image, to_tensor
 from finetune.data.encoded import picture_jobs, prepared
-from finetune.data.plan import Group, describe, joined, repeated
+from finetune.data.plan import Group, joined, repeated
 from finetune.data.sample import Found, Pictures, Problem, Sample, some
 from finetune.errors import ConfigError, DataError
 from finetune.families import autoencoder, load
 from finetune.families.family import Family
-from finetune.objectives.build import objective
-from finetune.preparation import requirements
-from finetune.preparation.encoding import Phase, Work, encode
-from finetune.preparation.requirements import add_tokens, buckets, cut, origins, pictures, pixels, planned, shown
+from finetune.preparation import base, data
+from finetune.preparation import work as works
+from finetune.preparation.encoding import Crew, Phase, encode
 from finetune.run_folder import RunFolder
 from finetune.sampling import draw
 from finetune.training import device
-from finetune.training.plan import weightless
 
 ROUND_TRIP = 20.0  # dB of PSNR below which a picture is named: a base cannot draw what its autoencoder cannot hold
 WORST = 8
@@ -37,7 +35,7 @@ def _sides(job: Job, found: Found) -> Pictures | None:
     if found.problems:
         return None
     try:
-        return pictures(job)
+        return data.gathered(job)
     except DataError as e:  # in a --holdout folder
         found.problems.append(Problem(str(job.data.holdout), e.message, e.hint))
         return None
@@ -49,14 +47,14 @@ def report(job: Job, vae: str | None, phase: Phase) -> tuple[Report, Image.Image
     Raises:
         DataError, ConfigError: there is no data, or a setting does not fit the base.
     """
-    family = weightless(job)
-    found, places = Found(), origins(job)
+    family = base.weightless(job)
+    found, places = Found(), data.origins(job)
     for origin in places:
         found.add(scan.scan(origin), f"{origin.place}/" if len(places) > 1 else "")
     sides = _sides(job, found)
     if sides:
-        sizes, batch = buckets(job, family), shown(job, planned(job))
-        cut(sides, sizes, batch)
+        prepared = data.cut(job, family, sides, data.planned(job))
+        sides, sizes, batch = prepared.pictures, prepared.sizes, prepared.batch
     with phase("looking at pictures", len({s.content for s in found.samples})) as tick:
         made = check.check(found, sides, job.trigger, tick)
     made.facts = {"pictures": len(found.samples), "problems": len(found.problems), "base": family.source.id} | made.facts
@@ -87,7 +85,7 @@ def _add_numbers(job: Job, sides: Pictures, epoch: Group, made: Report) -> None:
 def _add_tokens(job: Job, family: Family, sides: Pictures, made: Report) -> None:
     room, counts = family.window - 2, {}
     try:
-        add_tokens(job, family, sides.captions)
+        works.add_tokens(job, family, sides.captions)
     except ConfigError as e:
         made.add("error", e.message, ["captions"])
     for s in (*sides.train, *sides.held):
@@ -98,11 +96,11 @@ def _add_tokens(job: Job, family: Family, sides: Pictures, made: Report) -> None
             made.add("warning", f"a caption of {count} tokens is cut to {room}", [name])
 
 
-def _round_trip(job: Job, base: str, sides: Pictures, made: Report, phase: Phase) -> Image.Image:
+def _round_trip(job: Job, name: str, sides: Pictures, made: Report, phase: Phase) -> Image.Image:
     """The error of encoding and decoding, for every picture; the worst are named and shown beside what became of them."""
-    where = requirements.base(job, base)
+    where = base.located(job, name)
     family = load.family(where, torch.accelerator.current_accelerator() or torch.device("cpu"))
-    sizes = buckets(job, family)
+    sizes = data.buckets(job, family)
     samples = sizes.assign(list({s.name: s for s in (*sides.train, *sides.held)}.values()), sizes.sides[:1])
     errors = {}
     with phase("encoding and decoding", len(samples)) as tick:
@@ -158,10 +156,9 @@ def text(made: Report) -> list[str]:
 
 def sheet(job: Job, count: int) -> tuple[Image.Image, int]:
     """The crops of the first `count` pictures, evenly taken, and how many there are in all."""
-    sides = pictures(job)
-    cut(sides, buckets(job, weightless(job)), shown(job, planned(job)))
+    sides = data.cut(job, base.weightless(job), data.gathered(job), data.planned(job)).pictures
     step = max(1, -(-len(sides.train) // count))
-    return preview.sheet(preview.shown(sides.train[::step], pixels(job))), len(sides.train)
+    return preview.sheet(preview.shown(sides.train[::step], data.pixels(job))), len(sides.train)
 
 
 def encode_ahead(job: Job, phase: Phase, say: Callable[[str], None]) -> dict[str, int]:
@@ -170,18 +167,17 @@ def encode_ahead(job: Job, phase: Phase, say: Callable[[str], None]) -> dict[str
     Class pictures are not among them: a run draws those itself.
     """
     accelerator = device.accelerator_for(job)
-    family = load.family(requirements.base(job), accelerator.device, device.DTYPES[device.precision(job, accelerator.device)])
-    sides = pictures(job)
-    job = requirements.settled(job, sides, family)
-    sides.describe(say)
-    add_tokens(job, family, sides.captions)
-    sizes, batch = buckets(job, family), shown(job, planned(job))
-    cut(sides, sizes, batch)
-    describe(sides.train, batch, sizes, say)
-    work = Work(phase, say, rank=accelerator.process_index, world=accelerator.num_processes, wait=accelerator.wait_for_everyone)
-    work = replace(work, note=RunFolder(job.run.folder).ahead)  # no folder of a run: the run itself notes what it uses
-    _, texts = encode(job, family, sides, objective(family.schedule(), job.objective, job.trigger), work)
-    return {"pictures": sum(map(len, picture_jobs(sides.train, pixels(job), sides.held))), "captions": len(texts)}
+    family = base.opened(job, accelerator.device, device.DTYPES[device.precision(job, accelerator.device)])
+    pictures = data.gathered(job)
+    work = works.planned(job, family, pictures, data.planned(job), accelerator.device.type)
+    pictures.describe(say)
+    prepared = data.cut(work.job, family, pictures, work.batch)
+    prepared.describe(say)
+    crew = Crew(phase, say, rank=accelerator.process_index, world=accelerator.num_processes, wait=accelerator.wait_for_everyone)
+    crew = replace(crew, note=RunFolder(job.run.folder).ahead)  # no folder of a run: the run itself notes what it uses
+    _, texts = encode(work, prepared.pictures, crew)
+    jobs = picture_jobs(prepared.pictures.train, data.pixels(job), prepared.pictures.held)
+    return {"pictures": sum(map(len, jobs)), "captions": len(texts)}
 
 
 def caption(

@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 from finetune import randomness
 from finetune.config.optim import Optim
 from finetune.config.optimizers import check_rates
-from finetune.methods.method import Group
+from finetune.methods.trainees import Group
 from finetune.results.checkpoint import State
 
 Rows = list[dict[str, Any]]  # parameter groups

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from finetune.config import Job
 from finetune.config.optimizers import OPTIMIZERS
 from finetune.errors import ConfigError, DataError, line
-from finetune.families import load, trust
+from finetune.families import trust
 from finetune.families.family import Family
-from finetune.methods import method
 from finetune.methods.adapter import Start
-from finetune.methods.method import Group
-from finetune.preparation.requirements import base, side
+from finetune.methods.trainees import Group, Trainees, trainees
+from finetune.preparation import base
+from finetune.preparation.data import side
 from finetune.preparation.start import start
 from finetune.results import checkpoint, export, record
 from finetune.results.checkpoint import State
@@ -33,6 +33,7 @@ class Rebuilt:
     family: Family
     nets: dict[str, Any]
     start: Mapping[str, Start] | None
+    trainees: Trainees
     groups: list[Group]
 
     @classmethod
@@ -51,12 +52,13 @@ class Rebuilt:
                 f"--base {shlex.quote(line(job.model.base))} uses that, if you trust it",
             )
         job = job.model_copy(update={"model": job.model.model_copy(update={"base": asked, "allow_pickle": False})})
-        family = load.family(base(job))
+        family = base.opened(job)
         for token in job.method.new_tokens:
             family.words.add(token, job.method.vectors)
-        nets = {k: family.parts.load(part) for k, part in method.parts(family, job).items()}
         learned = start(job, family)
-        return cls(folder, job, family, nets, learned, method.attach(family, nets, job, learned))
+        trains = trainees(family, job, learned)
+        nets = trains.load()
+        return cls(folder, job, family, nets, learned, trains, trains.attach(nets))
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -78,7 +80,7 @@ class Rebuilt:
         job, family = self.job, self.family
         fingerprint = family.source.fingerprint(family.spec.denoiser)
         said = export.contract(job, family, fingerprint, side(job, family), self.start, step)
-        return export.write(self.folder, job, family, said, data, self.nets, name)
+        return export.Outgoing(self.trainees, RunFolder(self.folder), said, data).write(self.nets, name)
 
 
 def write_step(folder: Path, step: int, base: str | None = None) -> dict[str, Path]:

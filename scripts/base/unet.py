@@ -20,7 +20,7 @@ from finetune.config.optim import Optim
 from finetune.data.inputs import PICTURE, Input
 from finetune.data.plan import IndexPlan, Slot
 from finetune.data.sample import Sample
-from finetune.methods.method import Group
+from finetune.methods.trainees import Group
 from finetune.objectives.diffusion import Diffusion, Schedule
 from finetune.objectives.weights import MinSNR
 from finetune.results import checkpoint

@@ -1,0 +1,27 @@
+"""The first stage: the base of a job, found on this disk, or downloaded where its weights are needed."""
+
+from dataclasses import replace
+
+import torch
+
+from finetune.config.job import Job
+from finetune.families import load, source
+from finetune.families.family import Family
+from finetune.families.source import Source
+
+
+def located(job: Job, name: str | None = None, weights: bool = True) -> Source:
+    """Where the job's base lies, or another by `name`; with `weights` it may be downloaded or unpacked for that."""
+    m = job.model
+    where = source.resolve(name or m.base, m.variant, weights=weights, prediction=m.prediction_type, allow_pickle=m.allow_pickle)
+    return replace(where, zero_snr=job.objective.zero_terminal_snr)
+
+
+def opened(job: Job, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Family:
+    """The job's base, of which nothing but tokenizers is loaded yet."""
+    return load.family(located(job), device, dtype)
+
+
+def weightless(job: Job) -> Family:
+    """The job's base from its configs alone, for what only counts."""
+    return load.family(located(job, weights=False))

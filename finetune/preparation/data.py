@@ -1,0 +1,117 @@
+"""The second stage: a job's pictures, gathered before there is a base, and cut to sizes once there is one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from finetune.config.job import Job
+from finetune.data import plan, scan
+from finetune.data.buckets import Buckets, largest_step
+from finetune.data.captions import Wording
+from finetune.data.crop import Augment
+from finetune.data.encoded import Pixels
+from finetune.data.sample import Pictures, Sample
+from finetune.data.scan import Origin
+from finetune.data.tables import Columns
+from finetune.data.templates import TEMPLATES
+from finetune.errors import ConfigError
+from finetune.families.family import Family
+
+
+def gathered(job: Job) -> Pictures:
+    """The job's own pictures; class pictures need its base, and so do buckets."""
+    return scan.load(origins(job), job.data.holdout, held_as(job))
+
+
+def held_as(job: Job) -> Origin:
+    """How a --holdout folder is read: as `data` says, whatever single sources say of themselves."""
+    d = job.data
+    return origins(job.model_copy(update={"data": d.model_copy(update={"path": d.path or ".", "sources": ()})}))[0]
+
+
+def origins(job: Job) -> list[Origin]:
+    """Where the job's pictures come from and how they are taken."""
+    d = job.data
+    wording = Wording(
+        trigger=job.trigger, templates=TEMPLATES[d.template if job.method.new_tokens else "none"], tokens=job.method.new_tokens,
+        shuffle=d.shuffle_tags, keep=d.keep_tags, drop=d.tag_dropout, wildcards=d.wildcards, variants=d.caption_variants,
+        seed=job.run.seed,
+    )  # fmt: skip
+    return [
+        Origin(
+            s.path, replace(wording, caption=s.caption, prefix=s.prefix or "", suffix=s.suffix or ""), d.background, s.mask or "none",
+            Columns(s.image_column, s.caption_column), s.split, d.caption_lines == "each", s.repeats, s.weight,
+        )
+        for s in d.places
+    ]  # fmt: skip
+
+
+def pixels(job: Job) -> Pixels:
+    """How the job's pictures become pixels."""
+    d = job.data
+    return Pixels(d.background, Augment(d.flip, d.random_crop, d.colour_jitter, d.variants))
+
+
+def side(job: Job, family: Family) -> int:
+    """The side of the training square in pixels.
+
+    Raises:
+        ConfigError: the base's autoencoder cannot make it.
+    """
+    return _multiple("--resolution", job.data.resolution or family.resolution, family.factor)
+
+
+def _multiple(name: str, chosen: int, multiple: int) -> int:
+    if chosen % multiple:
+        raise ConfigError(f"{name} {chosen}: must be a multiple of {multiple} for this base")
+    return chosen
+
+
+def buckets(job: Job, family: Family) -> Buckets:
+    """The sizes that the job's pictures are cut to.
+
+    Raises:
+        ConfigError: the base's autoencoder cannot make them.
+    """
+    d, first, multiple = job.data, side(job, family), family.factor
+    sides = (first, *(_multiple("data.resolutions", r, multiple) for r in d.resolutions if r != first))
+    if d.bucket_min and d.bucket_min > min(sides):
+        raise ConfigError(f"data.bucket_min {d.bucket_min}: leaves out the square of {min(sides)} pixels")
+    if d.bucket_max and d.bucket_max < max(sides):
+        raise ConfigError(f"data.bucket_max {d.bucket_max}: leaves out the square of {max(sides)} pixels")
+    step = _multiple("data.bucket_step", d.bucket_step or largest_step(min(sides), multiple), multiple)
+    return Buckets(sides, step, d.bucket_min or min(sides) // 2, d.bucket_max or max(sides) * 2, not d.buckets, d.bucket_merge, d.enlarge)
+
+
+def shown(job: Job, batch: int) -> int:
+    """How many of a global batch's pictures are the job's own; class pictures are the other half."""
+    return max(1, batch // 2) if job.subject.prior else batch
+
+
+def planned(job: Job) -> int:
+    """The global batch of the processes that the job itself starts."""
+    return job.optim.batch * job.optim.accumulate * (job.run.processes or 1)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pictures with the sizes that they are cut to, and how many of a step's are the job's own."""
+
+    pictures: Pictures
+    sizes: Buckets
+    batch: int
+
+    def describe(self, say: Callable[[str], None]) -> None:
+        plan.describe(self.pictures.train, self.batch, self.sizes, say)
+
+
+def cut(job: Job, family: Family, pictures: Pictures, global_batch: int, classes: Sequence[Sample] = ()) -> Data:
+    """Gives every picture the size that it is cut to: those to train on one at each resolution, the others at the first.
+
+    Raises:
+        ConfigError: the base's autoencoder cannot make a size.
+    """
+    sizes, batch = buckets(job, family), shown(job, global_batch)
+    train = sizes.assign(pictures.train, batch=batch)
+    beside = sizes.assign(list(classes), sizes.sides[:1])  # they were drawn at that resolution
+    held = sizes.assign(pictures.held, sizes.sides[:1])
+    return Data(replace(pictures, train=train, classes=beside, held=held), sizes, batch)
