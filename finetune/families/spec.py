@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.families.names import Names
+
 CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 CLIP_TARGETS = {"attention": CLIP_ATTENTION, "attention+ff": (*CLIP_ATTENTION, "fc1", "fc2"), "all-linear": (*CLIP_ATTENTION, "fc1", "fc2")}
-
-KINDS = ("adapter", "embedding", "model")
-STABILITY = "https://github.com/Stability-AI/generative-models"
 
 
 @dataclass(frozen=True)
@@ -18,26 +17,29 @@ class FamilySpec:
     released: str  # year and month: the order in which families are shown
     pipelines: tuple[str, ...]  # class names in model_index.json
     implementation: str  # module in this folder, and its class
-    denoiser: str  # the folder of the network that adapters go into
+    names: Names  # what its files call its modules
     text: tuple[str, ...]  # the folders of the text encoders
     tokenizers: tuple[str, ...]
-    layout: str  # default layout of adapter files: one that diffusers and ComfyUI both read
     targets: dict[str, tuple[str, ...]]  # endings of module names or patterns, by the name of the choice
     samplers: dict[str, str]  # legal samplers by short name -> scheduler class
     sampler: str
     taught_text: tuple[str, ...]  # text encoders that fine-tuning may train
-    embedding_keys: dict[str, str]  # what an embedding file calls each text encoder's rows
     text_targets: dict[str, tuple[str, ...]] = field(default_factory=lambda: CLIP_TARGETS)
     calls: int = 2  # of the denoiser a sampling step: guidance asks it twice, unless it was distilled in
     draws: int = 8  # its pipeline draws sides of multiples of so many pixels, whatever the autoencoder could
-    single_file: bool = True  # whether a whole model can be written as one file in the original layout
+    # What makes one file in the original layout of a whole model: a module in this folder, and its function of the base and of state dicts
+    # by folder. None: nothing does.
+    single_file: str | None = None
     # Of settings that change what a network is asked: the values that are understood, by component. One that is not there is the usual one.
     understood: Mapping[str, Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
     # Sizes that fit each other: one of a component's config -> those that add up to it.
     sums: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     inert: tuple[str, ...] = ()  # endings of trainable tensors that may have no gradient
-    # ModelSpec's `implementation`, whose code the tensors are named as in, by kind of file and by sd-scripts' rule.
-    codes: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(KINDS, "diffusers"))
+
+    @property
+    def denoiser(self) -> str:
+        """The folder of the network that adapters go into."""
+        return self.names.denoiser
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -14,9 +14,9 @@ from finetune.adapters import dense, embedding, model
 from finetune.adapters.card import card, place
 from finetune.adapters.contract import Contract, Kind, Labels, for_rank, header, of_data
 from finetune.adapters.convert import silent
-from finetune.adapters.layouts import Place, unnamed
+from finetune.adapters.layouts import Place, usual
 from finetune.adapters.read import read
-from finetune.adapters.readers import Traits, readings, sentences
+from finetune.adapters.readers import Reading, readings, sentences, traits
 from finetune.adapters.weights import Weights
 from finetune.adapters.write import DTYPES, export
 from finetune.config.adapter_types import ROWS
@@ -25,8 +25,9 @@ from finetune.data.captions import tags
 from finetune.data.sample import Sample
 from finetune.errors import ConfigError
 from finetune.families import single_file
-from finetune.families.catalogue import FAMILIES
+from finetune.families.catalogue import of_name
 from finetune.families.load import Family
+from finetune.families.names.readers import LOW_RANK
 from finetune.methods import adapter, method, textual_inversion
 from finetune.methods.adapter import Size, Start
 from finetune.methods.method import DENOISER
@@ -40,7 +41,7 @@ def layout(job: Job, family: Family) -> str:
         return "kohya"
     if form not in ("auto", "svd"):
         return form
-    return family.spec.layout if not job.method.adapts or held(job) in ("lora", "dora") else "kohya"
+    return usual(family.spec.names, held(job) if job.method.adapts else "lora")
 
 
 def held(job: Job) -> str:
@@ -78,9 +79,9 @@ def check_layout(job: Job, family: Family, found: list[str]) -> None:
     ConfigError: the file's layout cannot hold what would be learned.
     """
     form, kind, m = layout(job, family), held(job), job.method
-    if form == "kohya" and (lost := unnamed(found, family.spec.name, kind)):
+    if form == "kohya" and (lost := family.spec.names.unnamed(found, plain=kind == "lora")):
         raise ConfigError(f"--format kohya: has no name for {lost}", "--format diffusers has one")
-    if form != "kohya" and kind not in ("lora", "dora"):
+    if form != "kohya" and kind not in LOW_RANK:
         raise ConfigError(f"--format {form}: holds LoRA and DoRA, and no {m.kind}", "--format kohya, whose keys are LyCORIS's for it")
     if form == "peft" and m.text_encoder:
         raise ConfigError("--format peft: a folder holds one network, and the text encoder trains too", "--format kohya or diffusers")
@@ -93,7 +94,7 @@ def notes(job: Job, family: Family, layers: Sequence[str]) -> list[str]:
     """What should be said of a run before it is one; `layers` are those of the denoiser that an adapter changes."""
     row, o = ROWS.get(job.method.kind), job.objective
     said = [f"note: {row.note}"] if row and row.note and held(job) == row.file else []
-    said += [f"note: read by {sentence}" for sentence in sentences(readings(_traits(job, family, layers)), warnings=True)] if row else []
+    said += [f"note: read by {sentence}" for sentence in sentences(_readings(job, family, layers), warnings=True)] if row else []
     if job.run.format == "full" and row:
         said.append(f"note: whole differences of {len(layers)} layers: {_difference_bytes(job, family, layers) / 1e6:.0f} MB")
     elif row and held(job) == "dora":
@@ -103,9 +104,9 @@ def notes(job: Job, family: Family, layers: Sequence[str]) -> list[str]:
     return said
 
 
-def _traits(job: Job, family: Family, layers: Sequence[str]) -> Traits:
-    ranks = {job.method.rank, *job.method.rank_pattern.values()}
-    return Traits.of(family.spec.name, layout(job, family), [held(job)], layers, ranks, more=False)
+def _readings(job: Job, family: Family, layers: Sequence[str]) -> list[Reading]:
+    names, ranks = family.spec.names, {job.method.rank, *job.method.rank_pattern.values()}
+    return readings(names, traits(names, layout(job, family), [held(job)], layers, ranks, more=False))
 
 
 def _difference_bytes(job: Job, family: Family, layers: Sequence[str]) -> int:
@@ -158,7 +159,9 @@ def write(
     `data` is what the headers say of it, `of_pictures`.
     """
     m, written = job.method, dict[str, Path]()
-    labels, theirs = Labels(*family.labels(), family.spec.codes), lycoris(job) if m.adapts else None
+    names, theirs = family.spec.names, lycoris(job) if m.adapts else None
+    architecture, version = family.labels()
+    labels = Labels(architecture, version, names.codes, version in names.kohya_v2)
 
     def facts(kind: Kind) -> dict[str, str]:
         return {**header(kind, said, name, labels, family.source.licence, theirs), **data}
@@ -210,10 +213,8 @@ def write_model(
     own = {family.spec.denoiser if part == DENOISER else part: nets[part] for part in method.taught(family, job)}
     if job.run.format == "single":
         whole = own | {part: family.parts.load(part) for part in family.spec.parts if part not in own}
-        path, second = out / f"{name}.safetensors", family.labels()[1].startswith("sd_v2")
-        how = family.source.config("scheduler")
-        marks = {"v_pred": how.get("prediction_type") == "v_prediction", "ztsnr": bool(how.get("rescale_betas_zero_snr"))}
-        model.write_single(path, whole, second, [k for k, holds in marks.items() if holds], job.run.save_dtype, facts)
+        path = out / f"{name}.safetensors"
+        model.write_single(family.source, path, whole, job.run.save_dtype, facts)
         return path
     path = out / (f"model{name.removeprefix(job.run.name)}" if name.startswith(job.run.name) else name)
     schedule = family.source.config("scheduler")
@@ -226,7 +227,7 @@ def write_model(
 def write_embeddings(
     out: Path, job: Job, family: Family, facts: Mapping[str, str], nets: Mapping[str, nn.Module], name: str
 ) -> dict[str, Path]:
-    m, keys = job.method, family.spec.embedding_keys
+    m, keys = job.method, family.spec.names.embedding_keys
     rows = {part: textual_inversion.result(nets[part], {t: m.vectors for t in m.new_tokens}) for part in keys}
     written: dict[str, Path] = {}
     for i, token in enumerate(m.new_tokens):
@@ -278,7 +279,7 @@ def write_card(
         "seed": job.run.seed,
         "versions": ", ".join(f"{k} {v}" for k, v in record.versions().items()),
     }
-    readers = sentences(readings(read(written["adapter"], said.family).traits)) if "adapter" in written else []
-    rows = next(spec.embedding_keys for spec in FAMILIES if spec.name == said.family)
+    readers = sentences(read(written["adapter"], said.family).readings) if "adapter" in written else []
+    rows = of_name(said.family).names.embedding_keys
     text = card(said, job.run.name, {kind: p.name for kind, p in written.items()}, {**facts, **settings}, licence, samples, readers, rows)
     files.write_text(place(out, job.run.name), text)

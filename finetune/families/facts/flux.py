@@ -1,6 +1,7 @@
 """FLUX.1 dev and schnell."""
 
-from finetune.families.spec import ATTENTION, FEED_FORWARD, KINDS, FamilySpec, KnownBase
+from finetune.families.names.flux import NAMES
+from finetune.families.spec import ATTENTION, FEED_FORWARD, FamilySpec, KnownBase
 
 FLUX_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 FLUX_FEED_FORWARD = (*FEED_FORWARD, "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "single_transformer_blocks.*.proj_out")
@@ -9,10 +10,9 @@ SPEC = FamilySpec(
     released="2024-08",
     pipelines=("FluxPipeline",),
     implementation="flux:Flux",
-    denoiser="transformer",
+    names=NAMES,
     text=("text_encoder", "text_encoder_2"),
     tokenizers=("tokenizer", "tokenizer_2"),
-    layout="diffusers",
     targets={
         "attention": FLUX_ATTENTION,
         "attention+ff": (*FLUX_ATTENTION, *FLUX_FEED_FORWARD),
@@ -22,15 +22,12 @@ SPEC = FamilySpec(
     sampler="euler",
     taught_text=("text_encoder",),  # CLIP: nobody trains T5
     calls=1,
-    single_file=False,
     understood={"transformer": {"patch_size": (1,), "out_channels": (None, 64)}},
     sums={
         "transformer.in_channels": ("vae.latent_channels",) * 4,  # patches of 2x2
         "transformer.joint_attention_dim": ("text_encoder_2.d_model",),
         "transformer.pooled_projection_dim": ("text_encoder.hidden_size",),
     },
-    embedding_keys={"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
-    codes=dict.fromkeys(KINDS, "https://github.com/black-forest-labs/flux"),
 )
 
 BASES = {

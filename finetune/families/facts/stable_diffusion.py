@@ -1,7 +1,8 @@
 """Stable Diffusion 1 and 2, and the embedded base, which is of their kind."""
 
 from finetune.bases import TINY_NAMES, TINY_SHEET
-from finetune.families.spec import KINDS, STABILITY, FamilySpec, KnownBase
+from finetune.families.names.stable_diffusion import NAMES
+from finetune.families.spec import FamilySpec, KnownBase
 from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS
 
 SPEC = FamilySpec(
@@ -9,22 +10,20 @@ SPEC = FamilySpec(
     released="2022-08",
     pipelines=("StableDiffusionPipeline",),
     implementation="stable_diffusion:StableDiffusion",
-    denoiser="unet",
+    names=NAMES,
     text=("text_encoder",),
     tokenizers=("tokenizer",),
-    layout="kohya",
     targets=UNET_TARGETS,
     samplers=DISCRETE_SAMPLERS,
     sampler="ddim",
+    single_file="unet_file:whole",
     taught_text=("text_encoder",),
-    embedding_keys={"text_encoder": "emb_params"},
     understood={"unet": UNET_ASKED, "scheduler": DISCRETE},
     sums={
         "unet.in_channels": ("vae.latent_channels",),
         "unet.out_channels": ("vae.latent_channels",),
         "unet.cross_attention_dim": ("text_encoder.hidden_size",),
     },
-    codes=dict.fromkeys(KINDS, STABILITY) | {"adapter": "diffusers"},
 )
 
 TINY_SAID = 'alone or with a style behind, as in "fox face, twemoji style"'

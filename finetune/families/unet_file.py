@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from finetune.families.source import Source
+
 State = Mapping[str, Tensor]
 
 RESNET = {
@@ -103,6 +105,17 @@ def second(state: State) -> dict[str, Tensor]:
     more = {k.replace(f"layers.{last}.", f"layers.{last + 1}."): t.clone() for k, t in state.items() if f"layers.{last}." in k}
     width = state["text_model.final_layer_norm.weight"].shape[0]
     return open_clip({**state, **more}) | {"text_projection": torch.eye(width), "logit_scale": torch.tensor(4.6052)}
+
+
+OPEN_CLIP_WIDTH = 1024  # of Stable Diffusion 2's text encoder, which is OpenCLIP's
+
+
+def whole(source: Source, parts: Mapping[str, State]) -> dict[str, Tensor]:
+    """The file's tensors, and the keys that readers know its base by, which have no value: `v_pred`, `ztsnr`."""
+    schedule = source.config("scheduler")
+    tensors = single(parts, source.config("text_encoder")["hidden_size"] == OPEN_CLIP_WIDTH)
+    marks = {"v_pred": schedule.get("prediction_type") == "v_prediction", "ztsnr": bool(schedule.get("rescale_betas_zero_snr"))}
+    return tensors | {mark: torch.zeros(0) for mark, holds in marks.items() if holds}
 
 
 def single(parts: Mapping[str, State], openclip: bool) -> dict[str, Tensor]:
