@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from finetune.adapters import leaves
 from finetune.adapters.places import Reading
 from finetune.families import catalogue
-from finetune.families.catalogue import FAMILIES
 from finetune.families.names import DENOISER, Layer, Names
 
 ALONE = "emb_params"  # the key of a token's rows for an only text encoder
@@ -15,7 +14,7 @@ ALONE = "emb_params"  # the key of a token's rows for an only text encoder
 
 def _embedded() -> frozenset[str]:
     keys = {ALONE}
-    for spec in FAMILIES:
+    for spec in catalogue.FAMILIES:
         keys |= set(spec.names.embedding_keys.values())
     return frozenset(keys)
 
@@ -71,12 +70,12 @@ def find(shapes: Mapping[str, Sequence[int]], family: str | None = None) -> Foun
 
 def _reading(names: Names | None) -> Reading:
     """All families' names, those of one first."""
-    return Reading(sorted((spec.names for spec in FAMILIES), key=lambda other: other is not names))
+    return Reading(sorted((spec.names for spec in catalogue.FAMILIES), key=lambda other: other is not names))
 
 
 def _family(shapes: Mapping[str, Sequence[int]]) -> str | None:
     """The only family that recognises a file; None where none does, or several do."""
-    claims = [spec.name for spec in FAMILIES if spec.names.recognises(_layers(_sorted(shapes, _reading(spec.names)), shapes))]
+    claims = [spec.name for spec in catalogue.FAMILIES if spec.names.recognises(_layers(_sorted(shapes, _reading(spec.names)), shapes))]
     return claims[0] if len(claims) == 1 else None
 
 
