@@ -18,6 +18,7 @@ from finetune.adapters.write import export
 from finetune.errors import DataError
 from finetune.families import catalogue
 from finetune.families.catalogue import FAMILIES, of_name
+from finetune.families.names import DENOISER, Layer
 from finetune.families.spec import FamilySpec
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -51,11 +52,12 @@ def test_a_file_that_two_families_claim_is_of_neither(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("spec", FAMILIES, ids=lambda spec: spec.name)
-def test_original_names_are_those_of_the_members(spec: FamilySpec) -> None:
-    """In any order of rows, and for each of the bases that ship."""
+def test_a_familys_tables_agree(spec: FamilySpec) -> None:
+    """That the names of all modules come back, tests/test_full_size.py shows on the real networks."""
     names = spec.names
-    for word in names.words:
-        assert names.members(word) is None or names.holds(names.members(word)[0])  # type: ignore[index]
+    assert all(names.has(names.denoiser, module) for module in names.swapped)
+    assert not names.has("text_encoder_3", "text_model.final_layer_norm")
+    assert not names.recognises([]) and not names.recognises([Layer(DENOISER, "pos_embed", False, 3072, "transformer")])
     assert names.embedding_keys.keys() == set(spec.text) and set(names.codes) == {"adapter", "embedding", "model"}
     assert len({text.kohya for text in names.text.values()}) == len(names.text)
 
@@ -82,6 +84,9 @@ def test_nothing_is_written_for_a_family_that_is_not_known(tmp_path: Path) -> No
     modules = {("unet", "mid_block.attentions.0.proj_in"): lora(torch.ones(2, 8), torch.ones(8, 2))}
     with pytest.raises(DataError, match="family sana, which is not known here"):
         export(modules, tmp_path / "x.safetensors", "kohya", "sana", None, {}, "base")
+    other = {("text_encoder_2", "text_model.final_layer_norm"): next(iter(modules.values()))}
+    with pytest.raises(DataError, match=r"no name for text_encoder_2\.text_model\.final_layer_norm"):
+        export(other, tmp_path / "x.safetensors", "kohya", "stable-diffusion", None, {}, "base")
     assert not [*tmp_path.iterdir()]
 
 

@@ -47,6 +47,8 @@ def kohya(modules: Modules, names: Names) -> State:
     common = ranks.most_common(1)[0][0] if len(ranks) > 1 and names.one_alpha else 0
     spelling = names.spelling(all(w.kind == "lora" and w.peft for w in modules.values()))
     for (part, module), w in (_fused(modules, names) if spelling.original else modules).items():
+        if part != names.denoiser and part not in names.text:
+            raise DataError(f"the kohya layout has no name for {part}.{module}", f"the family has {', '.join(names.parts)}")
         prefix = names.text[part].kohya if part in names.text else spelling.prefix
         out |= _kohya_tensors(f"{prefix}_{flat(module)}", w, common)
     return out

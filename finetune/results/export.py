@@ -191,7 +191,7 @@ def write_adapter(
     for part, net in nets.items():
         adapted = adapter.layers(net)
         for module, change in adapter.result(net, job.method.kind).items():
-            here = (spec.denoiser, module) if part == DENOISER else (part, f"text_model.{module.removeprefix('text_model.')}")
+            here = (spec.denoiser, module) if part == DENOISER else (part, spec.names.text[part].completed(module))
             made = Weights(change.kind, change.tensors, None)
             # Of LoKr's whole matrices there is no rank; LyCORIS asks for an alpha all the same, and takes it for 1.
             modules[here] = replace(made, alpha=None if made.kind == "full" else float(made.rank or 1))

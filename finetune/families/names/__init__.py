@@ -97,6 +97,11 @@ class Names:
         """What an embedding file calls each text encoder's rows, by folder."""
         return {part: names.key for part, names in self.text.items()}
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The folders of the networks that adapters change."""
+        return (self.denoiser, *self.text)
+
     def has(self, part: str, module: str) -> bool:
         """Whether any model of the family has the module."""
         if not part.startswith("text_encoder"):
@@ -109,6 +114,5 @@ class Names:
 
     def unnamed(self, modules: Collection[str], plain: bool) -> str | None:
         """The first of the denoiser's modules that the kohya layout has no name for."""
-        if not self.spelling(plain).original:
-            return None
-        return next((module for module in modules if self.original(module) is None), None)
+        named = self.original if self.spelling(plain).original else self.holds
+        return next((module for module in modules if not named(module)), None)
