@@ -100,13 +100,10 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
             if path.is_dir():
                 path.rename(aside)
             temporary.replace(path)
-            shutil.rmtree(aside, ignore_errors=True)
+            remove(aside)
             _sync_folder(path.parent)
         finally:
-            if temporary.is_dir():
-                shutil.rmtree(temporary, ignore_errors=True)
-            else:
-                temporary.unlink(missing_ok=True)
+            remove(temporary)
 
 
 def publish(folder: Path, fill: Callable[[Path], object]) -> None:
@@ -125,7 +122,16 @@ def publish(folder: Path, fill: Callable[[Path], object]) -> None:
             if not folder.exists():
                 raise
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link, or a folder with all that is in it, as far as the system lets it; one that is gone already is no matter."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def put_aside(folder: Path) -> Path:
@@ -184,9 +190,7 @@ def sweep(folder: Path, name: str) -> None:
     """Removes what killed processes left half-written of one file or folder."""
     for path in left_behind(folder):
         if (told := _LEFT.fullmatch(path.name)) and told[2] == name:
-            shutil.rmtree(path, ignore_errors=True)
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+            remove(path)
 
 
 def _alive(process: int, began: str | None) -> bool:

@@ -56,7 +56,12 @@ def from_json(text: str | bytes, pairs: Pairs | None = None) -> Any:
 
 def says(text: str, word: str) -> bool:
     """Whether a word, or several, stand in a text, and not as a part of others."""
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
+    return spoken(word).search(text) is not None
+
+
+def spoken(word: str) -> re.Pattern[str]:
+    """Where a word stands in a text, and not as a part of another."""
+    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
 
 
 def normal(name: str) -> str:

@@ -24,7 +24,7 @@ def gradients(settings: dict[str, Any], dtype: torch.dtype, step: int, weights: 
     runner.encode()
     for sample, weight in zip(runner.pictures.train, weights or [1.0] * len(runner.pictures.train), strict=True):
         object.__setattr__(sample, "weight", weight)
-    runner.family.dtype = dtype
+    runner.family.base.dtype = dtype
     with mock.patch("finetune.training.run.Step", lambda *parts: Step(*parts).to(dtype)):  # before it is wrapped
         training, _ = runner.assemble()
     training.encoded.place(torch.device("cpu"), 2**30)

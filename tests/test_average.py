@@ -14,6 +14,7 @@ from finetune.adapters.read import read
 from finetune.config.adapter_types import ROWS
 from finetune.config.load import merge
 from finetune.errors import ConfigError
+from finetune.run_folder import RunFolder
 from finetune.training import average
 from finetune.training.average import TRACKED, PowerAverages, combination, exponent
 from finetune.training.run import train
@@ -38,7 +39,7 @@ def walk(
             p += torch.randn(400, generator=g)
         kept.update({"p": p}, step)
         if (step + 1) % every == 0:
-            kept.put_down(folder, step + 1, {})
+            kept.put_down(folder / RunFolder(folder).snapshot(step + 1).name, {})
     return kept.tracked
 
 

@@ -1,6 +1,6 @@
 """What a batch holds: each row its own sample's latents, caption, crop and mask, whatever is mixed; and what a mask does to the loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from finetune import config
+from finetune.data.batch import Batch
 from finetune.data.crop import Augment
 from finetune.data.encoded import Encoded, Pixels
+from finetune.data.inputs import LOSS_MASK
 from finetune.data.plan import IndexPlan
 from finetune.data.sample import Sample, Size
+from finetune.draws import StepDraws
 from finetune.training.run import Runner
 
 SIZES = [Size(16, 16), Size(8, 24), Size(24, 8)]
@@ -34,11 +37,11 @@ class Numbered(dict[bytes, dict[str, torch.Tensor]]):
             for v in range(pixels.augment.count):
                 shape = (4, s.size.height // 2, s.size.width // 2)
                 row = {
-                    "mean": torch.full(shape, float(i)),
-                    "deviation": torch.full(shape, 1e-3),
+                    "x_0.mean": torch.full(shape, float(i)),
+                    "x_0.deviation": torch.full(shape, 1e-3),
                     "crop": torch.tensor([v, i, 0, 0, *s.size]),
                 }
-                self[pixels.key(s, v)] = row | ({"mask": torch.full((1, *shape[1:]), i / 100)} if s.masked else {})
+                self[pixels.key(s, v)] = row | ({LOSS_MASK: torch.full((1, *shape[1:]), i / 100)} if LOSS_MASK in s.inputs else {})
 
 
 @st.composite
@@ -47,7 +50,7 @@ def mixtures(draw: st.DrawFn) -> tuple[IndexPlan, Pixels, int, int]:
         captions = tuple(f"{i}/{k}" for k in range(draw(st.integers(1, 3))))
         times = draw(st.sampled_from([Fraction(1), Fraction(2), Fraction(5, 3)]))
         size = draw(st.sampled_from(SIZES))
-        return Sample(f"{i}", f"{i}", captions, bytes, weight=1 + i, times=times, size=size, masked=draw(st.sampled_from(["", "alpha"])))
+        return tiny.sample(f"{i}", f"{i}", captions, draw(st.booleans()), weight=1 + i, times=times, size=size)
 
     counts = [draw(st.integers(1, 8)) for _ in range(draw(st.integers(1, 2)))]
     samples = [sample(i) for i in range(sum(counts))]
@@ -62,21 +65,31 @@ def test_caption_i_goes_with_latent_i(mixture: tuple[IndexPlan, Pixels, int, int
     samples = list(plan.samples)
     made = Encoded(samples, Numbered(samples, pixels), pixels)  # type: ignore[arg-type]
     whole: dict[tuple[float, ...], int] = {}
+
+    def draws(slots: Sequence[int]) -> StepDraws:
+        return StepDraws(7, step, slots, plan.batch)
+
+    def noised(batch: Batch) -> list[tuple[float, ...]]:
+        """The first number of each row's noise, and its timestep."""
+        noise, u = draws(batch.slots).normal("noise", batch.columns["x_0"].shape[1:]), draws(batch.slots).uniform("timestep")
+        return [(float(row.flatten()[0]), float(level)) for row, level in zip(noise, u, strict=True)]
+
     for rank in range(world):
         for slots in plan.micro_batches(step, size, rank, world):
-            for batch in made.batches(slots, 7, step, 0.2):
+            for batch in made.batches(slots, draws, 0.2):
+                x_0, masks, seen = batch.columns["x_0"], batch.columns.get(LOSS_MASK), noised(batch)
                 for row in range(len(batch.captions)):
-                    i = round(float(batch.x_0[row].mean()))
+                    i = round(float(x_0[row].mean()))
                     caption = batch.captions[row]
                     assert caption is None or caption.startswith(f"{i}/")
-                    assert batch.crops[row, 1] == i and batch.weights[row] == 1 + i and batch.x_0.shape == batch.noise.shape
-                    assert tuple(2 * n for n in batch.x_0[row].shape[1:]) == samples[i].size
-                    if batch.masks is not None:
-                        assert torch.all(batch.masks[row] == (i / 100 if samples[i].masked else 1.0))
-                    key = (float(batch.noise[row].flatten()[0]), float(batch.u[row]))
-                    whole[key] = i
-    again = [b for b in made.batches(plan.slots(step), 7, step, 0.2)]
-    alone = {(float(b.noise[r].flatten()[0]), float(b.u[r])): round(float(b.x_0[r].mean())) for b in again for r in range(len(b.captions))}
+                    assert batch.columns["crop"][row, 1] == i and batch.weights[row] == 1 + i
+                    assert tuple(2 * n for n in x_0[row].shape[1:]) == samples[i].size
+                    if masks is not None:
+                        assert torch.all(masks[row] == (i / 100 if LOSS_MASK in samples[i].inputs else 1.0))
+                    whole[seen[row]] = i
+    alone: dict[tuple[float, ...], int] = {}
+    for batch in made.batches(plan.slots(step), draws, 0.2):
+        alone |= {key: round(float(x.mean())) for key, x in zip(noised(batch), batch.columns["x_0"], strict=True)}
     assert whole == alone, "noise and timestep belong to the slot, whoever draws them"
 
 
@@ -98,7 +111,7 @@ def halved(root: Path, colour: int) -> Path:
 
 def test_what_a_mask_leaves_out_has_no_gradient(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     """The loss of one prediction is changed by what lies inside the mask alone, and does not depend on the mask's area."""
-    from finetune.training.loop import batches, loss_sum
+    from finetune.training.loop import batches, draws, loss_sum
 
     root = halved(tmp_path / "imgs", 0)
     runner = Runner(config.parse(settings(data={"path": str(root), "mask": "file"}, optim={"batch": 3})))
@@ -106,15 +119,17 @@ def test_what_a_mask_leaves_out_has_no_gradient(settings: Callable[..., dict[str
     runner.encode()
     training, _ = runner.assemble()
     ((_, batch),) = batches(training, 0)
-    assert batch.masks is not None and batch.masks.shape == (3, 1, 8, 8)
-    assert torch.equal(batch.masks[:, :, :, :4], torch.ones(3, 1, 8, 4)) and not batch.masks[:, :, :, 4:].any()
-    predicted = torch.randn(batch.x_0.shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    masks = batch.columns[LOSS_MASK]
+    assert masks.shape == (3, 1, 8, 8)
+    assert torch.equal(masks[:, :, :, :4], torch.ones(3, 1, 8, 4)) and not masks[:, :, :, 4:].any()
+    predicted = torch.randn(batch.columns["x_0"].shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
     training.module = lambda *_: predicted  # type: ignore[assignment]
     loss = loss_sum(training, batch, 0)
     loss.backward()
     gradient = predicted.grad
     assert gradient is not None and gradient[..., :4].abs().min() > 0 and not gradient[..., 4:].any()
-    error = (predicted - batch.noise).square()[..., :4].flatten(1).mean(1)  # epsilon
+    noise = draws(training, 0)(batch.slots).normal("noise", predicted.shape[1:])
+    error = (predicted - noise).square()[..., :4].flatten(1).mean(1)  # epsilon
     assert torch.allclose(loss, (error * batch.weights).sum(), rtol=1e-5)
 
 
@@ -131,12 +146,14 @@ def test_the_held_out_loss_is_that_of_the_masked_part(settings: Callable[..., di
     training, _ = runner.assemble()
 
     def measured(right: float) -> torch.Tensor:
-        def predict(x_t: torch.Tensor, t: Any, captions: Any, crops: Any) -> torch.Tensor:
-            out = torch.zeros_like(x_t)
-            out[..., x_t.shape[-1] // 2 :] = right
-            return out
+        class Asked:
+            def predict(self, x_t: torch.Tensor, t: Any, captions: Any = None, weights: Any = "live") -> torch.Tensor:
+                out = torch.zeros_like(x_t)
+                out[..., x_t.shape[-1] // 2 :] = right
+                return out
 
-        return heldout.losses(runner.family, predict, training.objective, runner.encoded, [2, 3, 4], lambda: None)
+        device = torch.device("cpu")
+        return heldout.losses(device, lambda batch: Asked(), training.objective, runner.encoded, [2, 3, 4], lambda: None)
 
     assert torch.equal(measured(0.0), measured(100.0)) and measured(0.0).shape == (3, heldout.BINS)
 

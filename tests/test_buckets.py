@@ -4,6 +4,7 @@ import math
 from collections import Counter
 
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +30,7 @@ def bucket_set(side: int = 512, step: int = 64, **more: bool) -> Buckets:
 
 
 def sample(original: Size, size: Size) -> Sample:
-    return Sample("x", "x", ("x",), bytes, original, size=size)
+    return tiny.sample("x", "x", ("x",), original=original, size=size)
 
 
 SIDES = st.integers(16, 8000)
@@ -77,7 +78,7 @@ def test_small_bases_have_steps_of_their_own() -> None:
 
 
 def shaped(*sizes: tuple[int, int]) -> list[Sample]:
-    return [Sample(f"{i}.jpg", f"{i}", ("x",), bytes, original=Size(h, w)) for i, (w, h) in enumerate(sizes)]
+    return [tiny.sample(f"{i}.jpg", f"{i}", ("x",), original=Size(h, w)) for i, (w, h) in enumerate(sizes)]
 
 
 PHOTOS = shaped(*[(1200, 800)] * 6, *[(1000, 1000)] * 5, (1024, 768), (3000, 1000))

@@ -20,9 +20,9 @@ from finetune.data.crop import Augment
 from finetune.data.encoded import Encoded, Pixels
 from finetune.data.plan import Slot
 from finetune.data.sample import Size
+from finetune.draws import StepDraws
 from finetune.errors import DataError
 from finetune.families import load, source
-from finetune.families.load import texts
 from finetune.preparation import encoding
 
 ALL = Pixels()
@@ -130,8 +130,8 @@ def test_a_row_does_not_depend_on_its_neighbours(base: Path, tmp_path: Path, mon
         (alone / f"{alone.name}.txt").write_text("x")
         one, _ = encode(base, alone)
         sample = next(s for s in together.samples if s.name == name)
-        assert torch.equal(one[one.samples[0]].mean, together[sample].mean)
-        assert torch.equal(one[one.samples[0]].deviation, together[sample].deviation)
+        assert torch.equal(one.row(one.samples[0])["x_0.mean"], together.row(sample)["x_0.mean"])
+        assert torch.equal(one.row(one.samples[0])["x_0.deviation"], together.row(sample)["x_0.deviation"])
 
 
 def test_what_was_encoded_is_kept_when_a_signal_breaks_it_off(base: Path, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_prune_removes_what_no_run_refers_to(base: Path, tmp_path: Path) -> None
     root = tiny.folder(tmp_path / "imgs", 5)
     all_five, _ = encode(base, root)
     kept = {all_five.pixels.key(s, 0) for s in all_five.samples[:2]}
-    expected = {name: all_five.latents[name]["mean"].clone() for name in kept}
+    expected = {name: all_five.latents[name]["x_0.mean"].clone() for name in kept}
     out, gone = tmp_path / "out", tmp_path / "gone"
     out.mkdir()
     (out / "run.yaml").write_text("")
@@ -175,7 +175,7 @@ def test_prune_removes_what_no_run_refers_to(base: Path, tmp_path: Path) -> None
     pruned = prune.prune()
     assert (pruned.rows, pruned.runs) == (1, 1) and pruned.size > 0
     left = Cache(all_five.latents.root)
-    assert len(left.names) == len(kept) and all(torch.equal(left[n]["mean"], expected[n]) for n in kept)
+    assert len(left.names) == len(kept) and all(torch.equal(left[n]["x_0.mean"], expected[n]) for n in kept)
     assert prune.prune()[:2] == (0, 0)
 
 
@@ -194,8 +194,8 @@ def test_a_caption_stays_with_its_picture_under_shuffling(settings: Callable[...
         for (_, batch), slots in zip(made, training.plan.micro_batches(step, 3), strict=True):
             for row, slot in enumerate(slots):
                 sample = runner.pictures.train[slot.sample]
-                own = runner.encoded[sample]
-                assert ((batch.x_0[row] - own.mean).abs() < 6 * own.deviation).all()
+                own = runner.encoded.row(sample)
+                assert ((batch.columns["x_0"][row] - own["x_0.mean"]).abs() < 6 * own["x_0.deviation"]).all()
                 assert batch.captions[row] == sample.caption
                 seen.add(slot.sample)
     assert seen == set(range(7))
@@ -209,11 +209,11 @@ def test_caption_dropout_puts_what_inference_uses(settings: Callable[..., dict[s
     runner.prepare()
     runner.encode()
     training, _ = runner.assemble()
-    empty = texts(runner.family, [""])[0]["hidden"]
+    empty = runner.family.texts([""])[0]["hidden"]
     slots = [Slot(i % 7, i, 1.0) for i in range(200)]
 
     def share(p: float) -> float:
-        said = runner.encoded.batch(slots, 0, 5, p).captions
+        said = runner.encoded.batch(slots, StepDraws(0, 5, range(200), 200), p).captions
         return sum(torch.equal(t["hidden"], empty) for t in training.step.texts(said)) / 200
 
     assert (share(0.0), share(1.0)) == (0, 1)
@@ -255,7 +255,8 @@ def test_what_is_damaged_is_made_anew_and_said(
 def test_rows_that_are_damaged_again_and_again(count: int, own: Path, tmp_path: Path) -> None:
     """All rows of a file, and some: each process finds them whole in the end."""
     root = tiny.folder(tmp_path / "imgs", count)
-    first = [row.mean.clone() for row in map(encode(own, root)[0].__getitem__, encode(own, root)[0].samples)]
+    whole = encode(own, root)[0]
+    first = [whole.row(sample)["x_0.mean"].clone() for sample in whole.samples]
     for which in (0, -1, None):
         for path in (tmp_path / "cache" / "latents").rglob("*.safetensors"):
             size = (path.stat().st_size - begins(path)) // (3 * count)
@@ -266,7 +267,7 @@ def test_rows_that_are_damaged_again_and_again(count: int, own: Path, tmp_path: 
             made.encode_again = lambda job, made=made: encoding.encode_pictures(  # type: ignore[misc]
                 load.family(source.resolve(str(own))), [[job]], "white", made.latents, lambda count: None
             )
-            assert all(torch.equal(made[s].mean, whole) for s, whole in zip(made.samples, first, strict=True))
+            assert all(torch.equal(made.row(s)["x_0.mean"], mean) for s, mean in zip(made.samples, first, strict=True))
 
 
 def test_held_out_rows_are_checked_too(train: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

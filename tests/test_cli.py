@@ -507,12 +507,11 @@ def test_half_precision_trains_and_draws(ft: Run, imgs: Path, base: Path, tmp_pa
     code, _, err = ft("generate", "--adapter", "out/lora.safetensors", "--prompt", "x", "--steps", 1)
     assert code == 0, "the file names the base by its bytes, whatever the precision it was trained in"
     from finetune.families import load, source
-    from finetune.families.load import texts
     from finetune.sampling import draw
 
     for dtype in (torch.bfloat16, torch.float16):  # what an accelerator draws with
         family = load.family(source.resolve(str(base)), dtype=dtype)
-        pair = (texts(family, ["a"])[0], family.unconditional(texts(family, [""])[0]))
+        pair = (family.texts(["a"])[0], family.unconditional(family.texts([""])[0]))
         assert draw.draw(family, family.pipeline(), [pair], [0], 2, 3.0, 16)[0].size == (16, 16)
 
 

@@ -12,10 +12,11 @@ import tiny
 import torch
 
 from finetune import cli, config
-from finetune.data.sample import Found, Pictures, Sample
+from finetune.data.sample import Found, Pictures
 from finetune.errors import ConfigError
 from finetune.preparation import automatic
 from finetune.results import checkpoint, finished, verdict
+from finetune.results.summary import Summary
 from finetune.sampling import draw
 from finetune.training import plan
 from finetune.training.run import train as run_train
@@ -132,9 +133,10 @@ def test_a_better_step_than_the_last_is_named(settings: Any) -> None:
     said = {
         "held_out_change": CHANGES[2][0], "verdict": "worse", "base_held_out_loss": 0.1, "held_out_loss": 0.11, "best_step": 200,
         "best_held_out_loss": 0.09, "best": "run/x-best.safetensors", "steps": 300, "sheet": None, "files": ["adapter", "best"],
-        "adapter": "run/x.safetensors", "prompt": "a fox's tail", "processes": 2, "pictures": 81, "distinct_pictures": 81,
+        "adapter": "run/x.safetensors", "prompt": "a fox's tail", "processes": 2, "pictures": 81, "distinct_pictures": 81, "out": "run",
+        "written_as": {},
     }  # fmt: skip
-    lines = list(verdict.lines(config.parse(settings()), said))
+    lines = list(verdict.lines(config.parse(settings()), Summary.of(said)))
     assert lines[0] == (
         "worse than the base: on 9 pictures that training never saw, the loss is 0.1100 where the base's is 0.1000, +10.0 % "
         "(95 % between +2.0 and +20.0 %)"
@@ -145,7 +147,7 @@ def test_a_better_step_than_the_last_is_named(settings: Any) -> None:
 
 
 def sides(count: int) -> Pictures:
-    return Pictures(Found(), [Sample(f"{i}", f"{i:04d}", (f"caption {i % 5}",), bytes) for i in range(count)], [])
+    return Pictures(Found(), [tiny.sample(f"{i}", f"{i:04d}", (f"caption {i % 5}",)) for i in range(count)], [])
 
 
 def test_as_many_pictures_as_a_tenth_of_the_work_holds(settings: Any) -> None:

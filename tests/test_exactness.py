@@ -10,6 +10,7 @@ from typing import Any
 
 import gradients
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -93,7 +94,7 @@ def test_another_number_of_processes_is_refused(settings: Settings, train: Any) 
 
 
 def samples(count: int) -> list[Sample]:
-    return [Sample(f"{i}", f"{i}", ("a",), bytes) for i in range(count)]
+    return [tiny.sample(f"{i}", f"{i}", ("a",)) for i in range(count)]
 
 
 @pytest.mark.parametrize(("count", "batch", "world"), [(c, b, w) for c in (1, 3, 7, 8) for b, w in ((1, 1), (4, 1), (4, 2), (6, 3))])

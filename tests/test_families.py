@@ -11,10 +11,11 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor, nn
 
 from finetune import config
-from finetune.data.encoded import Batch
+from finetune.data.batch import Batch
+from finetune.draws import StepDraws
 from finetune.errors import ConfigError
-from finetune.families import flux, load, source
-from finetune.families.load import Family, texts
+from finetune.families import flux, load, patches, source
+from finetune.families.family import Family
 from finetune.training import loop
 from finetune.training.run import Runner
 
@@ -36,8 +37,9 @@ def discrete_alphas() -> Tensor:
     return torch.cumprod(1 - betas, 0)
 
 
-def reference_loss(name: str, pipe: Any, net: nn.Module, batch: Batch) -> Tensor:
-    x, e, u = batch.x_0, batch.noise, batch.u
+def reference_loss(name: str, pipe: Any, net: nn.Module, batch: Batch, drawn: StepDraws) -> Tensor:
+    x = batch.columns["x_0"]
+    e, u = drawn.normal("noise", x.shape[1:]), drawn.uniform("timestep")
     if name.startswith("flux"):
         hidden, pooled, _ = pipe.encode_prompt(PROMPT, None, num_images_per_prompt=2, max_sequence_length=tiny.WINDOW)
         normal = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64))
@@ -84,7 +86,7 @@ def test_a_step_is_the_published_formula(name: str, bases: Bases, settings: Call
     assert len(gradients) == len(training.trainable)
     net.zero_grad()
     pipe = DiffusionPipeline.from_pretrained(bases(name))
-    expected = reference_loss(name, pipe, net, batch)
+    expected = reference_loss(name, pipe, net, batch, loop.draws(training, 0)(batch.slots))
     expected.backward()
     assert abs(ours - expected) < 1e-5 * expected
     for (n, p), mine in zip(training.trainable.items(), gradients, strict=True):
@@ -125,29 +127,29 @@ def test_training_feeds_the_denoiser_what_inference_feeds_it(name: str, precisio
     guided = not name.startswith("flux")
     scale = 4.0 if guided else flux.TRAINING_GUIDANCE
     own = {} if guided else {"max_sequence_length": tiny.WINDOW}
-    encoded = ours.prompt(texts(ours, [PROMPT])[0], ours.unconditional(texts(ours, [""])[0]), scale)
+    encoded = ours.prompt(ours.texts([PROMPT])[0], ours.unconditional(ours.texts([""])[0]), scale)
     pipe(
         **encoded if half else {"prompt": PROMPT, "guidance_scale": scale} | own, num_inference_steps=3, height=SIDE, width=SIDE,
         output_type="latent", generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     inference = list(seen.calls)
     assert len(inference) == 3
-    rows = [ours.unconditional(texts(ours, [""])[0]), texts(ours, [PROMPT])[0]] if guided else [texts(ours, [PROMPT])[0]]
+    rows = [ours.unconditional(ours.texts([""])[0]), ours.texts([PROMPT])[0]] if guided else [ours.texts([PROMPT])[0]]
     crops = torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]] * len(rows))
     for arguments, output in inference:
         x_t = arguments.get("sample")
         if x_t is None:
-            x_t = flux.unpack(arguments["hidden_states"], SIDE // 2, SIDE // 2)
+            x_t = patches.unpack(arguments["hidden_states"], SIDE // 2, SIDE // 2)
         t = arguments["timestep"].expand(len(rows))
         seen.calls.clear()
-        predicted = ours.predict({"denoiser": net}, x_t, t, ours.cond(rows, crops))
+        predicted = ours.predict({"denoiser": net}, x_t, t, ours.condition(rows, {"crop": crops}))
         (mine, _) = seen.calls[0]
         theirs = tensors(arguments)
         assert theirs.keys() == tensors(mine).keys()
         for key, value in tensors(mine).items():
             assert value.dtype == theirs[key].dtype or key in ("timestep", "txt_ids", "img_ids"), key  # whole numbers
             assert (value.float() - theirs[key].expand(value.shape).float()).abs().max() < 1e-5, key
-        meant = output if guided else flux.unpack(output, SIDE // 2, SIDE // 2)
+        meant = output if guided else patches.unpack(output, SIDE // 2, SIDE // 2)
         assert (predicted.float() - meant.float()).abs().max() < 1e-5
 
 
@@ -160,15 +162,15 @@ def test_latents_round_trip_as_the_pipeline_decodes_them(name: str, bases: Bases
     config = pipe.vae.config
     plain = pipe.vae.encode(pixels).latent_dist.mean
     assert (mean - (plain - (config.shift_factor or 0)) * config.scaling_factor).abs().max() < 1e-6
-    packed = flux.pack(mean) if name.startswith("flux") else mean
+    packed = patches.pack(mean) if name.startswith("flux") else mean
     assert (ours.decode(packed, SIDE, 2 * SIDE) - pipe.vae.decode(plain).sample.clamp(-1, 1)).abs().max() < 1e-5
 
 
 def test_packing_is_the_pipelines() -> None:
     x = torch.randn(2, 4, 6, 10)
     packed = FluxPipeline._pack_latents(x, 2, 4, 6, 10)
-    assert torch.equal(flux.pack(x), packed) and torch.equal(flux.unpack(packed, 6, 10), x)
-    assert torch.equal(flux.positions(6, 10, "cpu"), FluxPipeline._prepare_latent_image_ids(2, 3, 5, "cpu", torch.float32))
+    assert torch.equal(patches.pack(x), packed) and torch.equal(patches.unpack(packed, 6, 10), x)
+    assert torch.equal(patches.positions(6, 10, "cpu"), FluxPipeline._prepare_latent_image_ids(2, 3, 5, "cpu", torch.float32))
 
 
 # The bases' own configs decide

@@ -22,7 +22,7 @@ from finetune.bases import TINY
 from finetune.errors import DataError
 from finetune.families import load, single_file, source
 from finetune.families.catalogue import of_name
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.sampling import apply
 
 Bases = Callable[[str], Path]

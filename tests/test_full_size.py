@@ -13,7 +13,7 @@ from finetune.adapters.flat import dotted, flat
 from finetune.adapters.fused import lora
 from finetune.adapters.layouts import LAYOUTS
 from finetune.families import load, single_file, source
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.methods import adapter
 
 

@@ -26,13 +26,13 @@ MAY_IMPORT = {
     "evaluation": {"data", "families", "objectives", "bases"},
     "sampling": {"adapters", "config", "data", "families", "methods"},
     "results": {"adapters", "config", "data", "families", "methods"},
-    "preparation": {"adapters", "config", "data", "families", "methods", "results", "sampling"},
+    "preparation": {"adapters", "config", "data", "families", "methods", "objectives", "results", "sampling"},
     "training": {
         "adapters", "bases", "config", "data", "evaluation", "families", "methods", "objectives", "preparation", "results", "sampling",
     },
     "cli": {"adapters", "config", "data", "evaluation", "families", "preparation", "results", "sampling", "training"},
 }  # fmt: skip
-FOUNDATIONS = {"errors", "files", "header", "libraries", "randomness", "tensors", "text"}
+FOUNDATIONS = {"draws", "errors", "files", "header", "libraries", "randomness", "run_folder", "tensors", "text"}
 
 
 def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
@@ -77,7 +77,7 @@ def test_imports_run_one_way(path: Path) -> None:
 def test_families_and_methods_do_not_import_each_other() -> None:
     for path in (PACKAGE / "families").rglob("*.py"):
         assert not any("methods" in rooms(n) for n in imports(path))
-    facts = {"finetune.families.spec", "finetune.families.load"}  # torch-free facts, and what every family answers
+    facts = {"finetune.families.spec", "finetune.families.family"}  # torch-free facts, and what every family answers
     for path in (PACKAGE / "methods").glob("*.py"):
         assert all(n.module in facts for n in imports(path) if "families" in rooms(n) and isinstance(n, ast.ImportFrom))
 
@@ -107,7 +107,7 @@ SPOKEN = {
     "cli/examples.py": {"sdxl": "examples of bases and recipes", "sd15": "an example of a base"},
     "cli/flags.py": {"sd15": "the default base with an accelerator, as families/source.py has it"},
     "config/load.py": {"recipes/sd15-style.yaml": "an example of a recipe"},
-    "objectives/objective.py": {"such as sd21": "an example of a base"},
+    "objectives/build.py": {"such as sd21": "an example of a base"},
     "config/objective.py": {"as in FLUX.1's sampling": "the source of a setting"},
 }
 
@@ -142,6 +142,21 @@ def test_a_family_is_named_in_families_alone(path: Path) -> None:
     named = {said for said in spoken(path) if any(word in said.lower() for word in words_of_families())}
     assert not {said for said in named if not any(known in said for known in allowed)}
     assert not {known for known in allowed if not any(known in said for said in named)}, "an exception that nothing needs"
+
+
+RUN_FILES = re.compile(
+    r"run\.yaml|metrics\.jsonl|(summary|finished|pictures)\.json|^\.lock|\.job\.yaml|state\.(safetensors|json)|manifest\.json"
+    r"|best\.safetensors|-card\.md|^-?step-|/step-|^-(best|average-)|(^|/)(checkpoints|averages|samples|tensorboard|ahead)(/.*\.png|/?$)"
+)
+# A state's tensors of averages are named alike; words of a message or a help text, which have blanks, are no names.
+NO_FILES = {"averages", "averages/"}
+
+
+def test_the_names_of_a_runs_folder_are_written_in_one_module() -> None:
+    for path in (p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "results" / "folder.py"):
+        constants = (n.value for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant))
+        words = {c for c in constants if isinstance(c, str) and not re.search(r"\s", c)}
+        assert not [c for c in words - NO_FILES if RUN_FILES.search(c)], path
 
 
 def test_every_module_says_what_it_is() -> None:

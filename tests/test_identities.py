@@ -11,13 +11,16 @@ from torch import Tensor
 
 from finetune import config
 from finetune.config.objective import Objective as Settings
+from finetune.data.batch import Batch
+from finetune.draws import StepDraws
 from finetune.errors import ConfigError
 from finetune.objectives import timesteps
+from finetune.objectives.build import DENSITIES, objective
 from finetune.objectives.diffusion import TARGETS, Diffusion, Schedule, add_noise
 from finetune.objectives.errors import ERRORS, PseudoHuber
 from finetune.objectives.flow import ByResolution, Flow, FlowMatching
-from finetune.objectives.noise import Shaping
-from finetune.objectives.objective import DENSITIES, objective
+from finetune.objectives.noise import Noise
+from finetune.objectives.objective import Denoising
 from finetune.objectives.preserve import Preserving
 from finetune.objectives.timesteps import LogitNormal, Mode, cosmap, stratified
 from finetune.objectives.weights import P2, WEIGHTS, Debiased, MinSNR, SoftMinSNR, reparametrised
@@ -41,6 +44,12 @@ def draws(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     return torch.randn(6, 4, 3, 3, generator=g).to(dtype), torch.randn(6, 4, 3, 3, generator=g).to(dtype)
 
 
+def cost(objective: Denoising, answer: Callable[[Tensor, Tensor], Tensor], x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """The error of an answer at noise and times that are given."""
+    noised = objective.mixed(x_0, noise, t)
+    return objective.cost(answer(noised.x_t, noised.t), noised)
+
+
 def predictions(kind: str, s: Schedule, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """What a network of a kind says that means `x_0`."""
     signal, sigma = s.coefficients(t, x_t)
@@ -54,7 +63,8 @@ def test_a_weight_is_its_papers_whatever_is_predicted(name: str, kind: str) -> N
     x_0, noise = draws()
     s = Schedule(ALPHAS, kind)
     x_t = add_noise(s, x_0, noise, T)
-    loss = Diffusion(s, WEIGHTS[name]())(lambda *_: predictions(kind, s, x_0 + 0.1, x_t, T), x_0, noise, T).flatten(1).mean(1)
+    answer = predictions(kind, s, x_0 + 0.1, x_t, T)
+    loss = cost(Diffusion(s, WEIGHTS[name]()), lambda *_: answer, x_0, noise, T).flatten(1).mean(1)
     snr = s.snr(T).double()
     plain = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[kind]
     assert torch.allclose(loss, 0.01 * PAPERS.get(name, lambda _: plain)(snr), rtol=1e-4)
@@ -75,7 +85,7 @@ def test_weights_and_errors_are_finite_at_zero_terminal_snr(name: str, kind: str
     s = Schedule(ZERO, kind)
     for error in ERRORS:
         made = Diffusion(s, WEIGHTS[name](), error=ERRORS[error](0.1, "snr"))
-        assert torch.isfinite(made(lambda x, t: x, x_0, noise, T)).all()
+        assert torch.isfinite(cost(made, lambda x, t: x, x_0, noise, T)).all()
     assert name == "uniform" or reparametrised(WEIGHTS[name](), s.snr(T), kind)[-1] < 2e-3
 
 
@@ -89,16 +99,14 @@ def test_a_perfect_prediction_costs_nothing(kind: str, error: str) -> None:
     else:
         s = Schedule(ALPHAS, kind)
         made, t, answer = Diffusion(s, error=how), T, TARGETS[kind](s, x_0, noise, T)  # type: ignore[assignment]
-    assert made(lambda *_: answer, x_0, noise, t).abs().max() < 1e-12
-    assert made(lambda *_: answer + 1, x_0, noise, t).min() > 0.01
+    assert cost(made, lambda *_: answer, x_0, noise, t).abs().max() < 1e-12
+    assert cost(made, lambda *_: answer + 1, x_0, noise, t).min() > 0.01
 
 
 def test_flow_is_the_picture_at_0_and_the_noise_at_1() -> None:
     x_0, noise = draws()
-    seen: list[Tensor] = []
-    made = FlowMatching(Flow())
-    made(lambda x_t, t: seen.append(x_t) or x_t, x_0, noise, torch.tensor([0.0, 1.0] * 3))  # type: ignore[func-returns-value]
-    assert torch.equal(seen[0][::2], x_0[::2]) and torch.equal(seen[0][1::2], noise[1::2])
+    x_t = FlowMatching(Flow()).mixed(x_0, noise, torch.tensor([0.0, 1.0] * 3)).x_t
+    assert torch.equal(x_t[::2], x_0[::2]) and torch.equal(x_t[1::2], noise[1::2])
 
 
 @pytest.mark.parametrize("t", [0, 500, 999])
@@ -166,18 +174,16 @@ def test_levels_stay_within_their_range() -> None:
 
 @pytest.mark.parametrize("total", [1, 4, 7])
 def test_strata_hold_one_slot_each_and_every_slot_is_uniform(total: int) -> None:
-    g = torch.Generator().manual_seed(0)
     seen = []
     for step in range(400):
-        u = stratified(torch.rand(total, dtype=torch.float64, generator=g), range(total), total, 3, step)
+        u = stratified(StepDraws(3, step, range(total), total))
         assert sorted((u * total).long().tolist()) == list(range(total))
         seen.append(u[0])
     assert float(torch.stack(seen).mean()) == pytest.approx(0.5, abs=0.05) and float(torch.stack(seen).std()) == pytest.approx(
         0.29, abs=0.02
     )
-    u = torch.rand(total, dtype=torch.float64, generator=g)
-    parts = [stratified(u[i : i + 1], [i], total, 3, 0) for i in range(total)]
-    assert torch.equal(torch.cat(parts), stratified(u, range(total), total, 3, 0)), "whichever process a slot is in"
+    parts = [stratified(StepDraws(3, 0, [i], total)) for i in range(total)]
+    assert torch.equal(torch.cat(parts), stratified(StepDraws(3, 0, range(total), total))), "whichever process a slot is in"
 
 
 def test_the_shift_by_resolution_is_that_of_flux() -> None:
@@ -194,13 +200,15 @@ def test_the_shift_by_resolution_is_that_of_flux() -> None:
 
 
 def shaped(**how: Any) -> tuple[Tensor, Tensor, Tensor]:
-    plain = torch.randn(32, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    made, slots = Shaping(**how), list(range(32))
-    noise = made(plain, slots, 0, 5)
-    halves = torch.cat([made(plain[:16], slots[:16], 0, 5), made(plain[16:], slots[16:], 0, 5)])
-    assert torch.equal(noise, halves), "a function of (seed, step, slot)"
-    assert not how or not torch.equal(made.added(noise, slots, 0, 5), made.added(made(plain, slots, 0, 6), slots, 0, 6))
-    return plain, noise, made.added(noise, slots, 0, 5)
+    """The noise as it is drawn, as it is to be predicted, and as it is mixed in."""
+    made, x_0 = Noise(**how), torch.zeros(32, 4, 16, 16)
+    draws = StepDraws(0, 5, range(32), 32)
+    noise, added = made(draws, x_0)
+    halves = [made(StepDraws(0, 5, slots, 32), x_0[:16]) for slots in (range(16), range(16, 32))]
+    for whole, parts in zip((noise, added), zip(*halves, strict=True), strict=True):
+        assert torch.equal(whole, torch.cat(parts)), "a function of (seed, step, slot)"
+    assert not torch.equal(added, made(StepDraws(0, 6, range(32), 32), x_0)[1])
+    return draws.normal("noise", (4, 16, 16)), noise, added
 
 
 def test_noise_is_left_alone_where_nothing_is_asked() -> None:
@@ -228,41 +236,39 @@ def test_a_perturbation_is_seen_and_not_predicted() -> None:
     plain, noise, added = shaped(perturbation=0.5)
     assert torch.equal(plain, noise) and (added - noise).std() == pytest.approx(0.5, rel=0.02)
     x_0, s, t = torch.zeros_like(noise), Schedule(ALPHAS, "epsilon"), torch.full((32,), 500)
-    seen: list[Tensor] = []
-    assert Diffusion(s)(lambda x_t, t: seen.append(x_t) or noise, x_0, noise, t, added).max() == 0  # type: ignore[func-returns-value]
-    assert torch.equal(seen[0], add_noise(s, x_0, added, t))
+    noised = Diffusion(s).mixed(x_0, noise, t, added)
+    assert Diffusion(s).cost(noise, noised).max() == 0 and torch.equal(noised.x_t, add_noise(s, x_0, added, t))
 
 
 # Preservation
 
 
 def test_preserving_costs_what_the_answer_to_the_other_caption_has_moved() -> None:
-    x_0, noise = draws()
+    x_0, _ = draws()
     s, calls = Schedule(ALPHAS, "epsilon"), []
 
-    class Predict:
-        learned = torch.tensor([1.0, 1, 1, 0, 1, 1])
-        kept = torch.tensor([1.0, 1, 0, 1, 1, 1])
+    class Asked:
+        def predict(self, x_t: Tensor, t: Tensor, captions: Any = None, weights: Any = "live") -> Tensor:
+            calls.append((captions, weights, torch.is_grad_enabled()))
+            noise = Noise()(draws_of, x_0)[0]
+            return noise + (0.0 if weights == "base" else 0.1 if captions is None else 0.2)
 
-        def __call__(self, x_t: Tensor, t: Tensor, preserved: bool = False, frozen: bool = False) -> Tensor:
-            calls.append((preserved, frozen, torch.is_grad_enabled()))
-            return noise + (0.0 if frozen else 0.2 if preserved else 0.1)
-
-    made = Preserving(Diffusion(s), 3.0)(Predict(), x_0, noise, T)
-    learned, kept = (mask.double().view(-1, 1, 1, 1).expand_as(made) for mask in (Predict.learned, Predict.kept))
-    assert torch.allclose(made, 0.01 * learned + 3 * 0.04 * kept)
-    assert calls == [
-        (False, False, True),
-        (True, True, False),
-        (True, False, True),
-    ]
+    draws_of = StepDraws(0, 0, range(6), 6)
+    captions = ["a sks", "sks", "nothing to keep", None, "sks too", "sks"]
+    batch = Batch({"x_0": x_0.float()}, captions, torch.ones(6), range(6))
+    made = Preserving(Diffusion(s), 3.0, "dog", "sks")(Asked(), batch, draws_of)
+    learned = torch.tensor([c is not None for c in captions], dtype=torch.float32).view(-1, 1, 1, 1)
+    kept = torch.tensor([1.0, 1, 0, 1, 1, 1]).view(-1, 1, 1, 1)
+    assert torch.allclose(made, (0.01 * learned + 3 * 0.04 * kept).expand_as(made), atol=1e-5)
+    preserved = ["a dog", "dog", "nothing to keep", None, "dog too", "dog"]
+    assert calls == [(None, "live", True), (preserved, "base", False), (preserved, "live", True)]
 
 
 def test_captions_that_are_preserved_say_the_word_for_the_trigger() -> None:
-    made = config.parse({"data": {"path": ".", "trigger": "sks dog"}, "objective": {"preserve": "dog"}})
-    assert made.preserved("a sks dog on sks dog grass") == "a dog on dog grass" and made.preserved("a cat") == "a cat"
-    art = config.parse({"data": {"path": ".", "trigger": "art"}, "objective": {"preserve": "painting"}})
-    assert art.preserved("art, a cart in the park") == "painting, a cart in the park", "a part of another word is not the trigger"
+    made = Preserving(Diffusion(Schedule(ALPHAS, "epsilon")), 1.0, "dog", "sks dog")
+    assert made.captions("a sks dog on sks dog grass") == ("a dog on dog grass",) and made.captions("a cat") == ("a cat",)
+    art = Preserving(Diffusion(Schedule(ALPHAS, "epsilon")), 1.0, "painting", "art")
+    assert art.captions("art, a cart in the park") == ("painting, a cart in the park",), "a part of another word is not the trigger"
 
 
 @pytest.mark.parametrize(

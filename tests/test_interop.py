@@ -25,7 +25,7 @@ from finetune.adapters.write import export
 from finetune.errors import DataError, FinetuneError
 from finetune.families import load, source
 from finetune.families.catalogue import of_name
-from finetune.families.load import Family, texts
+from finetune.families.family import Family
 from finetune.sampling import apply
 from finetune.training.run import Runner
 
@@ -224,8 +224,8 @@ def test_text_encoder_parts_load_in_diffusers_with_our_effect(name: str, layout:
     path = tmp_path / "x.safetensors"
     export(modules, path, layout, of.spec.name, "fp32", {}, "base")
     apply.to_text_encoders(of, [(read(path, of.spec.name), 1.0)])
-    ours = texts(of, ["red disc"])[0]
-    plain = texts(family(bases(name)), ["red disc"])[0]
+    ours = of.texts(["red disc"])[0]
+    plain = family(bases(name)).texts(["red disc"])[0]
     pipe = fresh(bases(name))
     pipe.load_lora_weights(tmp_path, weight_name=path.name)
     theirs = (

@@ -19,6 +19,7 @@ from commands import commands
 from finetune.data import index
 from finetune.errors import ConfigError
 from finetune.results import lock
+from finetune.run_folder import RunFolder
 from finetune.training import signals
 
 FT = [sys.executable, "-m", "finetune"]
@@ -104,7 +105,7 @@ def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-from finetune.training import lock
+from finetune.results import lock
 with lock.held(Path(sys.argv[1])):
     print(1, flush=True)
     input()"""
@@ -114,7 +115,7 @@ with lock.held(Path(sys.argv[1])):
             pass
         other.kill()
         other.wait()
-    assert (tmp_path / lock.NAME).exists()
+    assert RunFolder(tmp_path).lock.exists()
     with lock.held(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []

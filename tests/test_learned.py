@@ -15,9 +15,9 @@ from finetune.adapters.read import read
 from finetune.config.load import merge
 from finetune.errors import ConfigError
 from finetune.families import load, source
+from finetune.objectives.build import objective
 from finetune.objectives.diffusion import Diffusion
 from finetune.objectives.errors import PseudoHuber
-from finetune.objectives.objective import objective, shaping
 from finetune.objectives.timesteps import Mode
 from finetune.objectives.weights import P2
 from finetune.preparation.class_pictures import ClassPictures
@@ -48,7 +48,7 @@ def test_settings_reach_the_objective(make: Make, bases: Bases) -> None:
     made = objective(load.family(source.resolve(str(bases("sd")))).schedule(), job.objective)
     assert isinstance(made, Diffusion) and made.weight == P2(0.5) and made.error == PseudoHuber(0.2, "constant", smooth=True)
     assert made.density == Mode(-0.5) and (made.low, made.high) == (0.1, 0.8)
-    how = shaping(job.objective)
+    how = made.noise
     assert (how.offset, how.pyramid, how.discount, how.perturbation) == (0.1, 2, 0.7, 0.2)
 
 
@@ -68,13 +68,13 @@ def test_a_frozen_answer_is_the_bases(method: dict[str, Any], make: Make) -> Non
     runner, training = assembled(make(**own))
     step = training.step.eval()
     _, plain = assembled(make(data={"trigger": "sks"}, run={"out": "unused"}, objective={"preserve": "thing"}, method={"rank": 4}))
-    x_t, t, crops = torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), torch.zeros(2, 6, dtype=torch.int64)
+    x_t, t = torch.randn(2, 4, 8, 8), torch.tensor([10, 900])
     with torch.no_grad():
         for p in training.trainable.values():
             p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
         caption = runner.pictures.captions[0]
-        answers = [step(x_t, t, [caption] * 2, crops, frozen) for frozen in (False, True, False)]
-        base = plain.step.eval()(x_t, t, [caption] * 2, crops)
+        answers = [step(x_t, t, [caption] * 2, {}, weights) for weights in ("live", "base", "live")]
+        base = plain.step.eval()(x_t, t, [caption] * 2, {})
     assert torch.equal(answers[0], answers[2]) and not torch.allclose(answers[0], answers[1], atol=1e-3)
     assert torch.allclose(answers[1], base, atol=1e-6), "an untrained adapter changes nothing"
     assert all(p.requires_grad for p in training.trainable.values())
@@ -98,7 +98,7 @@ def test_keeping_a_concept_keeps_its_answers(make: Make, tmp_path: Path) -> None
         def answers(training: Any = training, x_t: Tensor = x_t, t: Tensor = t, captions: Any = captions) -> dict[str, Tensor]:
             step = training.step.eval()
             with torch.no_grad():
-                return {k: step(x_t, t, [c] * 8, torch.zeros(8, 6, dtype=torch.int64)) for k, c in captions.items()}
+                return {k: step(x_t, t, [c] * 8, {}) for k, c in captions.items()}
 
         before = answers()
         runner.train(training, 0)
@@ -108,9 +108,8 @@ def test_keeping_a_concept_keeps_its_answers(make: Make, tmp_path: Path) -> None
 
 
 def texts_of(runner: Runner, captions: list[str]) -> Any:
-    from finetune.families.load import texts
 
-    return texts(runner.family, captions)
+    return runner.family.texts(captions)
 
 
 # Zero terminal SNR
@@ -204,22 +203,22 @@ def test_a_step_asks_what_the_settings_say(make: Make, monkeypatch: pytest.Monke
     from finetune.training import loop
 
     objective_settings = {"preserve": "thing", "stratified": True, "noise_offset": 0.5, "input_perturbation": 0.3}
-    runner, training = assembled(make(data={"trigger": "sks", "caption_dropout": 0.0}, objective=objective_settings, optim={"batch": 4}))
+    _, training = assembled(make(data={"trigger": "sks", "caption_dropout": 0.0}, objective=objective_settings, optim={"batch": 4}))
     ((_, batch),) = loop.batches(training, 0)
-    asked: list[tuple[Tensor, Tensor, list[str | None], bool]] = []
+    asked: list[tuple[Tensor, Tensor, list[str | None], str]] = []
     forward = loop.Step.forward
 
-    def watched(self: Any, x_t: Tensor, t: Tensor, captions: Any, crops: Tensor, frozen: bool = False) -> Tensor:
-        asked.append((x_t, t, captions, frozen))
-        return forward(self, x_t, t, captions, crops, frozen)
+    def watched(self: Any, x_t: Tensor, t: Tensor, captions: Any, columns: Any, weights: str = "live") -> Tensor:
+        asked.append((x_t, t, captions, weights))
+        return forward(self, x_t, t, captions, columns, weights)
 
     monkeypatch.setattr(loop.Step, "forward", watched)
     loop.gradient(training, 0)
-    assert [a[3] for a in asked] == [False, True, False]
+    assert [a[3] for a in asked] == ["live", "base", "live"]
     assert asked[0][2] == batch.captions and asked[1][2] == asked[2][2] == [str(c).replace("sks", "thing") for c in batch.captions]
     assert sorted((asked[0][1] * 4 // 1000).tolist()) == [0, 1, 2, 3]
-    how, seed = shaping(runner.job.objective), runner.job.run.seed
-    noise = how(batch.noise, batch.slots, seed, 0)
-    added = how.added(noise, batch.slots, seed, 0)
-    signal, sigma = training.objective.schedule.coefficients(asked[0][1], batch.x_0)
-    assert torch.allclose(asked[0][0], signal * batch.x_0 + sigma * added, atol=1e-5) and not torch.allclose(added, batch.noise)
+    x_0, drawn = batch.columns["x_0"], loop.draws(training, 0)(batch.slots)
+    _, added = training.objective.inner.noise(drawn, x_0)
+    signal, sigma = training.objective.inner.schedule.coefficients(asked[0][1], x_0)
+    assert torch.allclose(asked[0][0], signal * x_0 + sigma * added, atol=1e-5)
+    assert not torch.allclose(added, drawn.normal("noise", x_0.shape[1:]))

@@ -26,7 +26,6 @@ from finetune.config.optim import Optim
 from finetune.data.captions import Wording
 from finetune.errors import ConfigError, DataError, FinetuneError
 from finetune.families import contents, load, source
-from finetune.families.load import texts
 from finetune.methods import adapter, method, textual_inversion
 from finetune.methods.method import Group
 from finetune.preparation.class_pictures import ClassPictures
@@ -196,9 +195,9 @@ def test_an_embedding_is_read_by_diffusers_with_the_same_effect(make: Make, base
     theirs, _ = pipe.encode_prompt("red <x>", "cpu", 1, False)
     of = family_of(bases("sd"))
     apply.to_words(of, [embedding.read(file)])
-    ours = texts(of, ["red <x>"])[0]["hidden"]
+    ours = of.texts(["red <x>"])[0]["hidden"]
     assert torch.allclose(ours, theirs[0], atol=1e-6)
-    plain = texts(family_of(bases("sd")), ["red"])[0]["hidden"]
+    plain = family_of(bases("sd")).texts(["red"])[0]["hidden"]
     assert not torch.allclose(ours, plain, atol=1e-3)
 
 
@@ -214,7 +213,7 @@ def test_the_embeddings_of_two_encoders_are_read_by_diffusers(make: Make, bases:
     hidden, _, pooled, _ = pipe.encode_prompt("<x> disc", device="cpu", do_classifier_free_guidance=False)
     of = family_of(bases("sdxl"))
     apply.to_words(of, [embedding.read(file)])
-    ours = texts(of, ["<x> disc"])[0]
+    ours = of.texts(["<x> disc"])[0]
     assert torch.allclose(ours["hidden"], hidden[0], atol=1e-6) and torch.allclose(ours["pooled"], pooled[0], atol=1e-6)
 
 
@@ -261,7 +260,7 @@ def test_a_text_encoders_adapter_is_read_by_diffusers(make: Make, bases: Bases) 
     theirs, _ = pipe.encode_prompt("sks disc", "cpu", 1, False)
     of = family_of(bases("sd"))
     apply.to_text_encoders(of, [(read(Path(summary["adapter"])), 1.0)])
-    ours = texts(of, ["sks disc"])[0]["hidden"]
+    ours = of.texts(["sks disc"])[0]["hidden"]
     assert torch.allclose(ours, theirs[0], atol=1e-5) and float(((theirs - plain).norm() / plain.norm()).detach()) > 1e-3
 
 
@@ -279,9 +278,9 @@ def test_a_text_encoders_adapter_is_read_by_lycoris(make: Make, bases: Bases) ->
     network, _ = lycoris.create_lycoris_from_weights(1.0, str(path), encoder)
     assert len(network.loras) == sum(part == "text_encoder" for part, _ in read(path).modules)
     network.merge_to(1.0)
-    ours, same = (texts(f, ["sks disc"])[0]["hidden"] for f in (of, theirs))
+    ours, same = (f.texts(["sks disc"])[0]["hidden"] for f in (of, theirs))
     assert torch.allclose(ours, same, atol=1e-5)
-    assert not torch.allclose(ours, texts(family_of(bases("sd")), ["sks disc"])[0]["hidden"], atol=1e-3)
+    assert not torch.allclose(ours, family_of(bases("sd")).texts(["sks disc"])[0]["hidden"], atol=1e-3)
 
 
 def test_class_pictures_are_kept_topped_up_and_all_used(make: Make, tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def test_min_snr_weighs_the_same_error_in_x_0_alike(kind: str, draws: Any) -> No
     signal, sigma = s.coefficients(t, x_t)
     epsilon = (x_t - signal * wrong) / sigma
     prediction = {"epsilon": epsilon, "v_prediction": signal * epsilon - sigma * wrong, "sample": wrong}[kind]
-    error = Diffusion(s, MinSNR(5.0))(lambda *_: prediction, x_0.to(d), noise.to(d), t).flatten(1).mean(1)
+    objective = Diffusion(s, MinSNR(5.0))
+    error = objective.cost(prediction, objective.mixed(x_0.to(d), noise.to(d), t)).flatten(1).mean(1)
     assert torch.allclose(error, 0.01 * s.snr(t).double().clamp(max=5), rtol=1e-4)
 
 

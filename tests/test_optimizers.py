@@ -205,8 +205,8 @@ def test_schedules(name: str) -> None:
 
 def test_the_tables_and_the_settings_name_the_same() -> None:
     from finetune.config.objective import Objective
+    from finetune.objectives.build import DENSITIES
     from finetune.objectives.errors import ERRORS, SCHEDULES
-    from finetune.objectives.objective import DENSITIES
     from finetune.objectives.weights import WEIGHTS
 
     def named(section: Any, key: str) -> set[str]:

@@ -4,11 +4,12 @@ from collections import Counter
 from fractions import Fraction
 from math import ceil, floor
 
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.data.plan import IndexPlan
-from finetune.data.sample import Sample, Size
+from finetune.data.sample import Size
 
 SIZES = [Size(64, 64), Size(48, 80), Size(80, 48), Size(96, 40)]
 TIMES = st.sampled_from([Fraction(1), Fraction(1), Fraction(3), Fraction(7, 5), Fraction(13, 4)])
@@ -18,7 +19,7 @@ TIMES = st.sampled_from([Fraction(1), Fraction(1), Fraction(3), Fraction(7, 5), 
 def plans(draw: st.DrawFn, groups: int = 1) -> IndexPlan:
     counts = [draw(st.integers(1, 24)) for _ in range(draw(st.integers(1, groups)))]
     samples = [
-        Sample(f"{i}", f"{draw(st.integers(0, 10))}-{i // 2}", ("x",), bytes, times=draw(TIMES), size=draw(st.sampled_from(SIZES)))
+        tiny.sample(f"{i}", f"{draw(st.integers(0, 10))}-{i // 2}", ("x",), times=draw(TIMES), size=draw(st.sampled_from(SIZES)))
         for i in range(sum(counts))
     ]
     each = draw(st.integers(1, 6))
@@ -97,7 +98,7 @@ def test_weights_are_the_shares_of_the_draws(counts: list[int], data: st.DataObj
     from finetune.data.scan import Origin, weigh
 
     weights = [data.draw(st.sampled_from([0.2, 1.0, 3.0])) for _ in counts]
-    parts = [[Sample(f"{k}-{i}", f"{k}-{i}", ("x",), bytes) for i in range(n)] for k, n in enumerate(counts)]
+    parts = [[tiny.sample(f"{k}-{i}", f"{k}-{i}", ("x",)) for i in range(n)] for k, n in enumerate(counts)]
     made = weigh(parts, [Origin("", Wording(), weight=w) for w in weights])
     assert min(s.times for s in made) == 1, "no source is shown less than once an epoch"
     total = sum(s.times for s in made)
@@ -118,7 +119,7 @@ def test_fractions_of_draws_are_carried_over(plan: IndexPlan) -> None:
 
 
 def test_rows_of_one_picture_are_shuffled_apart_and_their_names_do_not_matter() -> None:
-    rows = [Sample(f"{p}.{k}", f"{p}", (f"caption {k}",), bytes, size=SIZES[0]) for p in range(6) for k in range(5)]
+    rows = [tiny.sample(f"{p}.{k}", f"{p}", (f"caption {k}",), size=SIZES[0]) for p in range(6) for k in range(5)]
     batches = IndexPlan(rows, 5, 0).groups[0].batches(0)
     assert max(Counter(i // 5 for i in batch).most_common(1)[0][1] for batch in batches) < 5
     other = IndexPlan(rows[::-1], 5, 0).groups[0].batches(0)

@@ -21,7 +21,7 @@ from finetune.config.adapter_types import ROWS, Row
 from finetune.config.load import merge
 from finetune.errors import ConfigError
 from finetune.families.components import Components
-from finetune.families.load import Family, texts
+from finetune.families.family import Family
 from finetune.methods import adapter
 from finetune.sampling import apply
 from finetune.training import plan
@@ -119,9 +119,9 @@ def test_text_encoders_too(kind: str, make: Make, bases: Bases, monkeypatch: pyt
     monkeypatch.setattr(Runner, "finish", keep)
     summary = Runner(config.parse(make(kind, method={"text_encoder": True, "text_encoder_lr": RATES.get(kind, 3e-2)}))).run()
     of, file = family(bases("sd")), read(Path(summary["adapter"]))
-    (plain,) = texts(of, ["a red disc"])
+    (plain,) = of.texts(["a red disc"])
     apply.to_text_encoders(of, [(file, 1.0)])
-    (made,) = texts(of, ["a red disc"])
+    (made,) = of.texts(["a red disc"])
     assert (live[0] - plain["hidden"]).abs().max() > 0.02 and (made["hidden"] - live[0]).abs().max() < 1e-4
 
 

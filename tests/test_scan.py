@@ -114,7 +114,7 @@ def test_what_is_dropped_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def named(count: int) -> Found:
-    return Found([Sample(f"{i}", f"{i}", ("x",), bytes) for i in range(count)])
+    return Found([tiny.sample(f"{i}", f"{i}", ("x",)) for i in range(count)])
 
 
 def test_of_many_pictures_a_side_never_changes() -> None:
@@ -294,7 +294,7 @@ def test_names_in_the_other_of_unicodes_ways_find_each_other(tmp_path: Path) -> 
         Image.new("L", (24, 20), 255).save(root / f"{caption}.mask.png")
         (root / f"{caption}.txt").write_text(f"cup {i}")
     found = scan.scan(Origin(str(root), Wording(), mask="file"))
-    assert sorted(s.caption for s in found.samples) == ["cup 0", "cup 1"] and all(s.masked for s in found.samples)
+    assert sorted(s.caption for s in found.samples) == ["cup 0", "cup 1"] and all("loss_mask" in s.inputs for s in found.samples)
     assert found.notes.keys() == {"with a mask"} and not found.problems
     rows = [{"file_name": f"{name}.png", "text": "x"} for name in (parted, f"{composed} 2")]
     (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from finetune import files
 from finetune.errors import AccessError, ConfigError, FinetuneError
 from finetune.families import load, single_file, source
-from finetune.families.load import texts
 from finetune.results import stored
 
 PROBE = single_file.PROBE
@@ -49,8 +48,8 @@ def test_a_single_file_of_xl_is_the_base_it_was_made_of(bases: Callable[[str], P
     for part in found.spec.parts:
         here, there = ours.parts.load(part).state_dict(), whole.parts.load(part).state_dict()
         assert here.keys() == there.keys() and all(torch.equal(here[k], there[k]) for k in here), part
-    for key, value in texts(ours, ["red disc"])[0].items():
-        assert torch.equal(value, texts(whole, ["red disc"])[0][key])
+    for key, value in ours.texts(["red disc"])[0].items():
+        assert torch.equal(value, whole.texts(["red disc"])[0][key])
 
 
 @pytest.mark.usefixtures("tiny_configs")

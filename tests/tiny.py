@@ -28,6 +28,9 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from finetune.data.inputs import ALPHA, LOSS_MASK, PICTURE, Input
+from finetune.data.sample import Sample
+
 WORDS = ["red", "blue", "green", "disc", "square", "a", "of", "tok", "picture"]
 WINDOW = 12  # tokens
 
@@ -140,3 +143,9 @@ def folder(root: Path, count: int = 7) -> Path:
         picture(i).save(root / f"{i:02d}.png")
         (root / f"{i:02d}.txt").write_text(f"{WORDS[i % 3]} disc", encoding="utf-8")
     return root
+
+
+def sample(name: str, content: str, captions: tuple[str, ...] = ("x",), masked: bool = False, **more: Any) -> Sample:
+    """A picture that is not read."""
+    inputs = {PICTURE: Input(content, bytes)} | ({LOSS_MASK: Input(ALPHA)} if masked else {})
+    return Sample(name, inputs, captions, **more)

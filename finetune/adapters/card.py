@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from finetune.adapters.contract import Contract
 from finetune.errors import plain
 from finetune.families.catalogue import of_name
+from finetune.run_folder import RunFolder
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+.!|~-])")
 
@@ -22,11 +23,11 @@ MARKS = (MARK, "trained with [finetune](https://pypi.org/project/finetune)")  # 
 
 def place(folder: Path, name: str) -> Path:
     """`README.md`, or another name where somebody's own README is."""
-    path = folder / "README.md"
+    path = RunFolder(folder).readme
     if not path.exists():
         return path
     text = path.read_text(encoding="utf-8", errors="replace")
-    return path if any(mark in text for mark in MARKS) else folder / f"{name}-card.md"
+    return path if any(mark in text for mark in MARKS) else RunFolder(folder).card(name)
 
 
 def escape(text: str) -> str:

@@ -11,7 +11,7 @@ from finetune.adapters import leaves
 from finetune.adapters.layouts import Modules, Place
 from finetune.adapters.weights import Weights
 from finetune.families import catalogue
-from finetune.families.load import Family
+from finetune.families.family import Family
 
 
 class Shape(NamedTuple):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from finetune.config import ADAPTERS, recipes
 from finetune.families.catalogue import BASES
+from finetune.run_folder import RECORD
 
 Offer = tuple[str, str]  # a value, and what it is
 MOST = 200  # names of one folder
@@ -38,11 +39,11 @@ def known_recipes(incomplete: str) -> list[Offer]:
 
 def adapters(incomplete: str) -> list[Offer]:
     """Adapter files, and folders of runs."""
-    return _with_paths([], incomplete, (".safetensors",), "run.yaml")
+    return _with_paths([], incomplete, (".safetensors",), RECORD)
 
 
 def runs(incomplete: str) -> list[Offer]:
-    return _with_paths([], incomplete, (), "run.yaml")
+    return _with_paths([], incomplete, (), RECORD)
 
 
 def _with_paths(names: list[Offer], incomplete: str, endings: tuple[str, ...], marker: str = "") -> list[Offer]:

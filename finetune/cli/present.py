@@ -14,6 +14,7 @@ from finetune.families import source
 from finetune.header import header_of, tensors_file
 from finetune.results import outcome
 from finetune.results.outcome import Outcome, SavedStep
+from finetune.run_folder import RunFolder
 from finetune.text import AUTO
 
 
@@ -141,5 +142,5 @@ def run(folder: Path) -> None:
     """Raises:
     DataError: it is no folder of a run.
     """
-    if not (folder / "run.yaml").exists():
+    if not RunFolder(folder).record.exists():
         raise DataError(f"{folder}: is not the folder of a run", "give the --out of a run")

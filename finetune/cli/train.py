@@ -72,15 +72,15 @@ def _command(name: str, table: Mapping[str, str], text: str) -> Callable[..., No
         from finetune import cli
         from finetune.results import finished
 
-        summary = None if fresh or "WORLD_SIZE" in os.environ else finished.summary(job)
-        if summary:
+        if summary := None if fresh or "WORLD_SIZE" in os.environ else finished.summary(job):
             print("\n".join(map(unbroken, finished.lines(job, summary))), file=sys.stderr)
+            answer = summary.record()
         else:
             from finetune.training import launch
 
-            summary = launch.train(job, fresh)
-        if json_ and summary:
-            cli.emit(summary)
+            answer = launch.train(job, fresh)
+        if json_ and answer:
+            cli.emit(answer)
 
     command.__doc__ = text
     return flags.with_flags(table, merge(DEFAULTS[name], AUTOMATIC[name]))(command)

@@ -1,6 +1,5 @@
 """The settings of a run. The description on each field is its help text, in flags, recipes and docs alike."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +12,7 @@ from finetune.config.method import EMBEDDED, Method, trained, usual_rate
 from finetune.config.objective import Objective
 from finetune.config.optim import Optim
 from finetune.config.section import Positive, Said, Section, Word
-from finetune.text import AUTO
+from finetune.text import AUTO, says
 
 
 class Model(Section):
@@ -207,7 +206,7 @@ class Job(Section):
             (not m.adapts, "objective.preserve: needs the base beside what is trained, which only an adapter leaves as it was"),
             (m.init in ("pissa", "olora"), f"objective.preserve: method.init {m.init} takes a part out of the base, which is needed whole"),
             (trigger is None, "objective.preserve: there is no trigger that it could stand in the place of; give --trigger"),
-            (trigger is not None and spoken(trigger).search(word) is not None, f"objective.preserve {word}: holds the trigger {trigger}"),
+            (trigger is not None and says(word, trigger), f"objective.preserve {word}: holds the trigger {trigger}"),
         ]
 
     def _useless(self) -> list[tuple[bool, str]]:
@@ -237,16 +236,6 @@ class Job(Section):
         if self.subject.token:
             return f"{self.subject.token} {self.subject.class_word}"
         return self.data.trigger or (" ".join(self.method.new_tokens) or None)
-
-    def preserved(self, caption: str) -> str:
-        """A caption with what the trigger stands for in the trigger's place."""
-        word, trigger = self.objective.preserve, self.trigger
-        return caption if word is None or trigger is None else spoken(trigger).sub(lambda _: word, caption)
-
-
-def spoken(word: str) -> re.Pattern[str]:
-    """Where a word stands in a text, and not as a part of another."""
-    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
 
 
 # What may differ when a run goes on: none of it changes what the steps so far have learned.

@@ -8,41 +8,20 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from finetune import randomness
 from finetune.data import cache, decode
-from finetune.data.cache import Cache
+from finetune.data.batch import Batch, columns
+from finetune.data.cache import Cache, Row
 from finetune.data.crop import Augment, Crop, View, cut
+from finetune.data.inputs import LOSS_MASK, PICTURE, Input
 from finetune.data.plan import Slot
 from finetune.data.sample import Sample, Size
+from finetune.draws import StepDraws
 from finetune.errors import DataError
 
 Text = dict[str, Tensor]
-VERSION = 1  # part of every cache's place: raise it when the same pixels or captions would be cut or encoded otherwise
+ON_HOST = frozenset({"crop"})  # what of a row is too small to be worth a place on the device
+VERSION = 2  # part of every cache's place: raise it when the same pixels or captions would be cut or encoded otherwise
 AT_ONCE, PIXELS = 8, 1024 * 1024  # pictures that the autoencoder takes at once, and their pixels, at most
-
-
-@dataclass(frozen=True)
-class Latents:
-    """One picture: posterior mean and deviation [C, H, W] in the denoiser's units, its crop [6], and its mask [1, H, W] if it has one."""
-
-    mean: Tensor
-    deviation: Tensor
-    crop: Tensor
-    mask: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Pictures of one size: x_0 and noise [B, C, H, W] fp32, u [B] uniform in [0, 1), a caption a slot, crops [B, 6], weights [B]."""
-
-    x_0: Tensor
-    noise: Tensor
-    u: Tensor  # which timestep: the objective knows its density
-    captions: list[str | None]  # None: what inference puts in the place of a caption
-    crops: Tensor
-    weights: Tensor
-    masks: Tensor | None  # [B, 1, H, W] in [0, 1]
-    slots: list[int]  # positions in the global batch
 
 
 class Pixels(NamedTuple):
@@ -54,7 +33,7 @@ class Pixels(NamedTuple):
     def key(self, sample: Sample, variant: int) -> bytes:
         """What the latents of a picture's variant are kept under."""
         view = self.augment.view(sample.content, variant)
-        return cache.key(image=sample.content, size=sample.size, view=view, background=self.background, mask=sample.masked)
+        return cache.key(inputs=sample.contents, size=sample.size, view=view, background=self.background)
 
 
 @dataclass
@@ -65,47 +44,43 @@ class Encoded:
     latents: Cache
     pixels: Pixels = field(default_factory=Pixels)
     encode_again: "Callable[[Variant], None]" = lambda job: None  # what is damaged on the disk, before it is read again
-    placed: dict[bytes, Text] = field(default_factory=dict)  # on the device, where all fit
+    placed: dict[bytes, Row] = field(default_factory=dict)  # on the device, where all fit
 
-    def __getitem__(self, sample: Sample) -> Latents:
-        """The plain variant of a picture."""
-        return self.look_up(sample, 0)
-
-    def look_up(self, sample: Sample, variant: int) -> Latents:
+    def row(self, sample: Sample, variant: int = 0) -> Row:
+        """What is kept of a variant of a picture; the first is the plain one."""
         name = self.pixels.key(sample, variant)
-        return Latents(**(self.placed.get(name) or self._row(name, sample, variant)))
+        return self.placed.get(name) or self._row(name, sample, variant)
 
-    def _row(self, name: bytes, sample: Sample, variant: int) -> Text:
+    def _row(self, name: bytes, sample: Sample, variant: int) -> Row:
         try:
             return self.latents[name]
         except KeyError:  # it was there: it is damaged
             self.encode_again(Variant(name, sample, self.pixels.augment.view(sample.content, variant)))
             return self.latents[name]
 
-    def batches(self, slots: Sequence[Slot], seed: int, step: int, caption_dropout: float) -> list[Batch]:
-        """One batch for each size among the slots."""
+    def batches(self, slots: Sequence[Slot], draws: Callable[[Sequence[int]], StepDraws], caption_dropout: float) -> list[Batch]:
+        """One batch for each size among the slots; `draws` are those of slots by their numbers."""
         sizes: dict[Size, list[Slot]] = {}
         for slot in slots:
             sizes.setdefault(self.samples[slot.sample].size, []).append(slot)
-        return [self.batch(rows, seed, step, caption_dropout) for rows in sizes.values()]
+        return [self.batch(same, draws([slot.slot for slot in same]), caption_dropout) for same in sizes.values()]
 
-    def batch(self, slots: Sequence[Slot], seed: int, step: int, caption_dropout: float) -> Batch:
-        """Timestep, noise, posterior draw, variant, choice and dropout of the caption are functions of (seed, step, slot)."""
-        samples, count = [self.samples[s.sample] for s in slots], self.pixels.augment.count
-        rows = [
-            self.look_up(s, randomness.number(seed, "variant", step, k.slot) % count if count > 1 else 0)
-            for s, k in zip(samples, slots, strict=True)
-        ]
-        x_0 = torch.stack([draw(row, seed, "vae", step, s.slot) for row, s in zip(rows, slots, strict=True)])
-        noise = torch.stack([torch.randn(x_0.shape[1:], generator=randomness.generator(seed, "noise", step, s.slot)) for s in slots])
-        u = torch.tensor([randomness.uniform(seed, "timestep", step, s.slot) for s in slots], dtype=torch.float64)
-        captions = [
-            s.captions[randomness.number(seed, "caption", step, k.slot) % len(s.captions)] for s, k in zip(samples, slots, strict=True)
-        ]
-        dropped = [randomness.uniform(seed, "dropout", step, s.slot) < caption_dropout for s in slots]
-        said = [None if d else c for c, d in zip(captions, dropped, strict=True)]
-        weights = torch.tensor([s.weight for s in slots], dtype=torch.float32)
-        return Batch(x_0, noise, u, said, torch.stack([r.crop for r in rows]), weights, masks_of(rows), [k.slot for k in slots])
+    def batch(self, slots: Sequence[Slot], draws: StepDraws, caption_dropout: float) -> Batch:
+        """Posterior draw, variant, choice and dropout of the caption are functions of (seed, step, slot)."""
+        samples, count = [self.samples[slot.sample] for slot in slots], self.pixels.augment.count
+        rows, captions = [], []
+        dropout = draws.uniform("dropout")
+        for i, sample in enumerate(samples):
+            rows.append(self.row(sample, draws.number("variant", i) % count if count > 1 else 0))
+            caption = sample.captions[draws.number("caption", i) % len(sample.captions)]
+            captions.append(None if dropout[i] < caption_dropout else caption)
+        weights = torch.tensor([slot.weight for slot in slots], dtype=torch.float32)
+        return Batch(columns(rows, draws), captions, weights, draws.slots)
+
+    def plain(self, samples: Sequence[Sample]) -> Batch:
+        """Pictures of one size with nothing drawn, for measuring."""
+        columns_ = columns([self.row(sample) for sample in samples])
+        return Batch(columns_, [sample.caption for sample in samples], torch.ones(len(samples)), range(len(samples)))
 
     def place(self, device: torch.device, room: int) -> bool:
         """Moves all latents to the device if they take no more than `room` bytes there; says whether it did."""
@@ -114,22 +89,8 @@ class Encoded:
         if sum(map(self.latents.size, there)) > room:
             return False
         rows = {n: self._row(n, *of) for n, of in there.items()}
-        self.placed = {n: {k: v if k == "crop" else v.to(device) for k, v in row.items()} for n, row in rows.items()}
+        self.placed = {n: {k: v if k in ON_HOST else v.to(device) for k, v in row.items()} for n, row in rows.items()}
         return True
-
-
-def draw(row: Latents, *key: randomness.Key) -> Tensor:
-    """A draw from the posterior of a picture, [C, H, W]; its noise is drawn on the CPU."""
-    noise = torch.randn(row.mean.shape, generator=randomness.generator(*key))
-    return row.mean + row.deviation * noise.to(row.mean.device)
-
-
-def masks_of(rows: Sequence[Latents]) -> Tensor | None:
-    """[B, 1, H, W], all of 1 where a picture has none; None where none has one."""
-    if all(r.mask is None for r in rows):
-        return None
-    whole = torch.ones_like(rows[0].mean[:1])
-    return torch.stack([whole if r.mask is None else r.mask for r in rows])
 
 
 class Variant(NamedTuple):
@@ -149,7 +110,7 @@ def picture_jobs(samples: Sequence[Sample], pixels: Pixels, plain: Sequence[Samp
             wanted[name] = Variant(name, sample, pixels.augment.view(sample.content, variant))
     sizes: dict[tuple[Size, bool], list[Variant]] = {}
     for job in wanted.values():
-        sizes.setdefault((job.sample.size, bool(job.sample.masked)), []).append(job)
+        sizes.setdefault((job.sample.size, LOSS_MASK in job.sample.inputs), []).append(job)
     return [jobs[i : i + at_once(size)] for (size, _), jobs in sizes.items() for i in range(0, len(jobs), at_once(size))]
 
 
@@ -169,20 +130,24 @@ def prepared(sample: Sample, view: View, background: str) -> Prepared:
     """Raises:
     DataError: the file's bytes are no longer those that were looked at, or cannot be decoded.
     """
-    made = decode.decode(_verified(sample.read(), sample.content, sample.name), sample.name, background)
+    made = decode.decode(_bytes(sample.inputs[PICTURE], sample.name), sample.name, background)
     if made.image.size != (sample.original.width, sample.original.height):  # its bucket would be that of other proportions
         there, said = f"{made.image.width}x{made.image.height}", sample.original
         raise DataError(f"{sample.name}: is {there} when decoded, and its header says {said}", "save it again, upright")
     image, crop = cut(made.image, sample.size, view)
-    mask = made.alpha if sample.masked == "alpha" else None
-    if sample.mask is not None:
+    mask, masked = None, sample.inputs.get(LOSS_MASK)
+    if masked is not None and masked.read is None:
+        mask = made.alpha
+    elif masked is not None:
         name = f"the mask of {sample.name}"
-        mask = decode.decode(_verified(sample.mask(), sample.masked, name), name, "black").image.convert("L")
+        mask = decode.decode(_bytes(masked, name), name, "black").image.convert("L")
     return Prepared(image, crop, mask)
 
 
-def _verified(data: bytes, content: str, name: str) -> bytes:
-    if decode.content(data) != content:
+def _bytes(file: Input, name: str) -> bytes:
+    assert file.read is not None  # noqa: S101  a part of another is not read
+    data = file.read()
+    if decode.content(data) != file.content:
         raise DataError(f"{name}: changed while the run was starting", "run the command again")
     return data
 

@@ -14,6 +14,7 @@ from finetune.data.file import File, text
 from finetune.data.sample import Found, Item, Problem
 from finetune.data.tables import METADATA, Columns, metadata
 from finetune.errors import DataError
+from finetune.run_folder import RECORD
 from finetune.text import HALF, Names, blank
 
 PICTURE_LIKE = {".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".eps", ".raw", ".dng", ".cr2", ".nef"}
@@ -98,7 +99,7 @@ def walk(folder: Path, found: Found) -> Iterator[str]:
                 yield name
             elif link:
                 found.dropped[name] = "a link to a folder, which is not followed"
-            elif os.path.exists(os.path.join(path, "run.yaml")):  # with --data . it would learn from its own samples
+            elif os.path.exists(os.path.join(path, RECORD)):  # with --data . it would learn from its own samples
                 found.note("folder not used, as it is that of a run", name)
             else:
                 yield from inside(path, name + "/")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from finetune import files
 from finetune.errors import ResourceError
+from finetune.run_folder import RunFolder
 from finetune.text import from_json
 
 YOUNG = 24 * 3600  # seconds for which a run counts that has not written its folder yet
@@ -68,7 +69,7 @@ def prune() -> Pruned:
     wanted: dict[str, set[bytes]] = {}
     runs = 0
     for note in notes():
-        if not (note.out / "run.yaml").exists() and time.time() - note.time > YOUNG:
+        if not RunFolder(note.out).record.exists() and time.time() - note.time > YOUNG:
             note.path.unlink()
             continue
         runs += 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import NamedTuple
 
+from finetune.data.inputs import LOSS_MASK, PICTURE, Input
 from finetune.errors import DataError
 
 SHOWN = 5  # names in a message
@@ -44,15 +45,28 @@ class Sample:
     """A picture that may be drawn for a batch. `size` is what it is cut to, once the base is known."""
 
     name: str
-    content: str  # sha256 of the file
+    inputs: Mapping[str, Input]  # by the names in data/inputs.py; "picture" is always there
     captions: tuple[str, ...]  # one is drawn each time
-    read: Callable[[], bytes] = field(compare=False, repr=False)
     original: Size = UNKNOWN  # upright
     weight: float = 1.0  # of its loss
     times: Fraction = Fraction(1)  # how often an epoch shows it
     size: Size = UNKNOWN
-    mask: Callable[[], bytes] | None = field(default=None, compare=False, repr=False)
-    masked: str = ""  # sha256 of the mask's file, or "alpha"
+
+    @property
+    def content(self) -> str:
+        """sha256 of the picture's file."""
+        return self.inputs[PICTURE].content
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Of every input by name."""
+        return {name: file.content for name, file in self.inputs.items()}
+
+    def read(self) -> bytes:
+        """The picture's file."""
+        file = self.inputs[PICTURE].read
+        assert file is not None  # noqa: S101  a picture is a file of its own
+        return file()
 
     @property
     def caption(self) -> str:
@@ -152,7 +166,8 @@ class Pictures:
 
 
 def _facts(s: Sample) -> tuple[str, tuple[str, ...], float, str, tuple[int, ...], str]:
-    return s.content, s.captions, s.weight, str(s.times), tuple(s.size), s.masked
+    masked = s.contents.get(LOSS_MASK, "")
+    return s.content, s.captions, s.weight, str(s.times), tuple(s.size), masked
 
 
 def changed(before: Mapping[str, Sequence[str]], now: Mapping[str, Sequence[str]]) -> str:

@@ -16,6 +16,7 @@ from finetune.data.captions import Wording
 from finetune.data.file import File
 from finetune.data.folder import NO_CAPTION
 from finetune.data.index import Index
+from finetune.data.inputs import ALPHA, LOSS_MASK, PICTURE, Input
 from finetune.data.sample import Found, Item, Pictures, Problem, Sample, Size
 from finetune.data.tables import USUAL, Columns
 from finetune.errors import ConfigError, DataError
@@ -165,18 +166,17 @@ def _add(item: Item, row: "list[Any] | Problem", origin: Origin, found: Found) -
     _note_syntax(item, origin, captions, found)
     for text in notes:
         found.note(text.replace("{background}", origin.background), item.name)
-    masked, mask = "", None
+    inputs = {PICTURE: Input(content, item.read)}
     if origin.mask == "alpha" and alpha:
-        masked = "alpha"
+        inputs[LOSS_MASK] = Input(ALPHA)
     elif origin.mask == "file" and item.mask is not None:
-        mask = item.mask
-        masked = _check_mask(item, mask, Size(height, width), found)
+        inputs[LOSS_MASK] = Input(_check_mask(item, item.mask, Size(height, width), found), item.mask)
     elif item.mask is not None:
         found.note("mask file not used; --set data.mask=file uses it", item.name)
     if origin.mask != "none":
-        found.note("with a mask" if masked else "without a mask: all of it counts", item.name)
+        found.note("with a mask" if LOSS_MASK in inputs else "without a mask: all of it counts", item.name)
     original, times = _size(height, width), _times(origin.repeats * item.repeats)
-    found.samples.append(Sample(item.name, content, captions, item.read, original, times=times, mask=mask, masked=masked))
+    found.samples.append(Sample(item.name, inputs, captions, original, times=times))
 
 
 def _note_syntax(item: Item, origin: Origin, captions: Sequence[str], found: Found) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune import randomness
-from finetune.data.encoded import Encoded, masks_of
+from finetune.data.batch import Batch
+from finetune.data.encoded import Encoded
+from finetune.data.inputs import LOSS_MASK
 from finetune.data.sample import Size
-from finetune.families.load import Family
-from finetune.objectives.objective import Objective, per_picture
+from finetune.draws import ProbeDraws
+from finetune.objectives.objective import Ask, Objective, per_picture
 
 BINS = 5
 
@@ -32,38 +33,30 @@ class Interval:
         return {"mean": self.mean, "low": low, "high": high, "pictures": self.count}
 
 
-def timesteps(objective: Objective, shape: torch.Size) -> Tensor:
-    """[BINS]: the middle of each of equal parts of what training draws from, for pictures of a shape [B, C, H, W]."""
-    return objective.timesteps((torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS, shape)
+LEVELS = tuple((i + 0.5) / BINS for i in range(BINS))  # the middles of equal parts of what training draws from
 
 
 @torch.no_grad()
 def losses(
-    family: Family,
-    predict: Callable[[Tensor, Tensor, Sequence[str | None], Tensor], Tensor],
+    device: torch.device,
+    ask: Callable[[Batch], Ask],
     objective: Objective,
     encoded: Encoded,
     indices: Sequence[int],
     poll: Callable[[], None],
     batch: int = 8,
 ) -> Tensor:
-    """[N, BINS] unweighted losses, fp32 on the CPU; `predict` takes x_t, t, captions and crops; `poll` is called before each batch."""
+    """[N, BINS] unweighted losses, fp32 on the CPU; `ask` is who answers for a batch; `poll` is called before each."""
     rows: dict[int, Tensor] = {}
-    plain = objective.unweighted()
     for chosen in _batches(encoded, indices, batch):
         poll()
         samples = [encoded.samples[i] for i in chosen]
-        found = [encoded[s] for s in samples]
-        x_0, masks = torch.stack([row.mean for row in found]).to(family.device), masks_of(found)
-        masks = None if masks is None else masks.to(family.device)
-        captions, crops = [s.caption for s in samples], torch.stack([row.crop for row in found])
-        columns = []
-        for b, t in enumerate(timesteps(objective, x_0.shape)):
-            noise = torch.stack([torch.randn(x_0.shape[1:], generator=randomness.generator("held-out", s.content, b)) for s in samples])
-            t_batch = t.expand(len(samples)).to(family.device)
-            error = plain(lambda x_t, t, c=captions, k=crops: predict(x_t, t, c, k), x_0, noise.to(family.device), t_batch)  # type: ignore[misc]
-            columns.append(per_picture(error, masks).cpu())
-        rows |= dict(zip(chosen, torch.stack(columns, 1), strict=True))
+        measured, contents = encoded.plain(samples).to(device), [sample.content for sample in samples]
+        losses = []
+        for probe, level in enumerate(LEVELS):
+            error = objective.at(level)(ask(measured), measured, ProbeDraws(contents, probe))
+            losses.append(per_picture(error, measured.columns.get(LOSS_MASK)).cpu())
+        rows |= dict(zip(chosen, torch.stack(losses, 1), strict=True))
     return torch.stack([rows[i] for i in indices])
 
 

@@ -1,7 +1,11 @@
-"""The training noise of bases with a discrete schedule."""
+"""What families share whose denoiser is a U-Net: the training noise of a discrete schedule, and one call of the network."""
 
+from typing import Any
+
+import torch
 from diffusers import DDPMScheduler
 
+from finetune.families import autoencoder
 from finetune.families.source import Source
 from finetune.objectives.diffusion import Schedule
 
@@ -14,3 +18,13 @@ def ddpm(source: Source) -> Schedule:
         if kept.ndim != 1 or not ((kept >= 0) & (kept < 1)).all():
             raise ValueError("its betas are no noise schedule")
     return Schedule(kept, scheduler.config.prediction_type)
+
+
+def unet_example(source: Source, side: int, window: int, device: str) -> dict[str, Any]:
+    """Arguments of one call on a picture of `side` pixels and a text of `window` tokens."""
+    config, latent = source.config("unet"), side // autoencoder.factor(source)
+    return {
+        "sample": torch.zeros(1, config["in_channels"], latent, latent, device=device),
+        "timestep": torch.zeros(1, dtype=torch.int64, device=device),
+        "encoder_hidden_states": torch.zeros(1, window, config["cross_attention_dim"], device=device),
+    }

@@ -107,13 +107,10 @@ def second(state: State) -> dict[str, Tensor]:
     return open_clip({**state, **more}) | {"text_projection": torch.eye(width), "logit_scale": torch.tensor(4.6052)}
 
 
-OPEN_CLIP_WIDTH = 1024  # of Stable Diffusion 2's text encoder, which is OpenCLIP's
-
-
 def whole(source: Source, parts: Mapping[str, State]) -> dict[str, Tensor]:
     """The file's tensors, and the keys that readers know its base by, which have no value: `v_pred`, `ztsnr`."""
-    schedule = source.config("scheduler")
-    tensors = single(parts, source.config("text_encoder")["hidden_size"] == OPEN_CLIP_WIDTH)
+    spec, schedule = source.spec, source.config("scheduler")
+    tensors = single(parts, openclip=spec.edition(source).version in spec.names.kohya_v2)  # version 2's text encoder is OpenCLIP's
     marks = {"v_pred": schedule.get("prediction_type") == "v_prediction", "ztsnr": bool(schedule.get("rescale_betas_zero_snr"))}
     return tensors | {mark: torch.zeros(0) for mark, holds in marks.items() if holds}
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from finetune.families.spec import ATTENTION, FEED_FORWARD
+from finetune.families.spec import ATTENTION, FEED_FORWARD, Configs
 
 UNET_TARGETS = {
     "attention": ATTENTION,
@@ -28,3 +28,9 @@ DISCRETE = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "timestep_spacing": ("leading", "trailing", "linspace"),
 }
+
+
+def resolution(base: Configs) -> int:
+    """The side in pixels that a U-Net was trained for: that of its latents, each of as many pixels as the autoencoder's levels halve."""
+    factor: int = 2 ** (len(base.config("vae")["block_out_channels"]) - 1)
+    return int(base.config("unet")["sample_size"]) * factor

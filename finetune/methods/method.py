@@ -10,7 +10,7 @@ from finetune.config.adapter_types import ROWS
 from finetune.config.job import Job
 from finetune.config.method import usual_rate
 from finetune.errors import ConfigError
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.methods import adapter, full, textual_inversion
 from finetune.methods.adapter import Size, Start
 from finetune.methods.textual_inversion import NewRows

@@ -1,17 +1,18 @@
 """Denoising score matching on a discrete noise schedule (Ho et al. 2020, arXiv:2006.11239)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from finetune.draws import Draws
 from finetune.objectives.errors import Error, l2
-from finetune.objectives.timesteps import Density, uniform
+from finetune.objectives.noise import PLAIN, Noise
+from finetune.objectives.objective import Ask, Inputs, Noised
+from finetune.objectives.timesteps import At, Density, Levels, drawn, uniform
 from finetune.objectives.weights import Weight, reparametrised
 from finetune.objectives.weights import uniform as every_alike
-
-Predict = Callable[[Tensor, Tensor], Tensor]
+from finetune.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -77,24 +78,39 @@ class Diffusion:
     error: Error = l2
     low: float = 0.0  # the levels of the density are brought into [low, high)
     high: float = 1.0
+    levels: Levels = drawn
+    noise: Noise = PLAIN
+
+    def __call__(self, ask: Ask, batch: Inputs, draws: Draws) -> Tensor:
+        noised = self.noised(batch.columns["x_0"], draws)
+        return self.cost(ask.predict(noised.x_t, noised.t), noised)
+
+    def at(self, level: float) -> "Diffusion":
+        return replace(self, weight=every_alike, error=l2, levels=At(level), noise=PLAIN)
+
+    def captions(self, caption: str) -> tuple[str, ...]:
+        return ()
 
     def timesteps(self, u: Tensor, shape: torch.Size) -> Tensor:
         """[B] uniform in [0, 1), fp64 -> t [B] int64 in [0, T), whatever the pictures' shape [B, C, H, W]."""
         level = self.low + (self.high - self.low) * self.density(u)
         return (level * self.schedule.steps).long().clamp(0, self.schedule.steps - 1)
 
-    def unweighted(self) -> "Diffusion":
-        return replace(self, weight=every_alike, error=l2)
+    def noised(self, x_0: Tensor, draws: Draws) -> Noised:
+        t = to_device(self.timesteps(self.levels(draws), x_0.shape), x_0.device)
+        noise, added = self.noise(draws, x_0)
+        return self.mixed(x_0, noise, t, added)
 
-    def __call__(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor, added: Tensor | None = None) -> Tensor:
-        """Elementwise error, [B, C, H, W] in the dtype of `x_0` (fp32 in training); `t` is [B] int64 in [0, T).
-
-        `added` is the noise that is mixed in where it is not the `noise` to predict.
-        """
+    def mixed(self, x_0: Tensor, noise: Tensor, t: Tensor, added: Tensor | None = None) -> Noised:
+        """`x_0` [B, C, H, W] at `t` [B] int64 in [0, T); `added` is the noise that is mixed in where it is not the `noise` to predict."""
         x_t = add_noise(self.schedule, x_0, noise if added is None else added, t)
-        target = TARGETS[self.schedule.prediction_type](self.schedule, x_0, noise, t)
-        difference, shape = predict(x_t, t).to(x_0.dtype) - target, (-1, *[1] * (x_0.ndim - 1))
-        signal, sigma = self.schedule.coefficients(t, x_0)
-        error = self.error(difference, (t / self.schedule.steps).to(x_0.dtype).view(shape), sigma / signal)
+        return Noised(x_t, t, TARGETS[self.schedule.prediction_type](self.schedule, x_0, noise, t))
+
+    def cost(self, answer: Tensor, noised: Noised) -> Tensor:
+        """Elementwise weighted error of an answer, [B, C, H, W] in the target's dtype (fp32 in training)."""
+        target, t = noised.target, noised.t
+        difference, shape = answer.to(target.dtype) - target, (-1, *[1] * (target.ndim - 1))
+        signal, sigma = self.schedule.coefficients(t, target)
+        error = self.error(difference, (t / self.schedule.steps).to(target.dtype).view(shape), sigma / signal)
         weight = reparametrised(self.weight, self.schedule.snr(t), self.schedule.prediction_type)
-        return error * weight.to(x_0.dtype).view(shape)
+        return error * weight.to(target.dtype).view(shape)

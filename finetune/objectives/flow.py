@@ -1,16 +1,17 @@
 """Flow matching on the straight line from picture to noise (Lipman et al. 2023, arXiv:2210.02747; Liu et al. 2022, arXiv:2209.03003)."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from finetune.draws import Draws
 from finetune.objectives.errors import Error, l2
-from finetune.objectives.timesteps import Density, LogitNormal
-
-Predict = Callable[[Tensor, Tensor], Tensor]
+from finetune.objectives.noise import PLAIN, Noise
+from finetune.objectives.objective import Ask, Inputs, Noised
+from finetune.objectives.timesteps import At, Density, Levels, LogitNormal, drawn
+from finetune.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,18 @@ class FlowMatching:
     by_resolution: ByResolution | None = None
     low: float = 0.0  # the levels are brought into [low, high), after the shift
     high: float = 1.0
+    levels: Levels = drawn
+    noise: Noise = PLAIN
+
+    def __call__(self, ask: Ask, batch: Inputs, draws: Draws) -> Tensor:
+        noised = self.noised(batch.columns["x_0"], draws)
+        return self.cost(ask.predict(noised.x_t, noised.t), noised)
+
+    def at(self, level: float) -> "FlowMatching":
+        return replace(self, error=l2, levels=At(level), noise=PLAIN)
+
+    def captions(self, caption: str) -> tuple[str, ...]:
+        return ()
 
     def timesteps(self, u: Tensor, shape: torch.Size) -> Tensor:
         """[B] uniform in [0, 1), fp64 -> sigma [B] in [0, 1), fp32; the shift is that of Esser et al., equation 23.
@@ -64,12 +77,19 @@ class FlowMatching:
         sigma = self.density(u)
         return (self.low + (self.high - self.low) * s * sigma / (1 + (s - 1) * sigma)).float()
 
-    def unweighted(self) -> "FlowMatching":
-        return replace(self, error=l2)
+    def noised(self, x_0: Tensor, draws: Draws) -> Noised:
+        t = to_device(self.timesteps(self.levels(draws), x_0.shape), x_0.device)
+        noise, added = self.noise(draws, x_0)
+        return self.mixed(x_0, noise, t, added)
 
-    def __call__(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor, added: Tensor | None = None) -> Tensor:
-        """Elementwise error, shaped as `x_0` [B, C, H, W] and in its dtype; `t` is sigma [B] in [0, 1]."""
+    def mixed(self, x_0: Tensor, noise: Tensor, t: Tensor, added: Tensor | None = None) -> Noised:
+        """`x_0` [B, C, H, W] at sigma `t` [B]; `added` is the noise that is mixed in where it is not the `noise` to predict."""
         sigma = t.to(x_0.dtype).view(-1, *[1] * (x_0.ndim - 1))
         x_t = (1 - sigma) * x_0 + sigma * (noise if added is None else added)
-        difference = predict(x_t, t).to(x_0.dtype) - (noise - x_0)
-        return self.error(difference, sigma, sigma / (1 - sigma))
+        return Noised(x_t, t, noise - x_0)
+
+    def cost(self, answer: Tensor, noised: Noised) -> Tensor:
+        """Elementwise error of an answer, shaped as the target [B, C, H, W] and in its dtype."""
+        target = noised.target
+        sigma = noised.t.to(target.dtype).view(-1, *[1] * (target.ndim - 1))
+        return self.error(answer.to(target.dtype) - target, sigma, sigma / (1 - sigma))

@@ -1,19 +1,20 @@
-"""The noise that a picture is mixed with, changed before it is: a function of (seed, step, slot), drawn on the CPU."""
+"""The noise that a picture is mixed with, and changes of it; drawn on the CPU."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune import randomness
+from finetune.draws import Draws
+from finetune.tensors import to_device
 
 
 @dataclass(frozen=True)
-class Shaping:
-    """`offset`: a random constant for each channel, so that brightness is learned (Guttenberg 2023, "Diffusion with offset noise").
+class Noise:
+    """Plain where nothing is given.
 
+    `offset`: a random constant for each channel, so that brightness is learned (Guttenberg 2023, "Diffusion with offset noise").
     `pyramid`: noise of ever coarser grids is added, each `discount` times the one before, and all brought to unit variance
     (Whitaker 2023, "Multi-resolution noise"). `perturbation`: the network sees that much more noise than it is to predict
     (Ning et al. 2023, arXiv:2301.11706).
@@ -24,15 +25,19 @@ class Shaping:
     discount: float = 0.8
     perturbation: float = 0.0
 
-    def __call__(self, noise: Tensor, slots: Sequence[int], seed: int, step: int) -> Tensor:
-        """What is to be predicted; [B, C, H, W]."""
-        if not (self.offset or self.pyramid):
-            return noise
-        return torch.stack([self._shaped(row, seed, step, slot) for row, slot in zip(noise, slots, strict=True)])
+    def __call__(self, draws: Draws, x_0: Tensor) -> tuple[Tensor, Tensor]:
+        """What is to be predicted, and what is mixed with the picture; each shaped as `x_0` [B, C, H, W] and on its device."""
+        shape = x_0.shape[1:]
+        noise = draws.normal("noise", shape)
+        if self.offset or self.pyramid:
+            noise = torch.stack([self._shaped(row, draws.generator("noise shape", i)) for i, row in enumerate(noise)])
+        target = to_device(noise, x_0.device)
+        if not self.perturbation:
+            return target, target
+        return target, to_device(noise + self.perturbation * draws.normal("perturbation", shape), x_0.device)
 
-    def _shaped(self, row: Tensor, seed: int, step: int, slot: int) -> Tensor:
+    def _shaped(self, row: Tensor, g: torch.Generator) -> Tensor:
         c, h, w = row.shape
-        g = randomness.generator(seed, "noise shape", step, slot)
         for level in range(1, self.pyramid + 1):
             factor = 2**level
             grid = (max(1, h // factor), max(1, w // factor))
@@ -44,9 +49,5 @@ class Shaping:
             row = row / row.std()
         return row + self.offset * torch.randn(c, 1, 1, generator=g) if self.offset else row
 
-    def added(self, noise: Tensor, slots: Sequence[int], seed: int, step: int) -> Tensor:
-        """What is mixed with the picture, where it is not what is to be predicted."""
-        if not self.perturbation:
-            return noise
-        more = [torch.randn(noise.shape[1:], generator=randomness.generator(seed, "perturbation", step, slot)) for slot in slots]
-        return noise + self.perturbation * torch.stack(more)
+
+PLAIN = Noise()

@@ -1,79 +1,66 @@
-"""What every objective answers, and which one a base's own training noise and the settings ask for."""
+"""What every objective answers, and what it is given: a batch by the names of its columns."""
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
-from finetune.config.objective import Objective as Settings
-from finetune.errors import ConfigError
-from finetune.objectives import timesteps
-from finetune.objectives.diffusion import Diffusion, Schedule
-from finetune.objectives.errors import ERRORS
-from finetune.objectives.flow import Flow, FlowMatching
-from finetune.objectives.noise import Shaping
-from finetune.objectives.preserve import Preserving
-from finetune.objectives.timesteps import Density, LogitNormal, Mode, cosmap
-from finetune.objectives.weights import WEIGHTS
+from finetune.draws import Draws
+
+Weights = Literal["live", "base"]  # as they are while they train, or as they were before
+
+
+class Ask(Protocol):
+    """What an objective may ask of the networks that train. All goes through the one module that is synchronised."""
+
+    def predict(self, x_t: Tensor, t: Tensor, captions: Sequence[str | None] | None = None, weights: Weights = "live") -> Tensor:
+        """The denoiser's answer, shaped as `x_t` [B, C, H, W], for the batch's inputs and its captions, or for other ones.
+
+        `base` is as all networks were before they were trained, text encoders too; without gradients.
+        """
+
+
+class Noised(NamedTuple):
+    """Pictures at their noise levels: `x_t` and `target` [B, C, H, W]; `t` [B], as the network is told it."""
+
+    x_t: Tensor
+    t: Tensor
+    target: Tensor
+
+
+class Inputs(Protocol):
+    """The part of a batch that objectives look at."""
+
+    @property
+    def columns(self) -> Mapping[str, Tensor]:
+        """By name, [B, ...] on the device: "x_0" [B, C, H, W], "crop" [B, 6], "loss_mask" [B, 1, H, W]; absent ones no sample has."""
+
+    @property
+    def captions(self) -> Sequence[str | None]:
+        """One a row; None is what inference puts in the place of a caption."""
 
 
 class Objective(Protocol):
-    @property
-    def schedule(self) -> Any: ...
-    def timesteps(self, u: Tensor, shape: torch.Size) -> Tensor: ...
-    def unweighted(self) -> "Objective": ...
-    def __call__(
-        self, predict: Callable[[Tensor, Tensor], Tensor], x_0: Tensor, noise: Tensor, t: Tensor, added: Tensor | None = None
-    ) -> Tensor: ...
+    """Owns time, noise, corruption and weight; named after its paper."""
+
+    def __call__(self, ask: Ask, batch: Inputs, draws: Draws) -> Tensor:
+        """The error of each element, [B, ...]; the loop takes the mean of each row over its mask."""
+
+    def at(self, level: float) -> "Objective":
+        """The same, plain and unweighted, at one level in [0, 1) of what training draws from: for held-out losses."""
+
+    def captions(self, caption: str) -> Iterable[str]:
+        """What else it will say where a sample has this caption, so that it is encoded ahead."""
 
 
-DENSITIES: dict[str, Callable[[Settings], Density]] = {
-    "uniform": lambda s: timesteps.uniform,
-    "logit-normal": lambda s: LogitNormal(s.density_mean, s.density_deviation),
-    "mode": lambda s: Mode(s.density_scale),
-    "cosmap": lambda s: cosmap,
-}
+class Denoising(Objective, Protocol):
+    """An objective that mixes a picture with noise and asks once; what builds on one may ask more at the same place."""
 
+    def noised(self, x_0: Tensor, draws: Draws) -> Noised:
+        """`x_0` [B, C, H, W] at the levels and with the noise that are drawn."""
 
-def objective(schedule: Schedule | Flow, settings: Settings) -> Objective:
-    """The objective of a base with these settings.
-
-    Raises:
-        ConfigError: a setting that means nothing for this kind of base.
-    """
-    made: Objective = _flow(schedule, settings) if isinstance(schedule, Flow) else _diffusion(schedule, settings)
-    return made if settings.preserve is None else Preserving(made, settings.preserve_weight)
-
-
-def shaping(settings: Settings) -> Shaping:
-    """How the noise is shaped."""
-    return Shaping(settings.noise_offset, settings.pyramid_levels, settings.pyramid_discount, settings.input_perturbation)
-
-
-def _flow(schedule: Flow, s: Settings) -> FlowMatching:
-    if s.weighting != "uniform":
-        raise ConfigError(f"objective.weighting {s.weighting}: this base learns by flow matching, which has no such weight", "leave it out")
-    if s.zero_terminal_snr:
-        raise ConfigError("objective.zero_terminal_snr: flow matching ends in pure noise as it is", "leave it out")
-    if s.resolution_shift and schedule.by_resolution is None:
-        raise ConfigError("objective.resolution_shift: this base is sampled with one shift for all sizes", "leave it out")
-    how = schedule.by_resolution if s.resolution_shift else None
-    density = DENSITIES[s.density or "logit-normal"](s)
-    return FlowMatching(schedule, density, ERRORS[s.loss](s.huber_c, s.huber_schedule), how, s.t_min, s.t_max)
-
-
-def _diffusion(schedule: Schedule, s: Settings) -> Diffusion:
-    if s.resolution_shift:
-        raise ConfigError("objective.resolution_shift: is for flow matching, and this base has a discrete schedule", "leave it out")
-    if s.zero_terminal_snr and schedule.prediction_type == "epsilon":
-        raise ConfigError(
-            "objective.zero_terminal_snr: this base predicts epsilon, which says nothing of a picture where there is only noise",
-            "it takes a base that predicts v, such as sd21",
-        )
-    weight = WEIGHTS[s.weighting](*([] if s.gamma is None else [s.gamma]))
-    density = DENSITIES[s.density or "uniform"](s)
-    return Diffusion(schedule, weight, density, ERRORS[s.loss](s.huber_c, s.huber_schedule), s.t_min, s.t_max)
+    def cost(self, answer: Tensor, noised: Noised) -> Tensor:
+        """The weighted error of each element of an answer, [B, C, H, W]."""
 
 
 def per_picture(error: Tensor, masks: Tensor | None) -> Tensor:

@@ -1,10 +1,15 @@
 """Protection of a concept without pictures of it: the base's own answer to its caption is a target beside the pictures'."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from finetune.draws import Draws
+from finetune.objectives.objective import Ask, Denoising, Inputs, Objective
+from finetune.tensors import to_device
+from finetune.text import spoken
 
 
 @dataclass(frozen=True)
@@ -13,42 +18,40 @@ class Preserving:
     x_t: differential output preservation, as trainers of the field call it (ai-toolkit, 2025); the idea is that of learning without
     forgetting (Li and Hoiem 2016, arXiv:1606.09282).
 
-    A dropped caption is preserved and learns nothing of the picture: guidance draws every prompt with its answer, so that what it learns
-    pushes all other prompts away from the picture (docs/methods.md has both measured).
-
-    `predict` takes two more words than for other objectives, `preserved` (the other caption) and `frozen` (without the adapter), and has
-    two masks [B], 1. or 0.: `learned`, captions that learn the picture, and `kept`, those that the base's answer is kept to. A caption
-    without the trigger has nothing to keep.
+    The preserved caption has `word` in the place of the `trigger`; one without the trigger has nothing to keep. A dropped caption is
+    preserved and learns nothing of the picture: guidance draws every prompt with its answer, so that what it learns pushes all other
+    prompts away from the picture (docs/methods.md has both measured).
     """
 
-    inner: Any  # Objective
+    inner: Denoising
     weight: float
+    word: str
+    trigger: str
 
-    @property
-    def schedule(self) -> Any:
-        return self.inner.schedule
-
-    def timesteps(self, u: Tensor, shape: torch.Size) -> Tensor:
-        t: Tensor = self.inner.timesteps(u, shape)
-        return t
-
-    def unweighted(self) -> Any:
-        """What is measured on held-out pictures: the pictures' part alone."""
-        return self.inner.unweighted()
-
-    def __call__(self, predict: Any, x_0: Tensor, noise: Tensor, t: Tensor, added: Tensor | None = None) -> Tensor:
-        seen: list[tuple[Tensor, Tensor]] = []
-
-        def watched(x_t: Tensor, t: Tensor) -> Tensor:
-            seen.append((x_t, t))
-            answer: Tensor = predict(x_t, t)
-            return answer
-
-        error: Tensor = self.inner(watched, x_0, noise, t, added)
+    def __call__(self, ask: Ask, batch: Inputs, draws: Draws) -> Tensor:
+        noised = self.inner.noised(batch.columns["x_0"], draws)
+        error = self.inner.cost(ask.predict(noised.x_t, noised.t), noised)
+        preserved = [None if caption is None else self.preserved(caption) for caption in batch.captions]
         with torch.no_grad():
-            before: Tensor = predict(*seen[0], preserved=True, frozen=True).to(x_0.dtype)
-        after: Tensor = predict(*seen[0], preserved=True).to(x_0.dtype)
-        shape = (-1, *[1] * (error.ndim - 1))
-        learned: Tensor = predict.learned.to(error).view(shape)
-        kept: Tensor = predict.kept.to(error).view(shape)
-        return learned * error + self.weight * kept * torch.square(after - before)
+            before = ask.predict(noised.x_t, noised.t, preserved, "base").to(error.dtype)
+        after = ask.predict(noised.x_t, noised.t, preserved).to(error.dtype)
+        learned = _column([caption is not None for caption in batch.captions], error)
+        changed = [caption is None or caption != said for caption, said in zip(batch.captions, preserved, strict=True)]
+        return learned * error + self.weight * _column(changed, error) * torch.square(after - before)
+
+    def at(self, level: float) -> Objective:
+        """The pictures' part alone."""
+        return self.inner.at(level)
+
+    def captions(self, caption: str) -> tuple[str, ...]:
+        return (self.preserved(caption),)
+
+    def preserved(self, caption: str) -> str:
+        """A caption with what the trigger stands for in the trigger's place."""
+        return spoken(self.trigger).sub(lambda _: self.word, caption)
+
+
+def _column(holds: Sequence[bool], like: Tensor) -> Tensor:
+    """1. where it holds, else 0.: [B, 1, ...] as `like` [B, ...]."""
+    column = to_device(torch.tensor(holds, dtype=torch.float32), like.device).to(like)
+    return column.view(-1, *[1] * (like.ndim - 1))

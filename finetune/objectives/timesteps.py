@@ -1,13 +1,13 @@
 """How often each noise level is drawn: from u, uniform in [0, 1), to a level in [0, 1), where 0 is the clean picture."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from finetune import randomness
+from finetune.draws import Draws
 
 Density = Callable[[Tensor], Tensor]
 
@@ -42,11 +42,30 @@ def cosmap(u: Tensor) -> Tensor:
     return 1 - 1 / (torch.tan(math.pi / 2 * u) + 1)
 
 
-def stratified(u: Tensor, slots: Sequence[int], total: int, seed: int, step: int) -> Tensor:
-    """[B]: each slot's own part of [0, 1), one of `total`, in an order that is drawn for each step.
+# How the levels of a batch are spread: [B] uniform in [0, 1), fp64, before the density.
+Levels = Callable[[Draws], Tensor]
+
+
+def drawn(draws: Draws) -> Tensor:
+    """Each alone."""
+    return draws.uniform("timestep")
+
+
+def stratified(draws: Draws) -> Tensor:
+    """Each slot's own part of [0, 1), in an order that is drawn for each step.
 
     The levels of a global batch are then spread evenly, whatever process a slot is in; each alone is as uniform as before.
     """
-    order = sorted(range(total), key=lambda slot: randomness.number(seed, "stratum", step, slot))
-    place = {slot: i for i, slot in enumerate(order)}
-    return (torch.tensor([place[s] for s in slots], dtype=u.dtype) + u) / total
+    u = draws.uniform("timestep")
+    places, total = draws.strata("stratum")
+    return (places.to(u.dtype) + u) / total
+
+
+@dataclass(frozen=True)
+class At:
+    """All at one level, for measuring."""
+
+    level: float
+
+    def __call__(self, draws: Draws) -> Tensor:
+        return torch.full((draws.count,), self.level, dtype=torch.float64)

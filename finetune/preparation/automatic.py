@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
-from finetune.config import Job, parse, read_yaml
+from finetune.config import Job
 from finetune.config.load import Settings
 from finetune.data.sample import Pictures
 from finetune.data.scan import AUTO_FRACTION
 from finetune.errors import ConfigError
-from finetune.results import checkpoint, summary
+from finetune.results import checkpoint, record
+from finetune.run_folder import RunFolder
 from finetune.text import AUTO
 
 SHARE = 0.1  # of the work of training that drawing may take
@@ -25,10 +26,10 @@ def as_before(job: Job, given: Settings) -> Job:
     out = job.run.folder
     if not (job.data.holdout == AUTO or job.run.automatic):
         return job
-    if not (checkpoint.steps(out / "checkpoints") or (out / summary.NAME).exists()):
+    if not (checkpoint.steps(RunFolder(out).checkpoints) or RunFolder(out).summary.exists()):
         return job
     try:
-        before = parse(read_yaml(out / "run.yaml"))
+        before = record.settings(out)
     except ConfigError:  # none, damaged, or of another version
         return job
     held, prompts = job.data.holdout, job.run.sample_prompt

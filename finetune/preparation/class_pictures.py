@@ -15,7 +15,7 @@ from finetune.data.decode import EXTENSIONS
 from finetune.data.sample import Found, Sample
 from finetune.data.scan import Origin
 from finetune.errors import ConfigError
-from finetune.families.load import Family, texts
+from finetune.families.family import Family
 from finetune.results.stored import CLASSES, DRAWN
 from finetune.sampling import draw
 
@@ -106,7 +106,7 @@ class ClassPictures:
 
     def _pipeline(self) -> tuple[Any, Any]:
         family = self.family
-        prompt, empty = texts(family, [self.facts["prompt"], ""])
+        prompt, empty = family.texts([self.facts["prompt"], ""])
         family.parts.free(*family.spec.text)
         return family.pipeline(), (prompt, family.unconditional(empty))
 

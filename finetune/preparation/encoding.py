@@ -16,9 +16,11 @@ from finetune.data import cache, decode, prune
 from finetune.data.cache import Cache
 from finetune.data.crop import cut_mask, to_tensor
 from finetune.data.encoded import VERSION, Encoded, Text, Variant, at_once, caption_keys, picture_jobs, prepared
+from finetune.data.inputs import LOSS_MASK
 from finetune.data.sample import Pictures, Size
 from finetune.errors import DataError
-from finetune.families.load import Family, texts
+from finetune.families.family import Family
+from finetune.objectives.objective import Objective
 from finetune.preparation.requirements import pixels, report_long_captions
 
 ROOM = 0.1  # latents go to the accelerator where they take no more than this part of its free memory
@@ -45,9 +47,12 @@ class Work:
         return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
 
-def encode(job: Job, family: Family, pictures: Pictures, prompts: Sequence[str], work: Work) -> tuple[Encoded, dict[str, Text]]:
+def encode(
+    job: Job, family: Family, pictures: Pictures, objective: Objective, work: Work
+) -> tuple[Encoded, dict[str, Text]]:  # fmt: skip
     """Latents of all pictures; and what the text encoders make of captions and prompts, unless they are to stay live."""
-    captions = sorted({*pictures.captions, *map(job.preserved, pictures.captions), *prompts})
+    said = {other for caption in pictures.captions for other in objective.captions(caption)}
+    captions = sorted({*pictures.captions, *said, *job.run.sample_prompt})
     report_long_captions(family, captions, work.say)
     shown = pixels(job)
     jobs = picture_jobs([*pictures.train, *pictures.classes], shown, pictures.held)
@@ -132,10 +137,10 @@ def _encode(family: Family, jobs: Sequence[Variant], background: str, pool: Thre
     mean, deviation = (t[: len(jobs)].cpu() for t in family.encode(padded))
     if odd := next((job for job, *row in zip(jobs, mean, deviation, strict=True) if not all(t.isfinite().all() for t in row)), None):
         raise DataError(f"{odd.sample.name}: the autoencoder of {family.source.id} makes no finite numbers of it", "remove the picture")
-    rows = [{"mean": m, "deviation": d, "crop": torch.tensor(p.crop)} for m, d, p in zip(mean, deviation, made, strict=True)]
+    rows = [{"x_0.mean": m, "x_0.deviation": d, "crop": torch.tensor(p.crop)} for m, d, p in zip(mean, deviation, made, strict=True)]
     grid = Size(*mean.shape[-2:])
     masks = [None if p.mask is None else _mask(job, p.mask, grid) for job, p in zip(jobs, made, strict=True)]
-    return [row if mask is None else row | {"mask": mask} for row, mask in zip(rows, masks, strict=True)]
+    return [row if mask is None else row | {LOSS_MASK: mask} for row, mask in zip(rows, masks, strict=True)]
 
 
 def _mask(job: Variant, mask: Image, grid: Size) -> Tensor:
@@ -156,7 +161,7 @@ def encode_captions(family: Family, names: Mapping[str, bytes], store: Cache, ti
     try:
         for caption, name in names.items():
             if not store.sound(name):
-                row = texts(family, [caption])[0]
+                row = family.texts([caption])[0]
                 if not all(t.isfinite().all() for t in row.values()):
                     raise DataError(f"the text encoder of {family.source.id} makes no finite numbers of {caption[:60]!r}")
                 store.put(name, row)

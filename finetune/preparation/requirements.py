@@ -15,7 +15,7 @@ from finetune.data.tables import Columns
 from finetune.data.templates import TEMPLATES
 from finetune.errors import ConfigError
 from finetune.families import single_file, source
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.families.source import Source
 from finetune.preparation import automatic
 from finetune.sampling import draw

@@ -6,7 +6,7 @@ from finetune.adapters.weights import Weights
 from finetune.config.adapter_types import ROWS, Row
 from finetune.config.job import Job
 from finetune.errors import ConfigError
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.methods import method
 from finetune.methods.adapter import Change, Learned, Size, Start
 

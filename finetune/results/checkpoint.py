@@ -8,24 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune import files
+from finetune.run_folder import BEST, FACTS, HALVES, MANIFEST, STATE, STEPS, step_folder, step_of
 from finetune.text import from_json
 
 if TYPE_CHECKING:  # whoever only looks for checkpoints need not wait for torch
     from torch import Tensor
 
 State = dict[str, "Tensor"]
-BEST = "best.safetensors"
-PARTS = ("state.safetensors", "state.json")
+PARTS = (STATE, FACTS)
 
 
 def of_step(root: Path, step: int) -> Path:
-    return root / f"step-{step:08d}"
+    """The folder of one saved step."""
+    return step_folder(root, step)
 
 
 def steps(root: Path) -> list[int]:
     """Steps that have a folder, newest first, valid or not."""
-    found = (p.name.removeprefix("step-") for p in root.glob("step-*") if p.is_dir())
-    return sorted((int(n) for n in found if n.isdigit()), reverse=True)
+    numbers = (step_of(p.name) for p in root.glob(STEPS) if p.is_dir())
+    return sorted((n for n in numbers if n is not None), reverse=True)
 
 
 def save(root: Path, step: int, tensors: State, more: dict[str, Any], keep: int) -> Path:
@@ -35,10 +36,10 @@ def save(root: Path, step: int, tensors: State, more: dict[str, Any], keep: int)
 
     def fill(folder: Path) -> None:
         folder.mkdir()
-        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / "state.safetensors")
-        (folder / "state.json").write_text(json.dumps({"step": step} | more, sort_keys=True), encoding="utf-8")
+        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / STATE)
+        (folder / FACTS).write_text(json.dumps({"step": step} | more, sort_keys=True), encoding="utf-8")
         manifest = {p: {"size": (folder / p).stat().st_size, "sha256": files.sha256(folder / p)} for p in PARTS}
-        (folder / "manifest.json").write_text(json.dumps(manifest, sort_keys=True), encoding="utf-8")
+        (folder / MANIFEST).write_text(json.dumps(manifest, sort_keys=True), encoding="utf-8")
 
     folder = of_step(root, step)
     files.write(folder, fill)
@@ -51,7 +52,7 @@ def prune(root: Path, step: int, keep: int) -> None:
     found = steps(root)
     for old in [s for s in found if s > step] + [s for s in found if s <= step][keep:]:
         shutil.rmtree(of_step(root, old), ignore_errors=True)
-    for half in [*root.glob(".tmp-step-*"), *root.glob(".old-step-*")]:
+    for half in [path for pattern in HALVES for path in root.glob(pattern)]:
         shutil.rmtree(half, ignore_errors=True)
 
 
@@ -67,7 +68,7 @@ def remove(root: Path) -> None:
 def is_valid(folder: Path) -> bool:
     """Whether every file has the size and the hash that the manifest says."""
     try:
-        manifest = from_json(files.read_text(folder / "manifest.json"))
+        manifest = from_json(files.read_text(folder / MANIFEST))
         return manifest.keys() >= set(PARTS) and all(
             (folder / name).stat().st_size == m["size"] and files.sha256(folder / name) == m["sha256"] for name, m in manifest.items()
         )
@@ -82,7 +83,7 @@ def valid(root: Path) -> Iterator[Path]:
 
 def facts(folder: Path) -> dict[str, Any]:
     """What was saved beside the tensors, and the `step`."""
-    found: dict[str, Any] = from_json(files.read_text(folder / "state.json"))
+    found: dict[str, Any] = from_json(files.read_text(folder / FACTS))
     return found
 
 
@@ -90,4 +91,4 @@ def load(folder: Path) -> tuple[State, dict[str, Any]]:
     """The tensors on the CPU, and the facts."""
     from safetensors.torch import load_file
 
-    return load_file(folder / "state.safetensors"), facts(folder)
+    return load_file(folder / STATE), facts(folder)

@@ -4,7 +4,6 @@ Only what a run of ours wrote is ever removed, by the names that runs write, and
 """
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,10 +13,10 @@ from finetune import files
 from finetune.config import read_yaml
 from finetune.errors import ConfigError, DataError
 from finetune.results import checkpoint, lock, record, stored, summary
+from finetune.run_folder import MANIFEST, RECORD, RunFolder
 
-PARTS = {*checkpoint.PARTS, "manifest.json"}
+PARTS = {*checkpoint.PARTS, MANIFEST}
 SECTIONS = {"model", "data", "method", "objective", "optim", "run"}  # of a run's record
-SCRATCH = ".job.yaml"  # what the first of several processes hands to the others
 
 
 class NoRuns(DataError):
@@ -62,7 +61,7 @@ def runs(place: Path) -> list[Path]:
 
 def _is_run(folder: str, inside: list[str], names: list[str]) -> bool:
     """Whether a run wrote the folder; hidden folders and those of runs are not searched further."""
-    found = "run.yaml" in names and not os.path.islink(os.path.join(folder, "run.yaml")) and _says_run(Path(folder, "run.yaml"))
+    found = RECORD in names and not os.path.islink(os.path.join(folder, RECORD)) and _says_run(Path(folder, RECORD))
     inside[:] = [] if found else [name for name in inside if not name.startswith(".")]
     return found
 
@@ -90,7 +89,7 @@ def look(folders: Sequence[Path], whole: bool = False) -> Findings:
 
 def _checkpoints(folder: Path, stays: dict[Path, str]) -> Iterator[Item]:
     """Those before the newest that is whole: the run goes on from that one. Where none is whole, all stay."""
-    root = folder / "checkpoints"
+    root = RunFolder(folder).checkpoints
     newest = next(checkpoint.valid(root), None)
     if newest is None:
         return
@@ -105,7 +104,7 @@ def _checkpoints(folder: Path, stays: dict[Path, str]) -> Iterator[Item]:
 
 
 def _whole(folder: Path) -> Iterator[Item]:
-    root = folder / "checkpoints"
+    root = RunFolder(folder).checkpoints
     steps = [checkpoint.of_step(root, step) for step in checkpoint.steps(root)]
     written = [path for path in [*steps, *results(folder), *record.kept_files(folder)] if path.exists() and not path.is_symlink()]
     for path in dict.fromkeys(written):
@@ -115,8 +114,7 @@ def _whole(folder: Path) -> Iterator[Item]:
 def results(folder: Path) -> list[Path]:
     """What a finished run says that it wrote, as far as it lies in its folder: files, and folders of diffusers or PEFT."""
     with suppress(OSError, ValueError, LookupError, TypeError):
-        said = summary.read(folder)
-        written = [Path(said[kind]) for kind in said["files"]]
+        written = summary.files_of(folder).values()
         return [p for p in written if p.parent == folder and p.name not in ("", "..") and (p.is_file() or _is_result(p))]
     return []
 
@@ -126,13 +124,13 @@ def _is_result(path: Path) -> bool:
 
 
 def _half_written(folder: Path) -> Iterator[Item]:
-    for path in [*_left_behind(folder), folder / SCRATCH]:
+    for path in [*_left_behind(folder), RunFolder(folder).job]:
         if path.exists():
             yield Item("half-written", path, files.size(path), folder)
 
 
 def _left_behind(folder: Path) -> Iterator[Path]:
-    for place in (folder, *(folder / name for name in ("checkpoints", "samples", "averages"))):
+    for place in (folder, *RunFolder(folder).parts):
         yield from files.left_behind(place)
 
 
@@ -161,11 +159,7 @@ def remove(items: Iterable[Item], whole: bool = False) -> Findings:
 
 def _remove(items: Iterable[Item], done: Findings) -> None:
     for item in items:
-        if item.path.is_dir():
-            shutil.rmtree(item.path, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                item.path.unlink()
+        files.remove(item.path)
         if item.path.exists():
             done.stays[item.path] = "the system does not let it be removed"
         else:
@@ -174,7 +168,7 @@ def _remove(items: Iterable[Item], done: Findings) -> None:
 
 def _tidy(folder: Path, stays: dict[Path, str]) -> None:
     """Removes the folders of a run that are empty now."""
-    for place in (*(folder / name for name in ("checkpoints", "samples", "averages", "tensorboard")), folder):
+    for place in (*RunFolder(folder).parts, RunFolder(folder).tensorboard, folder):
         with suppress(OSError):
             place.rmdir()
     if folder.is_dir() and folder not in stays:

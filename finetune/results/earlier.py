@@ -10,6 +10,8 @@ from finetune.config.job import Job
 from finetune.data.sample import Pictures
 from finetune.errors import ConfigError
 from finetune.results import checkpoint, record, summary
+from finetune.results.summary import Ended, Summary
+from finetune.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -18,13 +20,14 @@ class Earlier:
 
     job: Job
     checkpoint: Path | None  # the newest valid one
-    ended: dict[str, Any] | None  # its last file, with its identity and its files' hashes
+    ended: Ended | None  # its last file, with its identity and its files' hashes
     facts: dict[str, Any] | None  # its `identity` and the `steps` it was to have; None where it could not go on and was not finished
 
     @classmethod
     def of(cls, job: Job) -> "Earlier":
-        newest, ended = next(checkpoint.valid(job.run.folder / "checkpoints"), None), summary.ended(job.run.folder)
-        return cls(job, newest, ended, checkpoint.facts(newest) if newest else ended)
+        newest, ended = next(checkpoint.valid(RunFolder(job.run.folder).checkpoints), None), summary.ended(job.run.folder)
+        facts = checkpoint.facts(newest) if newest else ended.facts if ended else None
+        return cls(job, newest, ended, facts)
 
     def refuse(self, identity: dict[str, Any]) -> None:
         """What can be refused before class pictures are drawn; `identity` is still without the pictures.
@@ -51,8 +54,8 @@ class Earlier:
         """
         out, o = self.job.run.folder, self.job.optim
         if (facts := self.facts) is None:
-            if damaged := len(checkpoint.steps(out / "checkpoints")):
-                say(f"no checkpoint in {out / 'checkpoints'} is whole ({damaged} damaged); starting over")
+            if damaged := len(checkpoint.steps(RunFolder(out).checkpoints)):
+                say(f"no checkpoint in {RunFolder(out).checkpoints} is whole ({damaged} damaged); starting over")
             return
         record.refuse_changes(facts["identity"], identity, out, pictures)
         if facts["steps"] != o.steps and o.schedule != "constant":
@@ -62,6 +65,6 @@ class Earlier:
             )
 
     @cached_property
-    def finished(self) -> dict[str, Any] | None:
+    def finished(self) -> Summary | None:
         """What it said at its end, if nothing is left to do for this job. Reads all files that it handed over, once."""
-        return summary.public(self.ended) if self.ended and summary.finished(self.ended, self.job) else None
+        return self.ended.summary if self.ended and summary.finished(self.ended, self.job) else None

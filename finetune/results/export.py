@@ -26,12 +26,13 @@ from finetune.data.sample import Sample
 from finetune.errors import ConfigError
 from finetune.families import single_file
 from finetune.families.catalogue import of_name
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.families.names.readers import LOW_RANK
 from finetune.methods import adapter, method, textual_inversion
 from finetune.methods.adapter import Size, Start
 from finetune.methods.method import DENOISER
 from finetune.results import record
+from finetune.run_folder import RunFolder
 
 
 def layout(job: Job, family: Family) -> str:
@@ -64,7 +65,8 @@ def check(job: Job, family: Family, start: Mapping[str, Start] | None = None) ->
             "--format diffusers writes a folder",
         )
     if job.method.kind == "full" and job.run.format != "single":
-        model.check(family.source, job.run.folder / "model", [method.parts(family, job)[k] for k in method.taught(family, job)])
+        target = RunFolder(job.run.folder).model(job.run.name, job.run.name)
+        model.check(family.source, target, [method.parts(family, job)[k] for k in method.taught(family, job)])
     if not job.method.adapts:
         return []
     nets = {DENOISER: family.parts.skeleton(spec.denoiser)}
@@ -185,7 +187,7 @@ def write_adapter(
     out: Path, job: Job, family: Family, facts: Mapping[str, str], nets: Mapping[str, nn.Module], name: str, say: Callable[[str], None]
 ) -> Path:  # fmt: skip
     spec, form = family.spec, layout(job, family)
-    path = out / (name if form == "peft" else f"{name}.safetensors")
+    path = RunFolder(out).peft(name) if form == "peft" else RunFolder(out).weights(name)
     modules: dict[Place, Weights] = {}
     own: dict[Place, torch.Tensor] = {}  # the base's weights
     for part, net in nets.items():
@@ -213,10 +215,10 @@ def write_model(
     own = {family.spec.denoiser if part == DENOISER else part: nets[part] for part in method.taught(family, job)}
     if job.run.format == "single":
         whole = own | {part: family.parts.load(part) for part in family.spec.parts if part not in own}
-        path = out / f"{name}.safetensors"
+        path = RunFolder(out).weights(name)
         model.write_single(family.source, path, whole, job.run.save_dtype, facts)
         return path
-    path = out / (f"model{name.removeprefix(job.run.name)}" if name.startswith(job.run.name) else name)
+    path = RunFolder(out).model(name, job.run.name)
     schedule = family.source.config("scheduler")
     if family.source.zero_snr:  # the base's own sampler may not know how to begin at pure noise
         schedule |= {"_class_name": family.spec.samplers[family.spec.sampler]}
@@ -227,14 +229,14 @@ def write_model(
 def write_embeddings(
     out: Path, job: Job, family: Family, facts: Mapping[str, str], nets: Mapping[str, nn.Module], name: str
 ) -> dict[str, Path]:
-    m, keys = job.method, family.spec.names.embedding_keys
+    m, keys, run = job.method, family.spec.names.embedding_keys, RunFolder(out)
     rows = {part: textual_inversion.result(nets[part], {t: m.vectors for t in m.new_tokens}) for part in keys}
     written: dict[str, Path] = {}
     for i, token in enumerate(m.new_tokens):
         alone = m.kind == "none" and len(m.new_tokens) == 1
-        path = out / (f"{name}.safetensors" if alone else f"{name}-{embedding.slug(token)}.safetensors")
+        path = run.weights(name) if alone else run.embedding(name, embedding.slug(token))
         if path in written.values():
-            path = out / f"{name}-{embedding.slug(token)}-{i}.safetensors"
+            path = run.embedding(name, embedding.slug(token), i)
         mine = {key: rows[part][token] for part, key in keys.items()}
         embedding.write(path, token, mine, job.run.save_dtype, facts)
         written["embedding" if i == 0 else f"embedding_{i + 1}"] = path

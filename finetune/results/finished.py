@@ -12,42 +12,41 @@ from typing import Any
 from finetune import __version__, files
 from finetune.config.job import Job
 from finetune.results import verdict
-from finetune.results.summary import dropped, public, read, whole
+from finetune.results.summary import Summary, dropped, read, whole
+from finetune.run_folder import RunFolder
 from finetune.text import from_json
 
-NAME = "finished.json"
 
-
-def lines(job: Job, said: dict[str, Any]) -> list[str]:
+def lines(job: Job, said: Summary) -> list[str]:
     """What is said of a run that has nothing left to do."""
     more = "--fresh starts over" if dropped(job) else "--steps continues, --fresh starts over"
-    return [f"already finished: {said['steps']} steps in {job.run.folder}; nothing to do ({more})", *verdict.lines(job, said)]
+    return [f"already finished: {said.steps} steps in {job.run.folder}; nothing to do ({more})", *verdict.lines(job, said)]
 
 
-def write(job: Job, base: Path, summary: dict[str, Any]) -> None:
+def write(job: Job, base: Path, summary: Summary) -> None:
     """Notes that the run is finished; `base` is the folder that it used. Nothing, where its files cannot be told to be the same."""
     if (facts := _facts(job, base, summary)) is not None:
-        files.write_json(job.run.folder / NAME, facts)
+        files.write_json(RunFolder(job.run.folder).finished, facts)
 
 
-def summary(job: Job) -> dict[str, Any] | None:
+def summary(job: Job) -> Summary | None:
     """What the finished run of this very job said at its end."""
     out = job.run.folder
-    if dropped(job) and (out / "checkpoints").exists():  # it was stopped before it had removed them
+    if dropped(job) and RunFolder(out).checkpoints.exists():  # it was stopped before it had removed them
         return None
     try:
-        before = from_json(files.read_text(out / NAME))
-        said = read(out)
-        return public(said) if _facts(job, Path(before["base"]), said) == before and whole(said) else None
+        before = from_json(files.read_text(RunFolder(out).finished))
+        ended = read(out)
+        return ended.summary if _facts(job, Path(before["base"]), ended.summary) == before and whole(ended) else None
     except (OSError, ValueError, LookupError, TypeError):  # never finished, of an older version, or damaged
         return None
 
 
-def _facts(job: Job, base: Path, summary: dict[str, Any]) -> dict[str, Any] | None:
+def _facts(job: Job, base: Path, summary: Summary) -> dict[str, Any] | None:
     places = [p.path for p in job.data.places]
     places += [str(p) for p in (job.subject.class_data, job.method.start) if p is not None]
     places += [job.data.holdout] if job.data.holdout and files.pictures(job.data.holdout).exists() else []
-    paths = [base, *(files.pictures(p) for p in places), *(Path(summary[f]) for f in summary["files"])]
+    paths = [base, *(files.pictures(p) for p in places), *(summary.written[kind] for kind in summary.files)]
     if not all(p.exists() for p in paths):
         return None
     stamps = hashlib.sha256("\n".join(stamp for p in paths for stamp in _stamps(p)).encode("utf-8", "backslashreplace"))

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from finetune import files
 from finetune.errors import ConfigError, line
+from finetune.run_folder import RunFolder
 
 try:
     import fcntl
 except ImportError:  # Windows: no lock, as on a file system without any
     fcntl = None  # type: ignore[assignment]
-
-NAME = ".lock"  # begins with a dot, so that no scan takes it for data
 
 
 @contextmanager
@@ -28,11 +27,11 @@ def held(folder: Path) -> Iterator[None]:
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     with files.disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = _open(folder / NAME)
+        handle = _open(RunFolder(folder).lock)
     try:
         yield
     finally:
-        (folder / NAME).unlink(missing_ok=True)
+        RunFolder(folder).lock.unlink(missing_ok=True)
         os.close(handle)
         for path in made:
             with suppress(OSError):  # not empty
@@ -43,7 +42,7 @@ def holder(folder: Path) -> str | None:
     """Who writes a run in a folder now, by the words of its lock; None where nobody does. Where a system has no locks, a file left by a
     killed run counts as one."""
     try:
-        handle = os.open(folder / NAME, os.O_RDONLY)
+        handle = os.open(RunFolder(folder).lock, os.O_RDONLY)
     except OSError:
         return None
     try:

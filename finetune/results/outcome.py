@@ -1,12 +1,12 @@
 """What there is to draw with in a run's folder: the files that it ended with, or a step that it saved on its way. Torch-free to import."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.errors import DataError
 from finetune.results import checkpoint, summary
+from finetune.run_folder import RunFolder, step_of, typed
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,22 @@ def find(path: Path) -> Outcome | SavedStep | None:
     if _is_run(path):
         return _finished(path)
     folder, run = path.parent, path.parent.parent
-    if path.name in ("checkpoints", "averages") and _is_run(folder):
+    if path in (RunFolder(folder).checkpoints, RunFolder(folder).averages) and _is_run(folder):
         raise DataError(f"{path}: holds what the run saved on its way; {_there(folder)}", _next(folder))
-    if folder.name == "averages" and _is_run(run):
+    if folder == RunFolder(run).averages and _is_run(run):
         raise DataError(f"{path}: is one part of an average", f"ft adapter average {run} --length 0.1 writes one")
-    if folder.name == "checkpoints" and _is_run(run):
+    if folder == RunFolder(run).checkpoints and _is_run(run):
         return _saved(path, run)
     return None
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "run.yaml").is_file()
+    return RunFolder(path).record.is_file()
 
 
 def _finished(run: Path) -> Outcome:
     try:
-        said = summary.read(run)
-        written = {kind: Path(said[kind]) for kind in said["files"]}
+        written = summary.files_of(run)
     except (OSError, ValueError, LookupError, TypeError):
         raise DataError(f"{run}: this run is not finished; {_there(run)}", _next(run)) from None
     if gone := [path.name for path in written.values() if not path.exists()]:
@@ -70,18 +69,18 @@ def _finished(run: Path) -> Outcome:
 
 
 def _saved(path: Path, run: Path) -> SavedStep:
-    number = re.fullmatch(r"step-(\d+)", path.name)
-    if number and int(number[1]) in checkpoint.steps(run / "checkpoints"):
-        return SavedStep(run, int(number[1]))
+    step = step_of(path.name)
+    if step is not None and step in checkpoint.steps(RunFolder(run).checkpoints):
+        return SavedStep(run, step)
     raise DataError(f"{path}: is no saved step; {_there(run)}", _next(run))
 
 
 def _there(run: Path) -> str:
-    steps = checkpoint.steps(run / "checkpoints")
+    steps = checkpoint.steps(RunFolder(run).checkpoints)
     return f"saved steps: {', '.join(map(str, steps))}" if steps else "it has saved no step"
 
 
 def _next(run: Path) -> str:
-    steps = checkpoint.steps(run / "checkpoints")
-    draws = [f"--adapter {run / 'checkpoints' / f'step-{steps[0]}'} draws with that step"] if steps else []
+    steps = checkpoint.steps(RunFolder(run).checkpoints)
+    draws = [f"--adapter {typed(RunFolder(run).checkpoints, steps[0])} draws with that step"] if steps else []
     return "; ".join([*draws, "the command that began the run goes on with it"])

@@ -10,13 +10,12 @@ from typing import Any
 from finetune import __version__, files
 from finetune.adapters.card import place
 from finetune.config.job import FREE_SETTINGS, Job
-from finetune.config.load import section_model
+from finetune.config.load import dump, parse, read_yaml, section_model
 from finetune.data import sample
 from finetune.data.sample import Pictures
 from finetune.errors import ConfigError
 from finetune.results import checkpoint
-from finetune.results.finished import NAME as FINISHED
-from finetune.results.summary import NAME as SUMMARY
+from finetune.run_folder import RunFolder
 from finetune.text import from_json
 
 # Settings that `identity` holds in another form: as content, and as the global batch.
@@ -68,15 +67,29 @@ def _defaults(names: Iterable[str], pictures: Pictures | None) -> dict[str, Any]
     return plain
 
 
+def settings(out: Path) -> Job:
+    """Those of the run in a folder.
+
+    Raises:
+        ConfigError: there is none, or its record is damaged or of another version.
+    """
+    return parse(read_yaml(RunFolder(out).record))
+
+
+def write_settings(out: Path, job: Job) -> None:
+    """The record by which a run goes on and is repeated, and its folder is known."""
+    files.write_text(RunFolder(out).record, dump(job))
+
+
 def write_pictures(out: Path, pictures: Pictures) -> None:
     """What a run learns from, by names, so that a refusal to go on can say which changed; of very many it would be a large file."""
     if len(pictures.all) <= MOST_PICTURES:
-        files.write_json(out / "pictures.json", pictures.record())
+        files.write_json(RunFolder(out).pictures, pictures.record())
 
 
 def _changed_pictures(out: Path, pictures: Pictures) -> str:
     try:
-        before = from_json(files.read_text(out / "pictures.json"))
+        before = from_json(files.read_text(RunFolder(out).pictures))
         return sample.changed(before, pictures.record())
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # of an older run, or damaged
         return ""
@@ -84,23 +97,18 @@ def _changed_pictures(out: Path, pictures: Pictures) -> str:
 
 def clear(out: Path) -> None:
     """Removes what an earlier run wrote, and nothing else: where there is no `run.yaml`, nothing."""
-    if not (out / "run.yaml").exists():
+    if not RunFolder(out).record.exists():
         return
-    checkpoint.remove(out / "checkpoints")
+    checkpoint.remove(RunFolder(out).checkpoints)
     for path in kept_files(out):
         path.unlink(missing_ok=True)
 
 
 def kept_files(out: Path) -> list[Path]:
     """The files that a run keeps beside its checkpoints and results, there or not."""
-    written = [
-        *(out / "samples").glob("step-*.png"),
-        *(out / "averages").glob("step-*.safetensors"),
-        out / "checkpoints" / checkpoint.BEST,
-    ]
-    written += [out / name for name in ("metrics.jsonl", SUMMARY, "pictures.json", FINISHED, "run.yaml")]
-    written += [out / "README.md"] if place(out, "").name == "README.md" else []
-    return written
+    run = RunFolder(out)
+    written = [*run.drawn, *run.snapshots, run.best, run.metrics, run.summary, run.pictures, run.finished, run.record]
+    return [*written, run.readme] if place(out, "") == run.readme else written
 
 
 def versions() -> dict[str, str]:

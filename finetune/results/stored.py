@@ -14,6 +14,7 @@ from finetune import files
 from finetune.data import prune
 from finetune.errors import ConfigError
 from finetune.results import lock
+from finetune.run_folder import RunFolder
 from finetune.text import from_json
 
 CLASSES = "class-pictures"  # the folder of all class pictures that bases drew
@@ -60,7 +61,7 @@ def total() -> int:
 def _began(note: prune.Note) -> float:
     """When the run began that holds the folder of a note."""
     with suppress(OSError):
-        return min(note.time, (note.out / lock.NAME).stat().st_mtime)
+        return min(note.time, RunFolder(note.out).lock.stat().st_mtime)
     return note.time
 
 

@@ -2,13 +2,12 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from finetune.config import Job
-from finetune.results.summary import dropped
+from finetune.results.summary import Measure, Summary, Verdict, dropped
+from finetune.run_folder import RunFolder
 
-Verdict = Literal["learned", "no difference", "worse", "not measured"]
 ASIDE = 0.25  # of the pictures are held out by the line that a run names which cannot tell
 # With fewer held-out pictures even a clear success is seldom told apart: a LoRA of the embedded base that lowers the loss of twelve
 # pictures by 4 % is told apart by 17 % of all pairs of them, by 63 % of all fours and by 99 % of all fives.
@@ -39,16 +38,16 @@ def measured(change: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"verdict": verdict(change), "held_out_loss": loss, "base_held_out_loss": base, "held_out_change": shown}
 
 
-def lines(job: Job, summary: Mapping[str, Any]) -> Iterator[str]:
+def lines(job: Job, summary: Summary) -> Iterator[str]:
     """The verdict on a run that ended with this summary, the sheet to look at, and lines to copy."""
-    yield from _measured(job, summary) if summary["held_out_change"] else _unmeasured(job, summary)
-    if summary["sheet"]:
-        yield f"look: {summary['sheet']} shows the base's pictures beside the result's"
+    yield from _measured(job, summary, summary.measure) if summary.measure else _unmeasured(job, summary)
+    if summary.sheet:
+        yield f"look: {summary.sheet} shows the base's pictures beside the result's"
     yield f"draw: {shlex.join(_drawing(job, summary))}"
     if dropped(job):
         yield "its checkpoints, which are large, were removed: --steps cannot continue it (--set run.keep_finished=true keeps them)"
     else:
-        yield f"continue: {shlex.join([*_again(job, summary), '--steps', str(2 * summary['steps'])])}"
+        yield f"continue: {shlex.join([*_again(job, summary), '--steps', str(2 * summary.steps)])}"
 
 
 SAID = {
@@ -58,48 +57,47 @@ SAID = {
 }
 
 
-def _measured(job: Job, summary: Mapping[str, Any]) -> Iterator[str]:
-    change, base = summary["held_out_change"], summary["base_held_out_loss"]
-    count = change["pictures"]
+def _measured(job: Job, summary: Summary, measure: Measure) -> Iterator[str]:
+    base, count = measure.base, measure.pictures
     shown = "one picture" if count == 1 else f"{count} pictures"
-    percent = 100 * change["mean"] / base
+    percent = 100 * measure.mean / base
     sure = "one picture has no interval"
-    if change["low"] is not None:
-        sure = f"95 % between {100 * change['low'] / base:+.1f} and {100 * change['high'] / base:+.1f} %"
+    if measure.low is not None and measure.high is not None:
+        sure = f"95 % between {100 * measure.low / base:+.1f} and {100 * measure.high / base:+.1f} %"
     yield (
-        f"{SAID[summary['verdict']]}: on {shown} that training never saw, the loss is {summary['held_out_loss']:.4f} where the base's is "
+        f"{SAID[summary.verdict]}: on {shown} that training never saw, the loss is {measure.loss:.4f} where the base's is "
         f"{base:.4f}, {percent:+.1f} % ({sure})"
     )
-    more = ASIDE * (count + summary["pictures"]) > count
-    if count < FEW and more and summary["verdict"] == "no difference":
+    more = ASIDE * (count + summary.pictures) > count
+    if count < FEW and more and summary.verdict == "no difference":
         yield f"{shown} can seldom tell; more would: {_measuring(job, summary)}"
-    best = summary["best_step"]
-    if best is not None and best != summary["steps"]:
-        yield f"best: step {best}, with a loss of {summary['best_held_out_loss']:.4f}: {summary['best']}"
+    best = summary.best_step
+    if best is not None and best != summary.steps:
+        yield f"best: step {best}, with a loss of {summary.best_held_out_loss:.4f}: {summary.written['best']}"
 
 
-def _unmeasured(job: Job, summary: Mapping[str, Any]) -> Iterator[str]:
-    yield f"not measured whether it learned: none of {summary['pictures']} pictures was held out"
-    if summary["distinct_pictures"] > 1:
+def _unmeasured(job: Job, summary: Summary) -> Iterator[str]:
+    yield f"not measured whether it learned: none of {summary.pictures} pictures was held out"
+    if summary.distinct_pictures > 1:
         yield f"measure: {_measuring(job, summary)}"
 
 
-def _measuring(job: Job, summary: Mapping[str, Any]) -> str:
+def _measuring(job: Job, summary: Summary) -> str:
     out = job.run.folder.with_name(f"{job.run.folder.name}-measured")
     return shlex.join([*_again(job, summary), "--holdout", str(ASIDE), "--out", str(out)])
 
 
-def _again(job: Job, summary: Mapping[str, Any]) -> list[str]:
+def _again(job: Job, summary: Summary) -> list[str]:
     """The same run, in as many processes: its own record says all of it."""
-    processes = summary["processes"]
+    processes = summary.processes
     program = ["ft"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes), "-m", "finetune"]
-    return [*program, job.command, "--recipe", str(job.run.folder / "run.yaml")]
+    return [*program, job.command, "--recipe", str(RunFolder(job.run.folder).record)]
 
 
-def _drawing(job: Job, summary: Mapping[str, Any]) -> list[str]:
+def _drawing(job: Job, summary: Summary) -> list[str]:
     """A line that draws with what was written, on the base that it was made for."""
-    words = ["--base", summary.get("model") or job.model.base]
-    for kind in summary["files"]:
+    words = ["--base", str(summary.written.get("model") or job.model.base)]
+    for kind in summary.files:
         if kind == "adapter" or kind.startswith("embedding"):
-            words += [f"--{kind.partition('_')[0]}", str(Path(summary[kind]))]
-    return ["ft", "generate", *words, "--prompt", summary["prompt"]]
+            words += [f"--{kind.partition('_')[0]}", str(summary.written[kind])]
+    return ["ft", "generate", *words, "--prompt", summary.prompt]

@@ -15,7 +15,7 @@ from finetune.adapters.layouts import Place, diffusers
 from finetune.adapters.read import Adapter
 from finetune.adapters.weights import Weights
 from finetune.errors import DataError
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.methods import textual_inversion
 
 OTHER = "choose its base with --base"

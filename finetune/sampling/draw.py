@@ -18,7 +18,7 @@ from finetune.data.decode import SOFTWARE
 from finetune.data.encoded import Text
 from finetune.data.file import read_file
 from finetune.errors import ConfigError, FinetuneError, line
-from finetune.families.load import Family
+from finetune.families.family import Family
 
 
 def at_once(height: int, width: int | None = None) -> int:

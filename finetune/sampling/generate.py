@@ -21,8 +21,9 @@ from finetune.data import lettering
 from finetune.data.encoded import Text
 from finetune.errors import ConfigError, DataError, line
 from finetune.families import load, source, trust
-from finetune.families.load import Family, texts
+from finetune.families.family import Family
 from finetune.families.source import Source
+from finetune.run_folder import RunFolder
 from finetune.sampling import apply, draw, names, prompt
 
 MOST_SIDE, MOST_STEPS = 8192, 10_000  # that files and flags may ask for
@@ -97,9 +98,10 @@ def _named(adapter: Adapter | Embedding) -> str:
 
 def own_base(folder: Path) -> dict[str, Any]:
     """What the run in that folder says of its base, where that is one that the user has trained on."""
-    if not (folder / "run.yaml").is_file():
+    record = RunFolder(folder).record
+    if not record.is_file():
         return {}
-    said = read_yaml(folder / "run.yaml").get("model")
+    said = read_yaml(record).get("model")
     if not (isinstance(said, dict) and isinstance(said.get("base"), str) and trust.trusted(said["base"])):
         return {}
     return said
@@ -155,7 +157,7 @@ def compose(
     """A base with files applied, ready to draw `prompts`; the text encoders are freed once these are encoded."""
     apply.to_words(family, embeddings)
     apply.to_text_encoders(family, adapters)
-    encoded = {p: texts(family, [p])[0] for p in {*prompts, ""}}
+    encoded = {p: family.texts([p])[0] for p in {*prompts, ""}}
     family.parts.free(*family.spec.text)
     pipeline = family.pipeline(sampler=sampler)
     apply.to_denoiser(family, pipeline, adapters)

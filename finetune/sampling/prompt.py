@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from finetune.errors import line
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.text import WEIGHT, says
 
 

@@ -14,7 +14,7 @@ from finetune.adapters import embedding
 from finetune.adapters.read import Adapter, read
 from finetune.errors import DataError
 from finetune.families import load
-from finetune.families.load import Family, texts
+from finetune.families.family import Family
 from finetune.families.names.readers import WRONG
 from finetune.sampling import apply
 from finetune.sampling.generate import Request, check, choose_base
@@ -73,11 +73,11 @@ def verify(path: Path, base: str | None) -> Verdict:
     modules = adapter.on(where.spec.denoiser)
     along = embedding.bundled(adapter)
     apply.to_words(fresh(), along)
-    prompt = texts(family, [PROMPT])[0]
+    prompt = family.texts([PROMPT])[0]
     family.parts.free(*where.spec.text)
     other = fresh()
     landed = apply.to_text_encoders(other, [(adapter, 1.0)])
-    text_effect = _relative(_flat(texts(other, [PROMPT])[0]), _flat(prompt)) if landed else None
+    text_effect = _relative(_flat(other.texts([PROMPT])[0]), _flat(prompt)) if landed else None
     del other  # one large network at a time in memory
 
     plain = _answers(family, fresh().parts.load(where.spec.denoiser), prompt)
@@ -130,7 +130,7 @@ def _answers(family: Family, net: nn.Module, prompt: dict[str, Tensor]) -> Tenso
     vae = family.source.config("vae")
     latent = side // 2 ** (len(vae["block_out_channels"]) - 1)
     x_t = torch.randn(1, vae["latent_channels"], latent, latent, generator=randomness.generator("verify")).to(family.device)
-    cond = family.cond([prompt], torch.tensor([[side, side, 0, 0, side, side]]))
+    cond = family.condition([prompt], {"crop": torch.tensor([[side, side, 0, 0, side, side]])})
     schedule, out = family.schedule(), []
     for level in LEVELS:
         t = schedule.timestep(level).to(family.device)

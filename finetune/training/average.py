@@ -18,6 +18,7 @@ from finetune import files
 from finetune.adapters.contract import TAGS
 from finetune.errors import ConfigError, DataError
 from finetune.results.checkpoint import State
+from finetune.run_folder import RunFolder, average_name, step_of
 from finetune.training.rebuilt import Rebuilt
 
 TRACKED = (0.05, 0.10)  # relative lengths, as in the paper
@@ -58,9 +59,9 @@ class PowerAverages:
             for name, tensor in average.items():
                 tensor.copy_(saved[f"{i}/{name}"])
 
-    def put_down(self, folder: Path, step: int, data: Mapping[str, str]) -> None:
+    def put_down(self, path: Path, data: Mapping[str, str]) -> None:
         """With what the files of the run say of the data, which may be elsewhere when an average is written."""
-        files.write_bytes(folder / f"step-{step:08d}.safetensors", files.sealed(self.state(), data))
+        files.write_bytes(path, files.sealed(self.state(), data))
 
 
 Numbers = NDArray[np.float64]
@@ -89,10 +90,10 @@ def averaged(snapshots: Iterable[Path], length: float) -> tuple[dict[str, Tensor
     Raises:
         DataError: a snapshot is damaged.
     """
-    paths = sorted(snapshots)
-    steps = [int(p.stem.removeprefix("step-")) for p in paths]
+    by_step = {step: path for path in sorted(snapshots) if (step := step_of(path.stem)) is not None}
+    steps = list(by_step)
     out: dict[str, Tensor] = {}
-    for path, row in zip(paths, combination(steps, length), strict=True):
+    for path, row in zip(by_step.values(), combination(steps, length), strict=True):
         try:
             tensors, data = files.open_sealed(path)
         except (OSError, ValueError) as e:
@@ -112,10 +113,10 @@ def write(folder: Path, length: float, name: str | None, base: str | None = None
     Raises:
         ConfigError: the length is out of range, or the run kept no averages.
     """
-    snapshots = sorted((folder / "averages").glob("step-*.safetensors"))
+    snapshots = RunFolder(folder).snapshots
     if not SHORTEST <= length <= LONGEST:
         raise ConfigError(f"--length {length:g}: must be between {SHORTEST:g} and {LONGEST:g} of the run")
-    if not (folder / "run.yaml").exists():
+    if not RunFolder(folder).record.exists():
         raise DataError(f"{folder}: is not the folder of a run", "give the --out of a run")
     if not snapshots:
         raise ConfigError(f"{folder}: kept no averages", "train with --set optim.ema_posthoc=true")
@@ -123,4 +124,4 @@ def write(folder: Path, length: float, name: str | None, base: str | None = None
     tensors, step, said = averaged(snapshots, length)
     run.put(tensors, "averages")
     data = {k: v for k, v in said.items() if k != TAGS or run.job.run.publish_tags}
-    return run.write(step, name or f"{run.job.run.name}-average-{length:g}", data)
+    return run.write(step, name or average_name(run.job.run.name, length), data)

@@ -18,10 +18,12 @@ from finetune.data.plan import Group, describe, joined, repeated
 from finetune.data.sample import Found, Pictures, Problem, Sample, some
 from finetune.errors import ConfigError, DataError
 from finetune.families import autoencoder, load
-from finetune.families.load import Family
+from finetune.families.family import Family
+from finetune.objectives.build import objective
 from finetune.preparation import requirements
 from finetune.preparation.encoding import Phase, Work, encode
 from finetune.preparation.requirements import add_tokens, buckets, cut, origins, pictures, pixels, planned, shown
+from finetune.run_folder import RunFolder
 from finetune.sampling import draw
 from finetune.training import device
 from finetune.training.plan import weightless
@@ -177,8 +179,8 @@ def encode_ahead(job: Job, phase: Phase, say: Callable[[str], None]) -> dict[str
     cut(sides, sizes, batch)
     describe(sides.train, batch, sizes, say)
     work = Work(phase, say, rank=accelerator.process_index, world=accelerator.num_processes, wait=accelerator.wait_for_everyone)
-    work = replace(work, note=job.run.folder / "ahead")  # no folder of a run: the run itself notes what it uses
-    _, texts = encode(job, family, sides, job.run.sample_prompt, work)
+    work = replace(work, note=RunFolder(job.run.folder).ahead)  # no folder of a run: the run itself notes what it uses
+    _, texts = encode(job, family, sides, objective(family.schedule(), job.objective, job.trigger), work)
     return {"pictures": sum(map(len, picture_jobs(sides.train, pixels(job), sides.held))), "captions": len(texts)}
 
 

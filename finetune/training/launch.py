@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune import config, files
 from finetune.config import Job
+from finetune.run_folder import RunFolder
 from finetune.training.device import processes
 from finetune.training.run import train as train_here
 
@@ -17,7 +18,7 @@ def train(job: Job, fresh: bool) -> dict[str, Any]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return train_here(job, fresh)
     state = processes()
-    shared = job.run.folder / ".job.yaml"
+    shared = RunFolder(job.run.folder).job
     if state.is_main_process:
         files.write_text(shared, config.dump(job))
     state.wait_for_everyone()

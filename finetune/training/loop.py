@@ -1,7 +1,7 @@
 """The one loop: predict, objective, backward, clip, step; then log, sample, checkpoint. It names no family and no method."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,54 +10,22 @@ from torch import Tensor, nn
 
 from finetune import randomness
 from finetune.config.job import Job
-from finetune.data.encoded import Batch, Encoded, Text
+from finetune.data.batch import Batch
+from finetune.data.encoded import Encoded
+from finetune.data.inputs import LOSS_MASK
 from finetune.data.plan import IndexPlan
+from finetune.draws import StepDraws
 from finetune.errors import FinetuneError
-from finetune.families.load import Family
-from finetune.objectives import objective
+from finetune.families.family import Family
 from finetune.objectives.objective import Objective, per_picture
-from finetune.objectives.timesteps import stratified
 from finetune.results import checkpoint
-from finetune.tensors import to_device
 from finetune.training import optimizer
 from finetune.training.average import PowerAverages
 from finetune.training.schedule import learning_rate
+from finetune.training.step import Asked, Step
 
 CANARY_STEPS = 10  # after which every trainable tensor must have had a gradient and moved
 MOST_SKIPPED = 20  # updates that an fp16 scaler may drop, besides one in twenty
-
-
-class Step(nn.Module):
-    """All that trains in a step, in one module, so that what wraps it synchronises all of it.
-
-    `nets` is the denoiser, and the text encoders where they take part in every step; else `cached` has what they made of the captions.
-    Within `frozen` the networks answer as they did before they were trained.
-    """
-
-    def __init__(
-        self,
-        family: Family,
-        nets: Mapping[str, nn.Module],
-        cached: Mapping[str, Text],
-        frozen: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> None:
-        super().__init__()
-        self.family, self.nets, self.cached, self.frozen = family, nn.ModuleDict(nets), cached, frozen
-
-    def texts(self, captions: Sequence[str | None]) -> list[Text]:
-        """A caption's encoding, each; None is what inference puts in the place of a caption."""
-        rows = self.cached
-        if not rows:
-            wanted = sorted({c or "" for c in captions})
-            rows = dict(zip(wanted, self.family.text(dict(self.nets.items()), wanted), strict=True))
-        return [self.family.unconditional(rows[""]) if c is None else rows[c] for c in captions]
-
-    def forward(self, x_t: Tensor, t: Tensor, captions: Sequence[str | None], crops: Tensor, frozen: bool = False) -> Tensor:
-        with self.frozen() if frozen else nullcontext():
-            return self.predict(x_t, t, captions, crops)
-
-    def predict(self, x_t: Tensor, t: Tensor, captions: Sequence[str | None], crops: Tensor) -> Tensor:
-        return self.family.predict(self.nets, x_t, t, self.family.cond(self.texts(captions), crops))
 
 
 @dataclass
@@ -119,51 +87,28 @@ class Training:
         return inner
 
 
+def draws(run: Training, step: int) -> Callable[[Sequence[int]], StepDraws]:
+    """What is drawn at a step for slots of the global batch."""
+    return lambda slots: StepDraws(run.job.run.seed, step, slots, run.plan.batch)
+
+
 def batches(run: Training, step: int) -> list[tuple[int, Batch]]:
     """This process's micro-batches, each with its first slot; one that holds pictures of several sizes is as many."""
     job, accelerator = run.job, run.accelerator
     micro = run.plan.micro_batches(step, job.optim.batch, accelerator.process_index, accelerator.num_processes)
-    return [(slots[0].slot, b) for slots in micro for b in run.encoded.batches(slots, job.run.seed, step, job.data.caption_dropout)]
-
-
-class Answers:
-    """What the network says of a batch, as objectives ask it."""
-
-    def __init__(self, run: Training, batch: Batch) -> None:
-        self.run, self.crops, self.captions = run, batch.crops, batch.captions
-        self.preserved = [None if c is None else run.job.preserved(c) for c in batch.captions]
-
-    @property
-    def learned(self) -> Tensor:
-        return self._mask([c is not None for c in self.captions])
-
-    @property
-    def kept(self) -> Tensor:
-        return self._mask([c is None or c != p for c, p in zip(self.captions, self.preserved, strict=True)])
-
-    def _mask(self, holds: list[bool]) -> Tensor:
-        return to_device(torch.tensor(holds, dtype=torch.float32), self.run.accelerator.device)
-
-    def __call__(self, x_t: Tensor, t: Tensor, preserved: bool = False, frozen: bool = False) -> Tensor:
-        """`preserved`: to the captions without the trigger; `frozen`: as before it was trained."""
-        net = self.run.step if frozen else self.run.module  # what wraps it has no gradient to wait for
-        answer: Tensor = net(x_t, t, self.preserved if preserved else self.captions, self.crops, frozen)
-        return answer
+    out = []
+    for slots in micro:
+        same_size = run.encoded.batches(slots, draws(run, step), job.data.caption_dropout)
+        out += [(slots[0].slot, batch) for batch in same_size]
+    return out
 
 
 def loss_sum(run: Training, batch: Batch, step: int) -> Tensor:
     """Sum over the micro-batch of each picture's weighted mean error, of its masked part if it has a mask; the caller divides by the
     weight of the whole step."""
-    device, job, shaping = run.accelerator.device, run.job, objective.shaping(run.job.objective)
-    u = stratified(batch.u, batch.slots, run.plan.batch, job.run.seed, step) if job.objective.stratified else batch.u
-    t = run.objective.timesteps(u, batch.x_0.shape)
-    noise = shaping(batch.noise, batch.slots, job.run.seed, step)
-    more = shaping.added(noise, batch.slots, job.run.seed, step)
-    added = None if more is noise else to_device(more, device)
-    x_0, noise, t, weights = (to_device(v, device) for v in (batch.x_0, noise, t, batch.weights))
-    error = run.objective(Answers(run, batch), x_0, noise, t, added)
-    masks = None if batch.masks is None else to_device(batch.masks, device)
-    return (per_picture(error, masks) * weights).sum()
+    batch = batch.to(run.accelerator.device)
+    error = run.objective(Asked(run.module, run.step, batch), batch, draws(run, step)(batch.slots))
+    return (per_picture(error, batch.columns.get(LOSS_MASK)) * batch.weights).sum()
 
 
 def gradient(run: Training, step: int) -> Tensor:
@@ -238,8 +183,8 @@ def check_moved(run: Training, before: dict[str, Tensor]) -> None:
     Raises:
         FinetuneError: with the names of the tensors that stand still.
     """
-    had, inert = run.had_gradient or {}, run.family.spec.inert
-    still = [n for n in before if not bool(had[n]) and not (inert and n.endswith(inert))]
+    had = run.had_gradient or {}
+    still = [n for n in before if not bool(had[n])]
     for group in run.inner.param_groups:
         ours = {id(p) for p in group["params"]}
         names = [n for n in before if id(run.trainable[n]) in ours]

@@ -17,12 +17,13 @@ from finetune.data.encoded import Text
 from finetune.errors import DataError
 from finetune.evaluation import heldout
 from finetune.families import load, source
-from finetune.families.load import Family
-from finetune.results import checkpoint
+from finetune.families.family import Family
+from finetune.run_folder import RunFolder
 from finetune.sampling import draw
 from finetune.sampling.generate import compose
 from finetune.training.loop import Training
 from finetune.training.optimizer import own_average
+from finetune.training.step import Asked
 from finetune.training.tracking import Tracker
 
 
@@ -100,7 +101,7 @@ class Observer:
 
     @property
     def best_file(self) -> Path:
-        return self.out / "checkpoints" / checkpoint.BEST
+        return RunFolder(self.out).best
 
     def best_state(self) -> "Best | None":
         """The weights with the lowest held-out loss; nothing where none was measured, or its file is damaged, which is said."""
@@ -121,7 +122,14 @@ class Observer:
         module = training.step
         module.eval()
         with averaged(training), training.accelerator.autocast():
-            table = heldout.losses(training.family, module, training.objective, training.encoded, self.held, self.poll)
+            table = heldout.losses(
+                training.accelerator.device,
+                lambda batch: Asked(module, module, batch),
+                training.objective,
+                training.encoded,
+                self.held,
+                self.poll,
+            )
         module.train()
         mean = float(table.mean())
         values: dict[str, Any] = {"held_out_loss": mean, "held_out_by_timestep": [float(x) for x in table.mean(0)]}
@@ -181,7 +189,7 @@ class Observer:
         """
         run = self.training.job.run
         steps, guidance = family.inference()
-        rows, folder, made = [], self.out / "samples", []
+        rows, folder, made = [], RunFolder(self.out), []
         for prompt, text in texts.items():
             self.poll()
             number = randomness.number(run.seed, "sample", prompt)
@@ -192,13 +200,13 @@ class Observer:
                 self.tracker.say(f"note: sample {prompt[:60]!r} at step {step} is left black: {e.message}")
                 image = Image.new("RGB", (self.side, self.side))
             facts = {"prompt": prompt, "seed": seed, "steps": steps, "guidance": guidance, "trained_steps": step}
-            made.append((prompt, f"samples/step-{step:06d}-{name}.png"))
-            draw.save_png(image, self.out / made[-1][1], facts)
-            base = folder / f"step-000000-{name}.png"
-            rows.append((prompt, [*self._beside(base), image]))
+            path = folder.sample(step, name)
+            made.append((prompt, path.relative_to(self.out).as_posix()))
+            draw.save_png(image, path, facts)
+            rows.append((prompt, [*self._beside(folder.sample(0, name)), image]))
         if step > 0:
             columns = ["base", f"step {step}"] if all(len(images) == 2 for _, images in rows) else []
-            self.sheet = folder / f"step-{step:06d}.png"
+            self.sheet = folder.sheet(step)
             draw.save_png(draw.sheet(rows, columns), self.sheet, {})
         return made
 

@@ -16,10 +16,10 @@ from finetune.config.optimizers import OPTIMIZERS
 from finetune.data.plan import IndexPlan, describe
 from finetune.data.sample import Found, Pictures
 from finetune.families import load
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.methods import adapter, method
 from finetune.methods.adapter import Start
-from finetune.objectives.objective import objective
+from finetune.objectives.build import objective
 from finetune.preparation import automatic
 from finetune.preparation.requirements import (
     add_tokens,
@@ -118,7 +118,7 @@ def fit(job: Job) -> tuple[int, dict[str, int]]:
     """
     family = weightless(job)
     job = automatic.resolved(job, Pictures(Found(), [], []), 0)  # without pictures, nothing is chosen of them
-    objective(family.schedule(), job.objective)
+    objective(family.schedule(), job.objective, job.trigger)
     return side(job, family), by_part(check(job, family, [])[1])
 
 
@@ -147,7 +147,7 @@ def plan(job: Job) -> Plan:
     trains = by_part(groups)
     long = report_long_captions(family, captions, lines.append)
     skeleton = family.parts.skeleton(where.spec.denoiser)
-    objective(family.schedule(), job.objective)
+    objective(family.schedule(), job.objective, job.trigger)
     lines += family.notes() + export.notes(job, family, matched)
     count = sum(trains.values())
     frozen = sum(p.numel() for p in skeleton.parameters()) - (trains.get(method.DENOISER, 0) if job.method.kind == "full" else 0)

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune import config
 from finetune.config import Job
 from finetune.config.optimizers import OPTIMIZERS
 from finetune.errors import ConfigError, DataError, line
 from finetune.families import load, trust
-from finetune.families.load import Family
+from finetune.families.family import Family
 from finetune.methods import method
 from finetune.methods.adapter import Start
 from finetune.methods.method import Group
 from finetune.preparation.requirements import base, side
 from finetune.preparation.start import start
-from finetune.results import checkpoint, export
+from finetune.results import checkpoint, export, record
 from finetune.results.checkpoint import State
+from finetune.run_folder import RunFolder, saved_name
 from finetune.training import optimizer
 from finetune.training.optimizer import own_average
 
@@ -43,7 +43,7 @@ class Rebuilt:
         Raises:
             ConfigError: its base is another, and none is named.
         """
-        job = config.parse(config.read_yaml(folder / "run.yaml"))
+        job = record.settings(folder)
         asked = job.model.base if trust.trusted(job.model.base) else named
         if asked is None:
             raise ConfigError(
@@ -87,7 +87,7 @@ def write_step(folder: Path, step: int, base: str | None = None) -> dict[str, Pa
     Raises:
         DataError: the step is not there, or damaged.
     """
-    saved = checkpoint.of_step(folder / "checkpoints", step)
+    saved = RunFolder(folder).checkpoint(step)
     if not checkpoint.is_valid(saved):
         raise DataError(f"{saved}: is damaged", "another saved step, or the same command again")
     tensors, _ = checkpoint.load(saved)
@@ -95,7 +95,7 @@ def write_step(folder: Path, step: int, base: str | None = None) -> dict[str, Pa
     run.put(_under(tensors, "trainable/"), "saved weights")
     if average := _average(run, tensors):
         run.put(average, "saved averages")
-    return run.write(step, f"{run.job.run.name}-step-{step}", {})
+    return run.write(step, saved_name(run.job.run.name, step), {})
 
 
 def _average(run: Rebuilt, saved: State) -> State:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from finetune import config, files
+from finetune import files
 from finetune.adapters.contract import Contract
 from finetune.adapters.write import DTYPES
 from finetune.config import optimizers
@@ -20,7 +20,7 @@ from finetune.errors import Stopped
 from finetune.families import load, trust
 from finetune.header import tensors_file
 from finetune.methods import adapter, method
-from finetune.objectives.objective import objective
+from finetune.objectives.build import objective
 from finetune.preparation import requirements
 from finetune.preparation.class_pictures import ClassPictures
 from finetune.preparation.encoding import Work, encode
@@ -28,11 +28,14 @@ from finetune.preparation.requirements import add_tokens, buckets, check_drawing
 from finetune.preparation.start import start
 from finetune.results import checkpoint, clean, export, finished, lock, record, summary, verdict
 from finetune.results.earlier import Earlier
+from finetune.results.summary import Summary
+from finetune.run_folder import RunFolder, best_name
 from finetune.training import device, optimizer, plan, signals
 from finetune.training.average import PowerAverages
-from finetune.training.loop import Step, Training, loop
+from finetune.training.loop import Training, loop
 from finetune.training.observe import Observer, Weights, averaged
 from finetune.training.schedule import learning_rate
+from finetune.training.step import Step
 from finetune.training.tracking import Tracker
 
 
@@ -91,7 +94,7 @@ class Runner:
         check_drawing(job, self.family)
         check_subject(job, self.family, self.global_batch)
         add_tokens(job, self.family, self.pictures.captions)
-        self.objective = objective(self.family.schedule().to(self.accelerator.device), job.objective)
+        self.objective = objective(self.family.schedule().to(self.accelerator.device), job.objective, job.trigger)
         optimizers.check(job.optim.optimizer, self.accelerator.device.type)
         self.start = start(job, self.family)
         layers = export.check(job, self.family, self.start)
@@ -143,11 +146,11 @@ class Runner:
                 finished.write(self.job, self.family.source.folder, done)
         for text in finished.lines(self.job, done):
             self.tracker.say(text)
-        return done
+        return done.record()
 
     def drop_checkpoints(self) -> None:
         if summary.dropped(self.job):
-            checkpoint.remove(self.out / "checkpoints")
+            checkpoint.remove(RunFolder(self.out).checkpoints)
 
     def encode(self) -> None:
         accelerator = self.accelerator
@@ -155,7 +158,7 @@ class Runner:
             self.tracker.phase, self.tracker.say, self.stop.poll, accelerator.process_index, accelerator.num_processes,
             accelerator.wait_for_everyone,
         )  # fmt: skip
-        self.encoded, self.texts = encode(self.job, self.family, self.pictures, self.job.run.sample_prompt, work)
+        self.encoded, self.texts = encode(self.job, self.family, self.pictures, self.objective, work)
 
     def networks(self) -> dict[str, Any]:
         """What takes part in a step, by its place in it; what trains whole is a master."""
@@ -207,7 +210,7 @@ class Runner:
     def train(self, training: Training, first: int) -> None:
         job = self.job
         if self.main:
-            files.write_text(self.out / "run.yaml", config.dump(job))
+            record.write_settings(self.out, job)
             record.write_pictures(self.out, self.pictures)
         if self.look(first):
             raise signals.Interrupted
@@ -261,8 +264,8 @@ class Runner:
                 "skipped": training.skipped,
             }
             if training.averages:
-                training.averages.put_down(self.out / "averages", step, self.of_pictures)
-            checkpoint.save(self.out / "checkpoints", step, state, facts, self.job.run.keep)
+                training.averages.put_down(RunFolder(self.out).snapshot(step), self.of_pictures)
+            checkpoint.save(RunFolder(self.out).checkpoints, step, state, facts, self.job.run.keep)
         self.accelerator.wait_for_everyone()
 
     def finish(self, training: Training) -> dict[str, Any]:
@@ -277,7 +280,7 @@ class Runner:
         made = {kind: str(path) for kind, path in written.items()}
         if best:
             with Weights(training, best.tensors):
-                made["best"] = str(next(iter(self.export(nets, f"{job.run.name}-best").values())))
+                made["best"] = str(next(iter(self.export(nets, best_name(job.run.name)).values())))
         nets.clear()
         samples = self.observer.draw_written(written) if job.run.sample_prompt else []
         facts = {
@@ -308,12 +311,13 @@ class Runner:
             "written_as": summary.written_as(job),
             "versions": record.versions(),
         }
-        checkpoint.prune(self.out / "checkpoints", job.optim.steps, job.run.keep)
-        summary.write(self.out, said, self.identity)
-        finished.write(job, self.family.source.folder, said)
+        ended = Summary.of(said)
+        checkpoint.prune(RunFolder(self.out).checkpoints, job.optim.steps, job.run.keep)
+        summary.write(self.out, ended, self.identity)
+        finished.write(job, self.family.source.folder, ended)
         self.drop_checkpoints()
         clean.sweep(self.out)  # what was kept as long as it could have been the last whole copy
-        for text in [*(f"wrote {path}" for path in written.values()), *verdict.lines(job, said)]:
+        for text in [*(f"wrote {path}" for path in written.values()), *verdict.lines(job, ended)]:
             self.tracker.say(text)
         self.tracker.close()
         return said

@@ -1,6 +1,5 @@
 """What a run says of itself: `metrics.jsonl` always, a progress bar or plain lines, TensorBoard when asked."""
 
-import json
 import math
 import sys
 import time
@@ -15,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from finetune import files
 from finetune.errors import ConfigError, unbroken
+from finetune.results import metrics
+from finetune.run_folder import RunFolder
 from finetune.text import from_json
 
 SMOOTHING = 0.9
@@ -26,7 +27,7 @@ class Tracker:
     def __init__(self, folder: Path, active: bool, tensorboard: bool = False) -> None:
         self.folder, self.active = folder, active
         self.console = Console(stderr=True, quiet=not active, highlight=False)
-        self.path, self.smooth, self.bar, self.task = folder / "metrics.jsonl", None, None, None
+        self.path, self.smooth, self.bar, self.task = RunFolder(folder).metrics, None, None, None
         self.board: Any = None
         if active and tensorboard:
             try:
@@ -35,7 +36,7 @@ class Tracker:
                 raise ConfigError(
                     "run.tensorboard: the package tensorboard is not installed", "pip install tensorboard, or leave run.tensorboard out"
                 ) from e
-            self.board = SummaryWriter(str(folder / "tensorboard"))
+            self.board = SummaryWriter(str(RunFolder(folder).tensorboard))
 
     smooth: float | None
     bar: Progress | None
@@ -56,11 +57,7 @@ class Tracker:
     def metrics(self, step: int, **values: Any) -> None:
         if not self.active:
             return
-        numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}  # JSON has no infinity
-        with files.disk_errors(self.path):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as f:
-                f.write(json.dumps({"step": step} | numbers) + "\n")
+        metrics.append(self.path, step, values)
         if self.board:
             for name, value in values.items():
                 if isinstance(value, int | float):

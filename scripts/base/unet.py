@@ -17,6 +17,7 @@ from vae import encode
 
 from finetune import randomness
 from finetune.config.optim import Optim
+from finetune.data.inputs import PICTURE, Input
 from finetune.data.plan import IndexPlan, Slot
 from finetune.data.sample import Sample
 from finetune.methods.method import Group
@@ -161,7 +162,7 @@ def train(node_modules: Path, out: Path) -> None:
     data, unet, began = Data(node_modules, out), build(), time.time()
     noise_schedule = Schedule(schedule().alphas_cumprod, "epsilon")
     objective = Diffusion(noise_schedule, MinSNR(5.0))
-    plan = IndexPlan([Sample(n, n, (n,), bytes) for n in data.names], BATCH, SEED)
+    plan = IndexPlan([Sample(n, {PICTURE: Input(n)}, (n,)) for n in data.names], BATCH, SEED)
     names, parameters = zip(*unet.named_parameters(), strict=True)
     adamw = optimizer.make(optimizer.rows([Group(dict(zip(names, parameters, strict=True)), LR, 0.01)]), RATE, SEED)
     shadow, first = [p.detach().clone() for p in parameters], 0
@@ -189,7 +190,9 @@ def train(node_modules: Path, out: Path) -> None:
             with torch.autocast("cpu", torch.bfloat16):
                 return unet(x_t.contiguous(memory_format=torch.channels_last), t, text).sample
 
-        loss = (objective(predict, x_0, noise, t).mean((1, 2, 3)) * weights).sum() / plan.total_weight(step)
+        noised = objective.mixed(x_0, noise, t)
+        error = objective.cost(predict(noised.x_t, noised.t), noised)
+        loss = (error.mean((1, 2, 3)) * weights).sum() / plan.total_weight(step)
         loss.backward()
         losses.append(summed(list(parameters), loss))
         optimizer.guard(adamw, torch.nn.utils.clip_grad_norm_(parameters, 1.0))

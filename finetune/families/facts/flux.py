@@ -1,7 +1,15 @@
 """FLUX.1 dev and schnell."""
 
 from finetune.families.names.flux import NAMES
-from finetune.families.spec import ATTENTION, FEED_FORWARD, FamilySpec, KnownBase
+from finetune.families.spec import ATTENTION, FEED_FORWARD, Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder
+
+
+def _edition(base: Configs) -> Edition:
+    """dev is told its guidance; schnell was distilled for four steps and 256 tokens."""
+    if base.config("transformer")["guidance_embeds"]:
+        return Edition(1024, 28, 3.5, "flux-1-dev", "flux1", windows={"text_encoder_2": 512})
+    return Edition(1024, 4, 0.0, "flux-1-schnell", "flux1", distilled="four steps", windows={"text_encoder_2": 256})
+
 
 FLUX_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 FLUX_FEED_FORWARD = (*FEED_FORWARD, "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "single_transformer_blocks.*.proj_out")
@@ -9,10 +17,19 @@ SPEC = FamilySpec(
     name="flux",
     released="2024-08",
     pipelines=("FluxPipeline",),
-    implementation="flux:Flux",
+    network="flux:Flux",
     names=NAMES,
-    text=("text_encoder", "text_encoder_2"),
-    tokenizers=("tokenizer", "tokenizer_2"),
+    components={
+        "transformer": Component("FluxTransformer2DModel", "run"),
+        "vae": Component("AutoencoderKL"),
+        "text_encoder": TextEncoder("CLIPTextModel"),
+        "text_encoder_2": TextEncoder("T5EncoderModel", "wide", "tokenizer_2", "t5"),  # 19 GB in fp32
+    },
+    edition=_edition,
+    prompt={"prompt_embeds": "hidden", "pooled_prompt_embeds": "pooled"},
+    learns_better="flux-dev",
+    counted="text_encoder_2",  # T5's; CLIP's summary reads 77
+    patch=2,
     targets={
         "attention": FLUX_ATTENTION,
         "attention+ff": (*FLUX_ATTENTION, *FLUX_FEED_FORWARD),

@@ -2,17 +2,33 @@
 
 from finetune.bases import TINY_NAMES, TINY_SHEET
 from finetune.families.names.stable_diffusion import NAMES
-from finetune.families.spec import FamilySpec, KnownBase
-from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS
+from finetune.families.spec import Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder
+from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS, resolution
+
+
+def _edition(base: Configs) -> Edition:
+    v = base.config("scheduler").get("prediction_type") == "v_prediction"
+    if base.config("text_encoder")["hidden_size"] == 1024:
+        names = ("stable-diffusion-v2-768-v" if v else "stable-diffusion-v2-512"), "sd_v2" + ("_v" if v else "")
+    else:
+        names = "stable-diffusion-v1", "sd_v1" + ("_v" if v else "")
+    return Edition(resolution(base), 30, 7.5, *names)
+
 
 SPEC = FamilySpec(
     name="stable-diffusion",
     released="2022-08",
     pipelines=("StableDiffusionPipeline",),
-    implementation="stable_diffusion:StableDiffusion",
+    network="stable_diffusion:StableDiffusion",
     names=NAMES,
-    text=("text_encoder",),
-    tokenizers=("tokenizer",),
+    components={
+        "unet": Component("UNet2DConditionModel", "run"),
+        "vae": Component("AutoencoderKL"),
+        "text_encoder": TextEncoder("CLIPTextModel"),
+    },
+    edition=_edition,
+    prompt={"prompt_embeds": "hidden"},
+    pipeline_options={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
     targets=UNET_TARGETS,
     samplers=DISCRETE_SAMPLERS,
     sampler="ddim",

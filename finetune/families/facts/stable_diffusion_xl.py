@@ -1,17 +1,33 @@
 """Stable Diffusion XL."""
 
 from finetune.families.names.stable_diffusion_xl import NAMES
-from finetune.families.spec import FamilySpec, KnownBase
-from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS
+from finetune.families.spec import Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder
+from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS, resolution
+
+
+def _edition(base: Configs) -> Edition:
+    zeros = bool(base.index().get("force_zeros_for_empty_prompt", True))
+    return Edition(resolution(base), 30, 5.0, "stable-diffusion-xl-v1-base", "sdxl_base_v1-0", zeros=zeros)
+
 
 SPEC = FamilySpec(
     name="stable-diffusion-xl",
     released="2023-07",
     pipelines=("StableDiffusionXLPipeline",),
-    implementation="stable_diffusion_xl:StableDiffusionXL",
+    network="stable_diffusion_xl:StableDiffusionXL",
     names=NAMES,
-    text=("text_encoder", "text_encoder_2"),
-    tokenizers=("tokenizer", "tokenizer_2"),
+    components={
+        "unet": Component("UNet2DConditionModel", "run"),
+        "vae": Component("AutoencoderKL"),
+        # Its last layer is not looked at.
+        "text_encoder": TextEncoder("CLIPTextModel", idle=("encoder.layers.{last}.", "final_layer_norm.")),
+        "text_encoder_2": TextEncoder("CLIPTextModelWithProjection", tokenizer="tokenizer_2"),
+    },
+    edition=_edition,
+    prompt={"prompt_embeds": "hidden", "pooled_prompt_embeds": "pooled"},
+    pipeline_options={"add_watermarker": False},
+    distilled=("turbo", "lightning", "hyper", "lcm"),
+    learns_better="sdxl",
     targets=UNET_TARGETS,
     samplers=DISCRETE_SAMPLERS,
     sampler="euler",

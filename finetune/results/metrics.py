@@ -1,0 +1,79 @@
+"""What a run measured on its way, a row a step: written as it goes, and read back from its folder. Torch-free."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from finetune import files
+from finetune.text import from_json
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step; None is what was not measured at it, or was not finite."""
+
+    step: int  # how many were done
+    loss: float | None = None
+    loss_smooth: float | None = None
+    lr: float | None = None
+    steps_per_second: float | None = None
+    held_out_loss: float | None = None
+    held_out_by_timestep: tuple[float, ...] | None = None
+    held_out_change: float | None = None  # against the base's, over the same pictures, with its 95 % interval
+    held_out_change_low: float | None = None
+    held_out_change_high: float | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Row":
+        """Raises:
+        LookupError, TypeError, ValueError: it has no step, or something that is no number.
+        """
+        numbers = {f.name: _number(values[f.name]) for f in fields(cls) if values.get(f.name) is not None and f.name not in _NO_NUMBER}
+        table = values.get("held_out_by_timestep")
+        return cls(int(values["step"]), held_out_by_timestep=None if table is None else tuple(map(_number, table)), **numbers)
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What was measured, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "step" and getattr(self, f.name) is not None}
+
+
+_NO_NUMBER = ("step", "held_out_by_timestep")
+
+
+def append(path: Path, step: int, values: Mapping[str, Any]) -> None:
+    """Adds what was measured at a step; JSON has no infinity, and so what is not finite is null.
+
+    Raises:
+        ResourceError: the disk is full or the place is not writable.
+    """
+    numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    with files.disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as f:
+            f.write(json.dumps({"step": step} | numbers) + "\n")
+
+
+def read(path: Path) -> list[Row]:
+    """A row for each step in order, whatever the number of its lines; lines that are no row, as of a killed process, are passed over.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    rows: dict[int, Row] = {}
+    for line in files.read_text(path, "replace").splitlines():
+        try:
+            row = Row.of(from_json(line))
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+            continue
+        rows[row.step] = replace(rows[row.step], **row.measured) if row.step in rows else row
+    return [rows[step] for step in sorted(rows)]
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
