@@ -5,7 +5,7 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
 
-from finetune.adapters.original import single
+from finetune.families.unet_file import single
 
 
 def write(base: Path, path: Path, second: bool = False) -> Path:

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from finetune import cli, files
-from finetune.adapters import names
 from finetune.adapters.contract import KEY
 from finetune.adapters.convert import convert
 from finetune.adapters.inspect import inspect
@@ -22,6 +21,8 @@ from finetune.adapters.weights import Weights
 from finetune.adapters.write import export
 from finetune.errors import ConfigError, DataError, ResourceError
 from finetune.families import load, source
+from finetune.families.catalogue import of_name
+from finetune.families.names import stable_diffusion_xl
 from finetune.sampling.verify import verify as prove
 
 Bases = Callable[[str], Path]
@@ -86,14 +87,14 @@ def test_what_a_layout_cannot_hold_is_refused(bases: Bases, tmp_path: Path) -> N
         convert(path, "diffusers", family="stable-diffusion")
     dora = {"down": torch.ones(1, 8), "up": torch.ones(8, 1), "dora": torch.ones(1, 8)}
     columns = {("unet", "mid_block.attentions.0.proj_in"): Weights("dora", {**dora, "up": torch.ones(6, 1)}, 1.0)}
-    save_file(LAYOUTS["kohya"](columns, "stable-diffusion"), path)
+    save_file(LAYOUTS["kohya"](columns, of_name("stable-diffusion").names), path)
     with pytest.raises(DataError, match="cannot hold DoRA over columns"):
         convert(path, "diffusers", family="stable-diffusion")
     fused = {("transformer", "transformer_blocks.0.attn.to_q"): Weights("dora", {**dora, "up": torch.ones(8, 1)}, 1.0)}
-    kept = LAYOUTS["kohya"](fused, "flux")  # only plain LoRA survives fusing
+    kept = LAYOUTS["kohya"](fused, of_name("flux").names)  # only plain LoRA survives fusing
     assert {k.partition(".")[0] for k in kept} == {"lycoris_transformer_blocks_0_attn_to_q"}
     with pytest.raises(DataError, match=r"has no name for transformer\.pos_embed"):
-        LAYOUTS["kohya"]({("transformer", "pos_embed"): next(iter(both.values()))}, "flux")
+        LAYOUTS["kohya"]({("transformer", "pos_embed"): next(iter(both.values()))}, of_name("flux").names)
 
 
 # Reports
@@ -357,7 +358,7 @@ def test_what_no_layout_can_name_is_refused_before_training(
 ) -> None:
     flux = {"model": {"base": str(bases("flux"))}, "data": {"resolution": 16}}
     xl = {"model": {"base": str(bases("sdxl"))}, "data": {"resolution": 16}}
-    monkeypatch.setattr(names, "_TO_XL", {})
+    monkeypatch.setattr(stable_diffusion_xl, "_BLOCKS", {})
     with pytest.raises(ConfigError, match=r"--format kohya: has no name for mid_block\.attentions\.0\.proj_in"):
         train(**xl, method={"targets": "mid_block.attentions.0.proj_in"})
     summary = train(**flux, method={"targets": "x_embedder"}, optim={"steps": 1, "lr": 1e-2})

@@ -58,6 +58,6 @@ def test_it_trains_from_the_command_line_and_from_a_recipe(name: str, tmp_path: 
         names = [p.relative_to(a) for p in a.rglob("*.safetensors")] if a.is_dir() else [Path()]
         assert names and all((a / n).read_bytes() == (b / n).read_bytes() for n in names)
     if "adapter" in by_hand:
-        differs = name == "dora"  # diffusers leaves DoRA's norms out of kohya's layout (finetune/adapters/readers.py)
+        differs = name == "dora"  # diffusers leaves DoRA's norms out of kohya's layout (finetune/families/names/readers.py)
         verdict = summary("adapter", "verify", by_hand["adapter"], "--json", code=3 if differs else 0)
         assert verdict["landed"] == verdict["modules"] > 0 and verdict["effect"] > 0

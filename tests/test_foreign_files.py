@@ -21,6 +21,7 @@ from finetune.adapters.weights import Weights
 from finetune.bases import TINY
 from finetune.errors import DataError
 from finetune.families import load, single_file, source
+from finetune.families.catalogue import of_name
 from finetune.families.family import Family
 from finetune.sampling import apply
 
@@ -206,7 +207,7 @@ def test_a_convolution_of_one_pixel_fits_a_linear_layer_and_the_reverse(bases: B
         flat = lora(random(2, weight.shape[1]), random(weight.shape[0], 2))
         other = flat if conv else lora(flat.tensors["down"][..., None, None], flat.tensors["up"][..., None, None])
         path = tmp_path / f"{name}.safetensors"
-        save_file(LAYOUTS["kohya"]({("unet", module): other}, of.spec.name), path)
+        save_file(LAYOUTS["kohya"]({("unet", module): other}, of.spec.names), path)
         found = read(path, of.spec.name)
         assert apply.misfit(of, found.modules) is None
         pipeline: Any = family(bases(name)).pipeline()
@@ -298,7 +299,7 @@ def test_the_last_norm_of_flux_has_its_halves_in_the_other_order(tmp_path: Path)
     assert torch.equal(w.tensors["up"], torch.cat([up[3072:], up[:3072]]))
     theirs = _convert_kohya_flux_lora_to_diffusers({k: t.clone() for k, t in state.items()})
     assert torch.allclose(theirs["norm_out.linear.lora_B.weight"], w.tensors["up"])
-    assert LAYOUTS["kohya"]({("transformer", "norm_out.linear"): w}, "flux")[f"{stem}.lora_up.weight"].equal(up)
+    assert LAYOUTS["kohya"]({("transformer", "norm_out.linear"): w}, of_name("flux").names)[f"{stem}.lora_up.weight"].equal(up)
     lokr = Weights("lokr", {"k1": random(3, 2), "k2": random(2048, 1536)}, 1.0)  # whose rows cannot be turned in its factors
     stem = "diffusion_model.final_layer.adaLN_modulation.1"
     save_file({f"{stem}.lokr_w1": lokr.tensors["k1"], f"{stem}.lokr_w2": lokr.tensors["k2"]}, tmp_path / "x.safetensors")
@@ -367,7 +368,7 @@ def pivotal(tmp_path: Path) -> Path:
     """A LoRA of the embedded base's, with two tokens."""
     net: Any = load.family(source.resolve("tiny")).parts.skeleton("unet")
     width = net.get_submodule(Q).weight.shape[0]
-    state = LAYOUTS["kohya"]({("unet", Q): lora(random(2, width), random(width, 2))}, "stable-diffusion")
+    state = LAYOUTS["kohya"]({("unet", Q): lora(random(2, width), random(width, 2))}, of_name("stable-diffusion").names)
     state |= {"bundle_emb.zed.emb_params": random(2, 128), "bundle_emb.yak.string_to_param.*": random(1, 128)}
     save_file({k: t.contiguous() for k, t in state.items()}, tmp_path / "x.safetensors")
     return tmp_path / "x.safetensors"

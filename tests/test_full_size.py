@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.adapters import keys, names
+from finetune.adapters import keys
+from finetune.adapters.flat import dotted, flat
 from finetune.adapters.fused import lora
 from finetune.adapters.layouts import LAYOUTS
 from finetune.families import load, single_file, source
@@ -61,7 +62,7 @@ def test_adapted_modules_and_their_names_in_every_layout(name: str, targets: str
         for n, w in weights.items()
     }
     for layout, write in LAYOUTS.items():
-        state = write(modules, of.spec.name)
+        state = write(modules, of.spec.names)
         back = keys.find({k: t.shape for k, t in state.items()})
         assert not back.unknown and back.family == of.spec.name, layout
         there = {(of.spec.denoiser, m) for e in back.entries for m in e.modules}
@@ -102,12 +103,12 @@ def test_keys_are_spelt_as_in_files_of_the_original_trainers(full: Callable[[str
             "single_transformer_blocks.0.proj_out": "single_blocks_0_linear2",
         },
     }
-    translate = {"sd15": lambda m: m, "sdxl": names.to_xl, "flux-dev": names.to_flux}
     for name, table in spelt.items():
         net = full(name).parts.skeleton(full(name).spec.denoiser)
         for module, key in table.items():
             assert net.get_submodule(module) is not None
-            assert names.flat(translate[name](module)) == key
+            original = full(name).spec.names.lora.original
+            assert flat((full(name).spec.names.original(module) or "") if original else module) == key
 
 
 def test_every_adaptable_module_has_a_name_that_comes_back(full: Callable[[str], Family]) -> None:
@@ -115,9 +116,10 @@ def test_every_adaptable_module_has_a_name_that_comes_back(full: Callable[[str],
         net = full(name).parts.skeleton(full(name).spec.denoiser)
         for n, m in net.named_modules():
             if isinstance(m, torch.nn.Linear | torch.nn.Conv2d):
-                assert names.dotted(names.flat(n)) == n
-                if name == "sdxl":
-                    assert names.from_unet(names.dotted(names.flat(names.to_xl(n) or ""))) == n
+                names = full(name).spec.names
+                original = names.original(n)
+                assert original and names.holds(n) and n in (names.members(dotted(flat(original))) or ())
+                assert dotted(flat(n)) == n
 
 
 def test_the_plan_of_a_full_size_base_loads_no_weights(full: Callable[[str], Family], imgs: Path) -> None:

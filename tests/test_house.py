@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune.families.catalogue import FAMILIES
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "finetune"
 
@@ -73,7 +75,7 @@ def test_imports_run_one_way(path: Path) -> None:
 
 
 def test_families_and_methods_do_not_import_each_other() -> None:
-    for path in (PACKAGE / "families").glob("*.py"):
+    for path in (PACKAGE / "families").rglob("*.py"):
         assert not any("methods" in rooms(n) for n in imports(path))
     facts = {"finetune.families.spec", "finetune.families.family"}  # torch-free facts, and what every family answers
     for path in (PACKAGE / "methods").glob("*.py"):
@@ -87,10 +89,59 @@ def test_the_loop_names_no_family_and_no_method() -> None:
 
 
 def test_an_adapter_type_is_named_in_its_row_alone() -> None:
-    """LoRA's and DoRA's names are also those of kinds of files, which the adapter files' own modules and what loads them know."""
-    for path in (p for p in PACKAGE.rglob("*.py") if p.parent.name != "adapters" and p.name != "adapter_types.py"):
+    """LoRA's and DoRA's names are also those of kinds of files, which the adapter files' own modules and what loads them know, and the
+    table of who reads which."""
+    knowing = {*(PACKAGE / "adapters").glob("*.py"), PACKAGE / "families" / "names" / "readers.py", PACKAGE / "config" / "adapter_types.py"}
+    for path in (p for p in PACKAGE.rglob("*.py") if p not in knowing):
         said = {n.value for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)}
         assert not said & {"rslora", "loha", "lokr", "oft", "lora_magnitude_vector"}, path
+
+
+# What names a family, or what one family alone has.
+FAMILY_WORDS = {"flux", "stable-diffusion", "stable_diffusion", "stablediffusion", "sdxl", "sd_v1", "sd_v2", "sd15", "sd21", "unet"}
+# Where such a word may stand outside of families/, and why. Recipes and bases, which are data, are named by what they are of.
+SPOKEN = {
+    "adapters/places.py": {"lora_unet_": "kohya's tools call every denoiser so"},
+    "cli/words.py": {"learning-rate unet-lr": "other tools' flags", "network-train-unet-only": "other tools' flags"},
+    "cli/demo.py": {"sd15": "an example of a base"},
+    "cli/examples.py": {"sdxl": "examples of bases and recipes", "sd15": "an example of a base"},
+    "cli/flags.py": {"sd15": "the default base with an accelerator, as families/source.py has it"},
+    "config/load.py": {"recipes/sd15-style.yaml": "an example of a recipe"},
+    "objectives/build.py": {"such as sd21": "an example of a base"},
+    "config/objective.py": {"as in FLUX.1's sampling": "the source of a setting"},
+}
+
+
+def spoken(path: Path) -> set[str]:
+    """String constants and identifiers of a module; of its docstrings, which may say where something is from, none."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)}
+    said: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            said.add(node.value)
+        for name in ("id", "attr", "arg", "name", "module"):
+            if isinstance(value := getattr(node, name, None), str):
+                said.add(value)
+    return said
+
+
+def words_of_families() -> set[str]:
+    words = set(FAMILY_WORDS)
+    for spec in FAMILIES:
+        words |= {spec.name, *spec.names.blocks, *spec.names.known, *(name.lower() for name in spec.pipelines)}
+    return words
+
+
+ELSEWHERE = [p for p in sorted(PACKAGE.rglob("*.py")) if p.relative_to(PACKAGE).parts[0] not in ("families", "bases")]
+
+
+@pytest.mark.parametrize("path", ELSEWHERE, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_family_is_named_in_families_alone(path: Path) -> None:
+    allowed = SPOKEN.get(path.relative_to(PACKAGE).as_posix(), {})
+    named = {said for said in spoken(path) if any(word in said.lower() for word in words_of_families())}
+    assert not {said for said in named if not any(known in said for known in allowed)}
+    assert not {known for known in allowed if not any(known in said for said in named)}, "an exception that nothing needs"
 
 
 RUN_FILES = re.compile(

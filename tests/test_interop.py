@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from finetune import config
-from finetune.adapters import names
+from finetune.adapters.flat import flat
 from finetune.adapters.fused import lora
 from finetune.adapters.inspect import block_norms
 from finetune.adapters.layouts import LAYOUTS, Modules
@@ -24,6 +24,7 @@ from finetune.adapters.weights import Weights
 from finetune.adapters.write import export
 from finetune.errors import DataError, FinetuneError
 from finetune.families import load, source
+from finetune.families.catalogue import of_name
 from finetune.families.family import Family
 from finetune.sampling import apply
 from finetune.training.run import Run, train
@@ -32,6 +33,7 @@ Bases = Callable[[str], Path]
 SIDE = 16
 each_family = pytest.mark.parametrize("name", list(tiny.PIPELINES))
 pytestmark = pytest.mark.filterwarnings("ignore")  # the readers' own
+SD, FLUX = of_name("stable-diffusion").names, of_name("flux").names
 
 
 def family(folder: Path) -> Family:
@@ -147,7 +149,7 @@ def test_kohya_files_of_flux_mean_the_same_to_diffusers() -> None:
         f"{single}norm.linear": 9216,
     }  # fmt: skip
     modules = {("transformer", m): lora(torch.randn(2, 3072, generator=g), torch.randn(n, 2, generator=g)) for m, n in rows.items()}
-    theirs = _convert_kohya_flux_lora_to_diffusers(LAYOUTS["kohya"](modules, "flux"))
+    theirs = _convert_kohya_flux_lora_to_diffusers(LAYOUTS["kohya"](modules, FLUX))
     assert theirs.keys() == {f"transformer.{m}.lora_{half}.weight" for m in rows for half in "AB"}
     for (_, m), w in modules.items():
         down, up = w.pair()
@@ -242,7 +244,7 @@ def test_fused_projections_come_back_with_their_own_ranks(bases: Bases) -> None:
     of = family(bases("flux"))
     modules = random_modules(of, ("transformer",))
     del modules["transformer", "transformer_blocks.0.attn.to_v"], modules["transformer", "single_transformer_blocks.1.proj_mlp"]
-    state = LAYOUTS["kohya"](modules, "flux")
+    state = LAYOUTS["kohya"](modules, FLUX)
     assert state["lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight"].shape == (48, 5)
     assert state["lora_unet_single_blocks_1_linear1.lora_up.weight"].shape == (16 * 7, 8)
     back = back_from(state)
@@ -277,26 +279,26 @@ def xlabs(of: Family) -> dict[str, Tensor]:
 
 WILD: dict[str, tuple[str, Callable[[Family], dict[str, Tensor]]]] = {
     "old diffusers": ("sd", lambda of: rename(
-        LAYOUTS["diffusers"](random_modules(of, ("unet",)), "stable-diffusion"),
+        LAYOUTS["diffusers"](random_modules(of, ("unet",)), SD),
         lambda k: k.replace(".to_out.0", ".to_out").replace(".to_", ".processor.to_").replace(".lora_A", "_lora.down")
         .replace(".lora_B", "_lora.up"),
     )),
     "diffusers 0.2x": ("sd", lambda of: rename(
-        LAYOUTS["diffusers"](random_modules(of, ("unet",)), "stable-diffusion"),
+        LAYOUTS["diffusers"](random_modules(of, ("unet",)), SD),
         lambda k: k.replace(".lora_A", ".lora.down").replace(".lora_B", ".lora.up"),
     )),
     "no alpha": ("sd", lambda of: {
-        k: v for k, v in LAYOUTS["kohya"](random_modules(of, ("unet",)), "stable-diffusion").items() if not k.endswith(".alpha")
+        k: v for k, v in LAYOUTS["kohya"](random_modules(of, ("unet",)), SD).items() if not k.endswith(".alpha")
     }),
     "half-precision alpha": ("sd", lambda of: {
         k: torch.tensor(1.5, dtype=torch.float16) if k.endswith(".alpha") else v
-        for k, v in LAYOUTS["kohya"](random_modules(of, ("unet",)), "stable-diffusion").items()
+        for k, v in LAYOUTS["kohya"](random_modules(of, ("unet",)), SD).items()
     }),
     "XL with diffusers' block names": ("sdxl", lambda of: {
-        f"lora_unet_{names.flat(m)}.{half}.weight": t
+        f"lora_unet_{flat(m)}.{half}.weight": t
         for (_, m), w in random_modules(of, ("unet",)).items() for half, t in zip(("lora_down", "lora_up"), w.pair(), strict=True)
     }),
-    "ai-toolkit": ("flux", lambda of: LAYOUTS["diffusers"](random_modules(of, ("transformer",)), "flux")),
+    "ai-toolkit": ("flux", lambda of: LAYOUTS["diffusers"](random_modules(of, ("transformer",)), FLUX)),
     "XLabs": ("flux", xlabs),
     "BFL": ("flux", lambda of: {
         f"diffusion_model.{stem}.{half}.weight": t
@@ -329,7 +331,7 @@ def merged(of: Family, state: dict[str, Tensor]) -> Tensor:
     """Rows of each fused change added by hand to diffusers' layers."""
     net = fresh(of.source.folder).transformer
     for stem in {k.split(".lora_")[0] for k in state}:
-        change, members = state[f"{stem}.lora_B.weight"] @ state[f"{stem}.lora_A.weight"], names.from_flux(stem)
+        change, members = state[f"{stem}.lora_B.weight"] @ state[f"{stem}.lora_A.weight"], FLUX.members(stem)
         assert members
         start = 0
         for m in members:
@@ -364,7 +366,7 @@ def test_lycoris_files_act_as_in_lycoris(algo: str, target: str, bases: Bases, t
     assert (expected - plain).abs().max() > 0.01
     assert (through_ours(of, path) - expected).abs().max() < 1e-4
     assert {w.kind for w in read(path).modules.values()} == {{"diag-oft": "oft", "bounded oft": "oft"}.get(algo, algo)}
-    assert apply.misfit(of, read(path).modules) is None and (block_norms(path) or "oft" in algo)
+    assert apply.misfit(of, read(path).on("unet")) is None and (block_norms(path) or "oft" in algo)
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "peft"])

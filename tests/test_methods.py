@@ -326,10 +326,11 @@ def test_class_pictures_of_another_class_or_base_are_not_these(make: Make, tmp_p
     own = tmp_path / "class"
     keys = []
     for word in ("disc", "square"):
-        runner = begun(config.parse(make("sd", "dreambooth lora", subject={"class_word": word, "class_data": str(own)})))
-        runner.prepare()
-        assert len(runner.prepared.data.pictures.classes) == 3 and {s.caption for s in runner.prepared.data.pictures.classes} == {word}
-        keys.append({s.name.split("-")[1] for s in runner.prepared.data.pictures.classes})
+        classes = readied(
+            config.parse(make("sd", "dreambooth lora", subject={"class_word": word, "class_data": str(own)}))
+        ).data.pictures.classes
+        assert len(classes) == 3 and {s.caption for s in classes} == {word}
+        keys.append({s.name.split("-")[1] for s in classes})
     assert len(list(own.iterdir())) == 6 and keys[0] != keys[1]
     other = tmp_path / "v"
     shutil.copytree(bases("sd"), other)
@@ -442,6 +443,7 @@ def test_the_prior_weight_is_the_weight_of_class_pictures(make: Make) -> None:
             keep = {"instance": 0, "class": 1}[learn]
             slots = training.plan.slots(0)
             training.plan = type("P", (), {  # type: ignore[assignment]
+                "batch": training.plan.batch,
                 "total_weight": lambda self, step: sum(s.weight for s in slots),
                 "micro_batches": lambda self, *a: [[s for s in slots if s.slot % 2 == keep]],
             })()  # fmt: skip

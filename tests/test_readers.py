@@ -13,10 +13,13 @@ from torch import Tensor
 from finetune.adapters import readers
 from finetune.adapters.fused import lora
 from finetune.adapters.read import read
-from finetune.adapters.readers import EXACT, PART, UNREAD, WRONG, Traits, readings
+from finetune.adapters.readers import readings
 from finetune.adapters.weights import Weights
 from finetune.adapters.write import export
 from finetune.families import load, source
+from finetune.families.catalogue import FAMILIES
+from finetune.families.names.readers import EXACT, PART, TOOLS, UNREAD, WRONG, Traits
+from finetune.families.spec import FamilySpec
 
 Bases = Callable[[str], Path]
 pytestmark = pytest.mark.filterwarnings("ignore")  # the readers' own
@@ -114,7 +117,7 @@ def test_the_table_says_what_the_readers_do(name: str, layout: str, kind: str, b
     modules = {n: weights(kind, tuple(m.weight.shape)) for n, m in skeleton.named_modules() if n.endswith(ENDS)}
     path = tmp_path / ("x" if layout == "peft" else "x.safetensors")
     export({(of.spec.denoiser, n): w for n, w in modules.items()}, path, layout, of.spec.name, "fp32", {}, "base")
-    said = {r.tool: r for r in readings(read(path, of.spec.name).traits)}
+    said = {r.tool: r for r in read(path, of.spec.name).readings}
     for tool, reader in READERS.items():
         off = reader(folder, of.spec.denoiser, path, modules)
         how = said[tool].how
@@ -126,16 +129,23 @@ def test_the_table_says_what_the_readers_do(name: str, layout: str, kind: str, b
             assert how == UNREAD and (off is None or off == pytest.approx(1.0)), (tool, off)
 
 
-def test_each_rule_decides_something() -> None:
+def every_traits() -> list[Traits]:
+    out = []
+    for layout in ("kohya", "diffusers", "peft"):
+        for kind in ("lora", "dora", "loha", "oft", "full"):
+            for trait in ((False, False, False), (True, False, False), (False, True, False), (False, False, True)):
+                out.append(Traits(layout, frozenset({kind}), *trait))
+    return out
+
+
+@pytest.mark.parametrize("spec", FAMILIES, ids=lambda spec: spec.name)
+def test_each_rule_decides_something(spec: FamilySpec) -> None:
     """A rule that none of the files reaches says nothing to anybody."""
-    used = set()
-    for family in ("stable-diffusion", "stable-diffusion-xl", "flux"):
-        for layout in ("kohya", "diffusers", "peft"):
-            for kind in ("lora", "dora", "loha", "oft", "full"):
-                for outer, mixed, more in ((False, False, False), (True, False, False), (False, True, False), (False, False, True)):
-                    t = Traits(family, layout, frozenset({kind}), outer, mixed, more)
-                    used |= {next((i for i, r in enumerate(readers.RULES) if tool in r.tools and r.holds(t)), -1) for tool in readers.TOOLS}
-    assert used - {-1} == set(range(len(readers.RULES)))
+    rules, used = spec.names.rules, set()
+    for t in every_traits():
+        assert [r.tool for r in readings(spec.names, t)] == list(TOOLS)
+        used |= {next((i for i, r in enumerate(rules) if tool in r.tools and r.holds(t)), -1) for tool in TOOLS}
+    assert used - {-1} == set(range(len(rules)))
 
 
 def test_the_documents_hold_the_table() -> None:

@@ -11,13 +11,9 @@ from ruamel.yaml import YAML
 
 from finetune.adapters.contract import Contract
 from finetune.errors import plain
+from finetune.families.catalogue import of_name
 from finetune.run_folder import RunFolder
 
-TAGS = {
-    "stable-diffusion": ("stable-diffusion", "stable-diffusion-diffusers"),
-    "stable-diffusion-xl": ("stable-diffusion-xl", "stable-diffusion-xl-diffusers"),
-    "flux": ("flux", "flux-diffusers"),
-}
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+.!|~-])")
 
 
@@ -51,7 +47,7 @@ def front_matter(contract: Contract, files: Mapping[str, str], licence: str | No
         facts["instance_prompt"] = plain(contract.trigger)
     kinds = {"adapter": ("lora", "template:sd-lora"), "embedding": ("textual_inversion",), "model": ()}
     own = [tag for kind, tags in kinds.items() if kind in files for tag in tags]
-    facts["tags"] = ["text-to-image", "diffusers", "diffusers-training", *own, *TAGS[contract.family]]
+    facts["tags"] = ["text-to-image", "diffusers", "diffusers-training", *own, *of_name(contract.family).names.tags]
     if samples:
         facts["widget"] = [{"text": plain(prompt), "output": {"url": str(PurePosixPath(path))}} for prompt, path in samples]
     yaml, text = YAML(), io.StringIO()
@@ -82,14 +78,9 @@ def _use(contract: Contract, files: Mapping[str, str], rows: Mapping[str, str]) 
     return said
 
 
-CLASSES = {
-    "stable-diffusion": "StableDiffusionPipeline", "stable-diffusion-xl": "StableDiffusionXLPipeline", "flux": "FluxPipeline",
-}  # fmt: skip
-
-
 def _program(contract: Contract, files: Mapping[str, str], rows: Mapping[str, str]) -> str:
     """Python that draws with the files; texts are Python's own literals."""
-    cls, model = CLASSES[contract.family], files.get("model")
+    cls, model = of_name(contract.family).pipelines[0], files.get("model")
     single = model is not None and model.endswith(".safetensors")
     base = model or contract.base
     pinned = f", revision={contract.base_revision!r}" if contract.base_revision and model is None else ""

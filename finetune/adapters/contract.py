@@ -58,9 +58,11 @@ class Labels:
     architecture: str  # ModelSpec's
     kohya_version: str  # `ss_base_model_version`
     codes: Mapping[str, str]  # ModelSpec's `implementation`, whose code the weights are named as in, by kind of file
+    v2: bool = False  # kohya's `ss_v2`
 
 
 Kind = Literal["adapter", "embedding", "model"]
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}  # diffusers' word -> ModelSpec's, which has none for flow
 SUFFIXES: dict[Kind, str] = {"adapter": "/lora", "embedding": "/textual-inversion", "model": ""}
 
 
@@ -87,15 +89,15 @@ def header(
         "modelspec.title": title,
         "modelspec.resolution": side,
         "ss_base_model_version": labels.kohya_version,
-        "ss_v2": str(labels.kohya_version.startswith("sd_v2")),
+        "ss_v2": str(labels.v2),
         "ss_output_name": title,
         "ss_sd_model_name": contract.base,
         "ss_resolution": f"({contract.resolution}, {contract.resolution})",
         "ss_steps": str(contract.trained_steps),
         KEY: json.dumps(asdict(contract), sort_keys=True),
     }
-    if contract.prediction_type != "flow":  # of which ModelSpec knows nothing
-        facts["modelspec.prediction_type"] = contract.prediction_type.removesuffix("_prediction")
+    if contract.prediction_type in PREDICTIONS:
+        facts["modelspec.prediction_type"] = PREDICTIONS[contract.prediction_type]
     if kind == "adapter":
         facts |= _network(contract, lycoris)
     if licence:

@@ -6,13 +6,11 @@ from pathlib import Path
 
 from finetune.adapters import dense, embedding, landing
 from finetune.adapters.contract import for_rank
-from finetune.adapters.keys import denoiser_of
-from finetune.adapters.layouts import Modules, Place
-from finetune.adapters.read import Adapter, read
+from finetune.adapters.layouts import Modules, Place, usual
+from finetune.adapters.read import Adapter, named, read
 from finetune.adapters.weights import Weights
 from finetune.adapters.write import export
 from finetune.errors import ConfigError, DataError
-from finetune.families.catalogue import FAMILIES
 
 FORMS = ("kohya", "diffusers", "peft", "full", "svd")
 
@@ -36,11 +34,10 @@ def convert(
         ConfigError: the output would replace a file, or a rank or a base is missing.
     """
     adapter = read(path, family)
-    if adapter.family is None:
-        raise DataError(f"{path}: its keys do not tell its family", "say --family")
-    layout = {"full": "kohya", "svd": next(s.layout for s in FAMILIES if s.name == adapter.family)}.get(to, to)
+    names, name = named(path, adapter.family), adapter.family or ""
+    layout = {"full": usual(names, "full"), "svd": usual(names, "lora")}.get(to, to)
     target = _target(path, to, layout, out)
-    modules = _fitted(path, adapter.family, adapter.on(denoiser_of(adapter.family)))
+    modules = _fitted(path, name, adapter.on(names.denoiser))
     if to in ("full", "svd"):
         modules = _dense(path, modules, to, rank, base, say)
     facts = {k: v for k, v in adapter.metadata.items() if k != "lora_adapter_metadata"}
@@ -49,7 +46,7 @@ def convert(
     ranks = {w.rank for w in modules.values()}
     said = adapter.contract.base if adapter.contract else facts.get("ss_sd_model_name", "")
     along = adapter.embeddings if layout == "kohya" else {}
-    export(modules, target, layout, adapter.family, None, for_rank(facts, max(ranks)), said, along)
+    export(modules, target, layout, name, None, for_rank(facts, max(ranks)), said, along)
     for token in adapter.embeddings.keys() - along.keys():
         _write_embedding(adapter, token, target, say)
     return target

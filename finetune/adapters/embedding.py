@@ -25,7 +25,7 @@ MOST_LETTERS = 200
 
 @dataclass(frozen=True)
 class Embedding:
-    """`rows` [vectors, D] by the file's own key: `emb_params`, `clip_l`, `clip_g`, `t5xxl`."""
+    """`rows` [vectors, D] by the file's own key, such as `emb_params`."""
 
     path: Path
     token: str
@@ -42,7 +42,7 @@ class Embedding:
         return Contract.of(self.metadata)
 
     def of(self, keys: Mapping[str, str]) -> dict[str, Tensor]:
-        """The rows by text encoder; `keys` is the family's `embedding_keys`.
+        """The rows by text encoder; `keys` are the family's `embedding_keys`.
 
         Raises:
             DataError: a text encoder of the family has none.

@@ -1,6 +1,6 @@
 """Projections that an original model keeps in one matrix and diffusers in several, or with the halves of its rows in another order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,15 +15,17 @@ def lora(down: Tensor, up: Tensor) -> Weights:
     return Weights("lora", {"down": down, "up": up}, float(down.shape[0]))
 
 
-def join(order: Sequence[str], members: Mapping[str, Weights]) -> Weights:
+Share = Callable[[str], int]  # how many times as high a projection is as the model is wide
+
+
+def join(order: Sequence[str], members: Mapping[str, Weights], share: Share) -> Weights:
     """LoRAs of projections as one, block-diagonal and exact; `order` is that of the rows, and those that are absent change nothing."""
     pairs = {m: w.pair() for m, w in members.items()}
     down = torch.cat([pairs[m][0] for m in order if m in pairs])
-    width = down.shape[1]  # of the model: attention projections are square, the feed-forward is four times as wide
+    width = down.shape[1]  # of the model
     rows, column = [], 0
     for m in order:
-        height = 4 * width if m.endswith("proj_mlp") else width
-        row = torch.zeros(height, down.shape[0], dtype=down.dtype)
+        row = torch.zeros(share(m) * width, down.shape[0], dtype=down.dtype)
         if m in pairs:
             r = pairs[m][1].shape[1]
             row[:, column : column + r] = pairs[m][1]
@@ -32,26 +34,26 @@ def join(order: Sequence[str], members: Mapping[str, Weights]) -> Weights:
     return lora(down, torch.cat(rows))
 
 
-def split(where: str, w: Weights, count: int) -> list[Weights | None]:
-    """A fused projection's adapter as one for each of `count` projections; None where it changes nothing.
+def split(where: str, w: Weights, order: Sequence[str], share: Share) -> list[Weights | None]:
+    """A fused projection's adapter as one for each of those that it is of, in the order of its rows; None where it changes nothing.
 
     Raises:
-        DataError: a kind that cannot be taken apart, or rows that are not those of so many projections; `where` names it.
+        DataError: a kind that cannot be taken apart, or rows that are not those of such projections; `where` names it.
     """
     if w.kind == "oft" or (w.decomposed and w.kind != "dora"):
         raise DataError(f"{where}: {w.kind}{' with DoRA' if w.decomposed else ''} on a fused projection is not understood here")
-    sizes = _heights(where, w, count)
-    biases = torch.split(w.tensors["diff_b"], sizes) if "diff_b" in w.tensors else [None] * count
+    sizes = _heights(where, w, [share(m) for m in order])
+    biases = torch.split(w.tensors["diff_b"], sizes) if "diff_b" in w.tensors else [None] * len(order)
     return [_with_bias(part, bias) for part, bias in zip(_changes(where, w, sizes), biases, strict=True)]
 
 
-def _heights(where: str, w: Weights, count: int) -> list[int]:
-    """Rows of each projection: equal thirds, or queries, keys and values as wide as the model, and the feed-forward."""
-    height, width = w.size
-    sizes = [height // count] * count if count == 3 else [width] * 3 + [height - 3 * width]
-    if sum(sizes) != height or min(sizes) <= 0:
-        raise DataError(f"{where}: {height} rows are not those of {count} projections")
-    return sizes
+def _heights(where: str, w: Weights, shares: Sequence[int]) -> list[int]:
+    """Rows of each projection."""
+    height = w.size[0]
+    unit = height // sum(shares)
+    if unit * sum(shares) != height or unit == 0:
+        raise DataError(f"{where}: {height} rows are not those of {len(shares)} projections")
+    return [share * unit for share in shares]
 
 
 def _with_bias(part: Weights | None, bias: Tensor | None) -> Weights | None:
@@ -92,7 +94,7 @@ _OUTPUTS = {
 
 
 def swapped(where: str, w: Weights) -> Weights:
-    """With the two halves of the layer's outputs in the other order: diffusers keeps scale and shift of FLUX.1's last norm so.
+    """With the two halves of the layer's outputs in the other order: some keep scale and shift of a norm so.
 
     Raises:
         DataError: a kind whose rows cannot be told apart; `where` names it.

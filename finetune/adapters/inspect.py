@@ -9,9 +9,10 @@ from finetune.adapters import keys
 from finetune.adapters.contract import Contract
 from finetune.adapters.leaves import RANKED
 from finetune.adapters.problems import problems
-from finetune.adapters.readers import Reading, Traits, readings, sentences
+from finetune.adapters.readers import Reading, readings, sentences, traits
 from finetune.adapters.strength import alphas_of
 from finetune.errors import DataError, line
+from finetune.families import catalogue
 from finetune.header import Header, header_of, tensors_file
 
 BAR = 24  # characters of the longest bar
@@ -121,12 +122,13 @@ def embeds(top: Header) -> bool:
 def _readers(found: keys.Found, top: Header) -> list[Reading]:
     """What each tool makes of a whole file in one of the layouts that they know."""
     kinds = {e.kind for e in found.entries}
-    if found.family is None or found.layout not in ("kohya", "diffusers", "peft") or None in kinds:
+    names = catalogue.names_of(found.family)
+    if names is None or found.layout not in ("kohya", "diffusers", "peft") or None in kinds:
         return []
     modules = [m for e in found.entries for m in e.modules]
     ranks = [rank for e in found.entries if (rank := _rank(e, top))]
     more = bool(found.embeddings) or any(e.leaves.keys() & {"diff_b", "up_bias"} for e in found.entries)
-    return readings(Traits.of(found.family, found.layout, [str(k) for k in kinds], modules, ranks, more))
+    return readings(names, traits(names, found.layout, [str(k) for k in kinds], modules, ranks, more))
 
 
 def _rank(e: keys.Entry, top: Header) -> int:

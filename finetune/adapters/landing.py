@@ -10,9 +10,8 @@ from torch import nn
 from finetune.adapters import leaves
 from finetune.adapters.layouts import Modules, Place
 from finetune.adapters.weights import Weights
+from finetune.families import catalogue
 from finetune.families.family import Family
-
-KNOWN = ("sd15", "sd21", "sdxl", "flux-dev")  # bases whose configs ship with the package, one for each set of shapes
 
 
 class Shape(NamedTuple):
@@ -96,29 +95,22 @@ def known_base(family: str, modules: Modules) -> tuple[str, Shapes] | None:
 
     A file that tells no width (without cross-attention, say) is of the one that it fits whole, if there is one.
     """
-    candidates = {name: of for name in KNOWN if (of := _shipped(name, family)) is not None}
-    for name, of in candidates.items():
-        if _told(of, modules) or misfit(of, modules) is None:
+    names = catalogue.of_name(family).names
+    for name in names.known:
+        of = _shipped(name, family)
+        if _told(of, modules, names.telling) or misfit(of, modules) is None:
             return name, of
     return None
 
 
-# Layers whose shapes tell the sizes of a family's models apart.
-_TELLING = (".attn2.to_k", ".attn2.to_v", ".attn.to_q", ".attn.add_q_proj", ".proj_mlp", ".ff_context.net.0.proj")
-
-
-def _told(of: Shapes, modules: Modules) -> bool:
-    return any(place[1].endswith(_TELLING) and misfit(of, {place: w}) is None for place, w in modules.items())
+def _told(of: Shapes, modules: Modules, telling: tuple[str, ...]) -> bool:
+    return any(place[1].endswith(telling) and misfit(of, {place: w}) is None for place, w in modules.items())
 
 
 @cache
-def _shipped(name: str, family: str) -> Shapes | None:
+def _shipped(name: str, family: str) -> Shapes:
     from finetune.families import load, single_file
-    from finetune.families.catalogue import FAMILIES
     from finetune.families.source import Source
 
-    configs = single_file.shipped(name)
-    spec = next(s for s in FAMILIES if configs["model_index.json"]["_class_name"] in s.pipelines)
-    if spec.name != family:
-        return None
-    return shapes_of(load.family(Source(name, single_file.skeleton(configs), spec)))
+    configs = single_file.skeleton(single_file.shipped(name))
+    return shapes_of(load.family(Source(name, configs, catalogue.of_name(family))))

@@ -6,63 +6,51 @@ kohya in `.alpha` tensors, diffusers in the header's `lora_adapter_metadata`, PE
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from finetune.adapters import names
+from finetune.adapters.flat import flat
 from finetune.adapters.fused import join, swapped
 from finetune.adapters.leaves import LEAVES
 from finetune.adapters.weights import Weights
 from finetune.errors import DataError
+from finetune.families.names import Names
+from finetune.families.names.readers import LOW_RANK
 
 State = dict[str, Tensor]
 Place = tuple[str, str]  # part, module: diffusers' names
 Modules = Mapping[Place, Weights]
 Embeddings = Mapping[str, Mapping[str, Tensor]]  # token -> key of an embedding file -> rows [vectors, D]
 
-TEXT_PREFIX = {
-    "stable-diffusion": {"text_encoder": "lora_te"},
-    "stable-diffusion-xl": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
-    "flux": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te3"},  # 3 is kohya's T5 in every family
-}
 _KOHYA = {name: leaf for leaf, name in reversed(LEAVES.items()) if leaf not in (".w_norm", ".b_norm")} | {
     "down": ".lora_down.weight", "up": ".lora_up.weight", "dora": ".dora_scale"
 }  # fmt: skip
 _KOHYA_NORM = {"diff": ".w_norm", "diff_b": ".b_norm"}  # of a layer whose weight has one axis
 
 
-def unnamed(modules: Iterable[str], family: str, kind: str = "lora") -> str | None:
-    """The first of the denoiser's modules that the kohya layout has no name for."""
-    if family == "flux" and kind != "lora":
-        return None
-    translate = {"stable-diffusion-xl": names.to_xl, "flux": names.to_flux}.get(family, lambda m: m)
-    return next((m for m in modules if translate(m) is None), None)
+def usual(names: Names, kind: str) -> str:
+    """The layout of a file of the family that holds weights of this kind: its own, but for those that kohya's alone can hold."""
+    return names.layout if kind in LOW_RANK else "kohya"
 
 
-def kohya(modules: Modules, family: str) -> State:
-    """`.alpha` beside every module; the original block names for Stable Diffusion XL and FLUX.1, as other tools expect them.
+def kohya(modules: Modules, names: Names) -> State:
+    """`.alpha` beside every module; the denoiser's under the names that other tools expect of the family.
 
     Raises:
         DataError: a module that the layout has no name for, or a kind that it cannot hold there.
     """
     out: State = {}
     ranks = Counter(w.rank for w in modules.values() if w.peft)
-    common = ranks.most_common(1)[0][0] if len(ranks) > 1 and family != "flux" else 0
-    plain = all(w.kind == "lora" and w.peft for w in modules.values())
-    for (part, module), w in _fused(modules).items() if family == "flux" and plain else modules.items():
-        if part.startswith("text_encoder"):
-            stem = f"{TEXT_PREFIX[family][part]}_{names.flat(module)}"
-        elif family == "flux" and not plain:  # only plain LoRA survives fusing: diffusers' names, as SimpleTuner writes LyCORIS's
-            stem = f"lycoris_{names.flat(module)}"
-        else:
-            original = {"stable-diffusion-xl": names.to_xl}.get(family, lambda m: m)(module)
-            if original is None:
-                raise DataError(f"the kohya layout has no name for {part}.{module}", "--to diffusers has one")
-            stem = f"lora_unet_{names.flat(original)}"
-        out |= _kohya_tensors(stem, w, common)
+    common = ranks.most_common(1)[0][0] if len(ranks) > 1 and names.one_alpha else 0
+    spelling = names.spelling(all(w.kind == "lora" and w.peft for w in modules.values()))
+    for (part, module), w in (_fused(modules, names) if spelling.original else modules).items():
+        if part != names.denoiser and part not in names.text:
+            raise DataError(f"the kohya layout has no name for {part}.{module}", f"the family has {', '.join(names.parts)}")
+        prefix = names.text[part].kohya if part in names.text else spelling.prefix
+        out |= _kohya_tensors(f"{prefix}_{flat(module)}", w, common)
     return out
 
 
@@ -87,25 +75,25 @@ def bundle(embeddings: Embeddings) -> State:
     return {f"bundle_emb.{token}.{name}": rows for token, own in embeddings.items() for name, rows in own.items()}
 
 
-def _fused(modules: Modules) -> dict[Place, Weights]:
-    """FLUX.1's modules under their original names; projections that the original fuses become one block-diagonal LoRA, exactly."""
+def _fused(modules: Modules, names: Names) -> dict[Place, Weights]:
+    """The modules under their original names; projections that the original fuses become one block-diagonal LoRA, exactly."""
     groups: dict[str, dict[str, Weights]] = {}
     out: dict[Place, Weights] = {}
     for (part, module), w in modules.items():
-        if part.startswith("text_encoder"):
+        if part in names.text:
             out[part, module] = w
             continue
-        original = names.to_flux(module)
+        original = names.original(module)
         if original is None:
             raise DataError(f"the kohya layout has no name for {part}.{module}", "--to diffusers has one")
-        groups.setdefault(original, {})[module] = swapped(f"{part}.{module}", w) if module in names.SWAPPED else w
+        groups.setdefault(original, {})[module] = swapped(f"{part}.{module}", w) if module in names.swapped else w
     for original, members in groups.items():
-        order = names.from_flux(original) or ()
-        out["transformer", original] = next(iter(members.values())) if len(order) == 1 else join(order, members)
+        order = names.members(original) or ()
+        out[names.denoiser, original] = next(iter(members.values())) if len(order) == 1 else join(order, members, names.share)
     return out
 
 
-def diffusers(modules: Modules, family: str) -> State:
+def diffusers(modules: Modules, names: Names) -> State:
     """`unet.….lora_A.weight`: the strength is in the header's metadata, see `diffusers_metadata`.
 
     Raises:
@@ -114,7 +102,7 @@ def diffusers(modules: Modules, family: str) -> State:
     return _peft_keys(modules, lambda part, module: f"{part}.{module}", "diffusers")
 
 
-def peft(modules: Modules, family: str) -> State:
+def peft(modules: Modules, names: Names) -> State:
     """`base_model.model.….lora_A.weight`, of the denoiser alone: a PEFT folder belongs to one network.
 
     Raises:
@@ -143,7 +131,7 @@ def magnitude(rows: Tensor, up: Tensor) -> Tensor:
     return rows if up.ndim == 2 else rows.view(1, -1, *[1] * (up.ndim - 2))
 
 
-LAYOUTS: dict[str, Callable[[Modules, str], State]] = {"kohya": kohya, "diffusers": diffusers, "peft": peft}
+LAYOUTS: dict[str, Callable[[Modules, Names], State]] = {"kohya": kohya, "diffusers": diffusers, "peft": peft}
 
 
 def diffusers_metadata(modules: Modules) -> str:

@@ -1,7 +1,8 @@
 """A whole fine-tuned base, as a diffusers folder (trained parts in the chosen number format, the others as in its source) or one file."""
 
+import importlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from finetune import files
-from finetune.adapters.original import single
 from finetune.adapters.write import DTYPES, hashed
 from finetune.errors import AccessError, ConfigError, FinetuneError
 from finetune.families import contents
@@ -110,14 +110,10 @@ def write(
     files.write(path, fill)
 
 
-def write_single(
-    path: Path, nets: Mapping[str, nn.Module], openclip: bool, marks: Sequence[str], dtype: str, metadata: Mapping[str, str]
-) -> None:
-    """All of `nets` (by folder) in the original layout; `openclip` is whether the only text encoder is OpenCLIP's.
-
-    `marks` are keys that readers know a base by, without a value: `v_pred`, `ztsnr`.
-    """
-    state = single({part: cast(net, dtype, part) for part, net in nets.items()}, openclip)
-    state |= {mark: torch.zeros(0) for mark in marks}
+def write_single(source: Source, path: Path, nets: Mapping[str, nn.Module], dtype: str, metadata: Mapping[str, str]) -> None:
+    """All of `nets` (by folder), trained from `source`, in its family's original layout."""
+    module, _, function = str(source.spec.single_file).partition(":")
+    whole = getattr(importlib.import_module(f"finetune.families.{module}"), function)
+    state: dict[str, Tensor] = whole(source, {part: cast(net, dtype, part) for part, net in nets.items()})
     state = {k: t.to(DTYPES[dtype]) for k, t in state.items()}
     files.write_bytes(path, files.safetensors(state, hashed(state, metadata)))

@@ -1,6 +1,8 @@
 """What cannot be right in an adapter file, from its header alone. Torch-free."""
 
 from finetune.adapters import keys, leaves
+from finetune.errors import line
+from finetune.families import catalogue
 from finetune.header import Header
 
 MOST_NUMBERS = 2**29  # of one layer's change, which small matrices can make large: the largest layers of all families have a tenth
@@ -13,7 +15,8 @@ def problems(found: keys.Found, top: Header) -> list[str]:
     numbers of a kind that is none of weights."""
     if not found.entries:
         return [f"not an adapter in a known layout{of_family(found)}: its first key is {min(top.shapes, default='missing')}"]
-    out = [f"key {key} belongs to no known layer{of_family(found)}" for key in found.unknown]
+    out = [unknown_family(found.family)] if found.family and catalogue.names_of(found.family) is None else []
+    out += [f"key {key} belongs to no known layer{of_family(found)}" for key in found.unknown]
     out += [f"key {key} stands for a layer that another key stands for too" for key in found.twice]
     for e in found.entries:
         out += _misfits(e, top)
@@ -45,3 +48,8 @@ def _misfits(e: keys.Entry, top: Header) -> list[str]:
 
 def of_family(found: keys.Found) -> str:
     return f" of {found.family}" if found.family else ""
+
+
+def unknown_family(family: str) -> str:
+    known = ", ".join(spec.name for spec in catalogue.FAMILIES)
+    return f"it is said to be of the family {line(family, 60)}, which is not known here; known are {known}"

@@ -8,13 +8,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from finetune.adapters import fused, keys, layouts, names
+from finetune.adapters import fused, keys, layouts
 from finetune.adapters.contract import Contract
-from finetune.adapters.problems import of_family, problems
-from finetune.adapters.readers import Traits
+from finetune.adapters.problems import of_family, problems, unknown_family
+from finetune.adapters.readers import Reading, readings, traits
 from finetune.adapters.strength import Alphas, alphas_of
 from finetune.adapters.weights import Weights
 from finetune.errors import DataError
+from finetune.families import catalogue
+from finetune.families.names import Names
 from finetune.header import Header, header_of, tensors_file
 
 
@@ -33,12 +35,15 @@ class Adapter:
         return Contract.of(self.metadata)
 
     @property
-    def traits(self) -> Traits:
-        """What decides who reads it; of a file in a known layout and family."""
+    def readings(self) -> list[Reading]:
+        """What each tool makes of it; of a file of no known family nothing is known."""
+        names = catalogue.names_of(self.family)
+        if names is None:
+            return []
         weights = self.modules.values()
         ranks = {w.rank for w in weights if w.rank}
         more = bool(self.embeddings) or any("diff_b" in w.tensors for w in weights)
-        return Traits.of(self.family or "", self.layout, {w.kind for w in weights}, [m for _, m in self.modules], ranks, more)
+        return readings(names, traits(names, self.layout, {w.kind for w in weights}, [m for _, m in self.modules], ranks, more))
 
     def on(self, denoiser: str) -> dict[layouts.Place, Weights]:
         """The modules with the denoiser's part named as in this base."""
@@ -55,16 +60,33 @@ def read(path: Path, family: str | None = None) -> Adapter:
     top = header_of(file)
     known = Contract.of(top.metadata)
     found = keys.find(top.shapes, family or (known.family if known else None))
+    if found.family:
+        named(path, found.family)
     if wrong := problems(found, top):
         unknown = f"{len(found.unknown)} keys belong to no known layer{of_family(found)}: {next(iter(found.unknown), '')}"
         raise DataError(f"{path}: {unknown if found.entries and found.unknown else wrong[0]}", _hint(top))
     state = _state(path, file, found)
     alphas = alphas_of(path, top.metadata)
     modules: dict[layouts.Place, Weights] = {}
+    names = catalogue.names_of(found.family)
     for entry in found.entries:
-        modules |= _weights(path, entry, state, alphas)
+        modules |= _weights(path, entry, names, state, alphas)
     embeddings = {token: {name: _rows(state[key]) for name, key in own.items()} for token, own in found.embeddings.items()}
     return Adapter(path, found.layout, found.family, modules, top.metadata, embeddings)
+
+
+def named(path: Path, family: str | None) -> Names:
+    """What files of a family call its modules, for who must know: to write `path`, or in another layout.
+
+    Raises:
+        DataError: the family is not told, or not known here.
+    """
+    if family is None:
+        raise DataError(f"{path}: its keys do not tell its family", "say --family")
+    names = catalogue.names_of(family)
+    if names is None:
+        raise DataError(f"{path}: {unknown_family(family)}")
+    return names
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -94,7 +116,7 @@ def _state(path: Path, file: Path, found: keys.Found) -> layouts.State:
     return state
 
 
-def _weights(path: Path, e: keys.Entry, state: layouts.State, alphas: Alphas) -> dict[layouts.Place, Weights]:
+def _weights(path: Path, e: keys.Entry, names: Names | None, state: layouts.State, alphas: Alphas) -> dict[layouts.Place, Weights]:
     tensors = {name: state[key] for name, key in e.leaves.items() if name != "alpha"}
     where = f"{path}: {e.part}.{e.modules[0]}"
     assert e.kind  # noqa: S101  see problems
@@ -106,8 +128,12 @@ def _weights(path: Path, e: keys.Entry, state: layouts.State, alphas: Alphas) ->
     if bias is not None:  # PEFT multiplies it by the strength, as all that its second matrix gives
         whole = tensors.get("diff_b", torch.zeros_like(bias, dtype=torch.float32)) + w.strength * bias.float()
         w = replace(w, tensors=tensors | {"diff_b": whole.to(bias.dtype)})
-    if e.original and e.modules[0] in names.SWAPPED:
+    if names is None:
+        if e.original and (len(e.modules) > 1 or any(e.modules[0] in spec.names.swapped for spec in catalogue.FAMILIES)):
+            raise DataError(f"{where}: stands under an original name, and the keys do not tell of which family", "say --family")
+        return {(e.part, e.modules[0]): w}
+    if e.original and e.modules[0] in names.swapped:
         w = fused.swapped(where, w)
     if len(e.modules) == 1:
         return {(e.part, e.modules[0]): w}
-    return {(e.part, m): x for m, x in zip(e.modules, fused.split(where, w, len(e.modules)), strict=True) if x is not None}
+    return {(e.part, m): x for m, x in zip(e.modules, fused.split(where, w, e.modules, names.share), strict=True) if x is not None}

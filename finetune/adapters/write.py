@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finetune import files
 from finetune.adapters import layouts
-from finetune.adapters.read import read
+from finetune.adapters.read import named, read
 from finetune.errors import ConfigError, FinetuneError
 from finetune.header import tensors_file
 
@@ -30,11 +30,12 @@ def export(
 
     Raises:
         FinetuneError: a number is not finite, or does not fit the number format.
-        DataError: the layout cannot hold them.
+        DataError: the layout cannot hold them, or the family is not known here.
     """
+    names = named(path, family)
     to = DTYPES[dtype] if dtype else None
     cast = {place: replace(w, tensors={k: t.to(to or t.dtype).contiguous() for k, t in w.tensors.items()}) for place, w in modules.items()}
-    state = {k: t.contiguous() for k, t in (layouts.LAYOUTS[layout](cast, family) | layouts.bundle(embeddings or {})).items()}
+    state = {k: t.contiguous() for k, t in (layouts.LAYOUTS[layout](cast, names) | layouts.bundle(embeddings or {})).items()}
     for key, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise FinetuneError(

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 
 from finetune.families import facts
+from finetune.families.names import Names
 from finetune.families.spec import FamilySpec, KnownBase
 
 _FOUND = sorted(
@@ -22,7 +23,15 @@ def of_name(family: str) -> FamilySpec:
     """Raises:
     LookupError: no family has this name.
     """
-    return next(spec for spec in FAMILIES if spec.name == family)
+    for spec in FAMILIES:
+        if spec.name == family:
+            return spec
+    raise LookupError(f"no family {family}")
+
+
+def names_of(family: str | None) -> Names | None:
+    """What files call the modules of a family; None where it is not told, or not known here."""
+    return next((spec.names for spec in FAMILIES if spec.name == family), None)
 
 
 # Families of the field that are asked for by name and not supported yet: how names of their models begin, and their pipelines.

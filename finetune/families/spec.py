@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from finetune.families.names import Names
+
 CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 CLIP_TARGETS = {"attention": CLIP_ATTENTION, "attention+ff": (*CLIP_ATTENTION, "fc1", "fc2"), "all-linear": (*CLIP_ATTENTION, "fc1", "fc2")}
-
-KINDS = ("adapter", "embedding", "model")
-STABILITY = "https://github.com/Stability-AI/generative-models"
 
 
 @dataclass(frozen=True)
@@ -60,16 +59,14 @@ class FamilySpec:
     released: str  # year and month: the order in which families are shown
     pipelines: tuple[str, ...]  # class names in model_index.json; the first is drawn with
     network: str  # module in this folder, and its class: see `Network` in families/family.py
-    denoiser: str  # the folder of the network that adapters go into
+    names: Names  # what its files call its modules
     components: Mapping[str, Component]  # by folder; the text encoders in the order in which `text` gives them
     edition: Callable[[Configs], Edition]
     prompt: Mapping[str, str]  # arguments of the pipeline for an encoded prompt -> what `text` calls them
-    layout: str  # default layout of adapter files: one that diffusers and ComfyUI both read
     targets: dict[str, tuple[str, ...]]  # endings of module names or patterns, by the name of the choice
     samplers: dict[str, str]  # legal samplers by short name -> scheduler class
     sampler: str
     taught_text: tuple[str, ...]  # text encoders that fine-tuning may train
-    embedding_keys: dict[str, str]  # what an embedding file calls each text encoder's rows
     text_targets: dict[str, tuple[str, ...]] = field(default_factory=lambda: CLIP_TARGETS)
     pipeline_options: Mapping[str, Any] = field(default_factory=dict)  # beside the components
     distilled: tuple[str, ...] = ()  # words in names of bases that are distilled for few steps, which no config tells
@@ -78,13 +75,18 @@ class FamilySpec:
     patch: int = 1  # latents that the denoiser takes for one, along a side
     calls: int = 2  # of the denoiser a sampling step: guidance asks it twice, unless it was distilled in
     draws: int = 8  # its pipeline draws sides of multiples of so many pixels, whatever the autoencoder could
-    single_file: bool = True  # whether a whole model can be written as one file in the original layout
+    # What makes one file in the original layout of a whole model: a module in this folder, and its function of the base and of state dicts
+    # by folder. None: nothing does.
+    single_file: str | None = None
     # Of settings that change what a network is asked: the values that are understood, by component. One that is not there is the usual one.
     understood: Mapping[str, Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
     # Sizes that fit each other: one of a component's config -> those that add up to it.
     sums: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    # ModelSpec's `implementation`, whose code the tensors are named as in, by kind of file and by sd-scripts' rule.
-    codes: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(KINDS, "diffusers"))
+
+    @property
+    def denoiser(self) -> str:
+        """The folder of the network that adapters go into."""
+        return self.names.denoiser
 
     @property
     def text(self) -> tuple[str, ...]:

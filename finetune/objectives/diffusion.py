@@ -30,6 +30,10 @@ class Schedule:
     def steps(self) -> int:
         return len(self.alphas_cumprod)
 
+    def timestep(self, level: float) -> Tensor:
+        """[1] int64: the timestep at a level of noise in [0, 1)."""
+        return torch.tensor([int(level * self.steps)])
+
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(a_t) and sqrt(1 - a_t), each [B, 1, 1, 1] with the dtype and on the device of `like`."""
         a = self.alphas_cumprod.to(like.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))

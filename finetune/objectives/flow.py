@@ -40,6 +40,10 @@ class Flow:
     def to(self, device: torch.device) -> "Flow":
         return self
 
+    def timestep(self, level: float) -> Tensor:
+        """[1] fp32: sigma itself is the level of noise in [0, 1]."""
+        return torch.tensor([level])
+
 
 @dataclass(frozen=True)
 class FlowMatching:

@@ -13,9 +13,9 @@ from finetune.adapters import dense, embedding, model
 from finetune.adapters.card import card, place
 from finetune.adapters.contract import Contract, Kind, Labels, for_rank, header, of_data
 from finetune.adapters.convert import silent
-from finetune.adapters.layouts import Place, unnamed
+from finetune.adapters.layouts import Place, usual
 from finetune.adapters.read import read
-from finetune.adapters.readers import Traits, readings, sentences
+from finetune.adapters.readers import Reading, readings, sentences, traits
 from finetune.adapters.weights import Weights
 from finetune.adapters.write import DTYPES, export
 from finetune.config.adapter_types import ROWS
@@ -24,8 +24,9 @@ from finetune.data.captions import tags
 from finetune.data.sample import Sample
 from finetune.errors import ConfigError
 from finetune.families import single_file
-from finetune.families.catalogue import FAMILIES
+from finetune.families.catalogue import of_name
 from finetune.families.family import Family
+from finetune.families.names.readers import LOW_RANK
 from finetune.methods import adapter, textual_inversion
 from finetune.methods.adapter import Size, Start
 from finetune.methods.trainees import DENOISER, Noun, Trainees
@@ -40,7 +41,7 @@ def layout(job: Job, family: Family) -> str:
         return "kohya"
     if form not in ("auto", "svd"):
         return form
-    return family.spec.layout if not job.method.adapts or held(job) in ("lora", "dora") else "kohya"
+    return usual(family.spec.names, held(job) if job.method.adapts else "lora")
 
 
 def held(job: Job) -> str:
@@ -75,9 +76,9 @@ def check_layout(job: Job, family: Family, layers: list[str]) -> None:
     ConfigError: the file's layout cannot hold what would be learned.
     """
     form, kind, m = layout(job, family), held(job), job.method
-    if form == "kohya" and (lost := unnamed(layers, family.spec.name, kind)):
+    if form == "kohya" and (lost := family.spec.names.unnamed(layers, plain=kind == "lora")):
         raise ConfigError(f"--format kohya: has no name for {lost}", "--format diffusers has one")
-    if form != "kohya" and kind not in ("lora", "dora"):
+    if form != "kohya" and kind not in LOW_RANK:
         raise ConfigError(f"--format {form}: holds LoRA and DoRA, and no {m.kind}", "--format kohya, whose keys are LyCORIS's for it")
     if form == "peft" and m.text_encoder:
         raise ConfigError("--format peft: a folder holds one network, and the text encoder trains too", "--format kohya or diffusers")
@@ -99,7 +100,7 @@ def _file_notes(job: Job, family: Family, layers: Sequence[str]) -> list[str]:
     """Of the file of an adapter that changes these layers of the denoiser."""
     row = ROWS[job.method.kind]
     notes = [f"note: {row.note}"] if row.note and held(job) == row.file else []
-    notes += [f"note: read by {sentence}" for sentence in sentences(readings(_traits(job, family, layers)), warnings=True)]
+    notes += [f"note: read by {sentence}" for sentence in sentences(_readings(job, family, layers), warnings=True)]
     if job.run.format == "full":
         notes.append(f"note: whole differences of {len(layers)} layers: {_difference_bytes(job, family, layers) / 1e6:.0f} MB")
     elif held(job) == "dora":
@@ -107,9 +108,9 @@ def _file_notes(job: Job, family: Family, layers: Sequence[str]) -> list[str]:
     return notes
 
 
-def _traits(job: Job, family: Family, layers: Sequence[str]) -> Traits:
-    ranks = {job.method.rank, *job.method.rank_pattern.values()}
-    return Traits.of(family.spec.name, layout(job, family), [held(job)], layers, ranks, more=False)
+def _readings(job: Job, family: Family, layers: Sequence[str]) -> list[Reading]:
+    names, ranks = family.spec.names, {job.method.rank, *job.method.rank_pattern.values()}
+    return readings(names, traits(names, layout(job, family), [held(job)], layers, ranks, more=False))
 
 
 def _difference_bytes(job: Job, family: Family, layers: Sequence[str]) -> int:
@@ -167,7 +168,8 @@ class Outgoing:
         """A file's header."""
         job, family = self.trainees.job, self.trainees.family
         theirs = lycoris(job) if self.trainees.of("adapter") else None
-        labels = Labels(*family.labels(), family.spec.codes)
+        names, (architecture, version) = family.spec.names, family.labels()
+        labels = Labels(architecture, version, names.codes, version in names.kohya_v2)
         return {**header(kind, self.contract, name, labels, family.source.licence, theirs), **self.data}
 
     def write(self, nets: Mapping[str, nn.Module], name: str) -> dict[str, Path]:
@@ -196,7 +198,7 @@ def write_adapter(out: Outgoing, nets: Mapping[str, nn.Module], name: str) -> di
         net, part = nets[trainee.part], trainee.part
         layers = adapter.layers(net)
         for module, change in adapter.result(net, job.method.kind).items():
-            here = (spec.denoiser, module) if part == DENOISER else (part, f"text_model.{module.removeprefix('text_model.')}")
+            here = (spec.denoiser, module) if part == DENOISER else (part, spec.names.text[part].completed(module))
             weights = Weights(change.kind, change.tensors, None)
             # Of LoKr's whole matrices there is no rank; LyCORIS asks for an alpha all the same, and takes it for 1.
             modules[here] = replace(weights, alpha=None if weights.kind == "full" else float(weights.rank or 1))
@@ -219,11 +221,8 @@ def write_model(out: Outgoing, nets: Mapping[str, nn.Module], name: str) -> dict
     trained = {places[trainee.part]: nets[trainee.part] for trainee in out.trainees.of("model")}
     if job.run.format == "single":
         whole = trained | {part: family.parts.load(part) for part in family.spec.parts if part not in trained}
-        path, second = out.folder.weights(name), family.labels()[1].startswith("sd_v2")
-        how = family.source.config("scheduler")
-        marks = {"v_pred": how.get("prediction_type") == "v_prediction", "ztsnr": bool(how.get("rescale_betas_zero_snr"))}
-        facts = out.facts("model", name)
-        model.write_single(path, whole, second, [k for k, holds in marks.items() if holds], job.run.save_dtype, facts)
+        path = out.folder.weights(name)
+        model.write_single(family.source, path, whole, job.run.save_dtype, out.facts("model", name))
         return {"model": path}
     path = out.folder.model(name, job.run.name)
     schedule = family.source.config("scheduler")
@@ -235,7 +234,7 @@ def write_model(out: Outgoing, nets: Mapping[str, nn.Module], name: str) -> dict
 
 def write_embeddings(out: Outgoing, nets: Mapping[str, nn.Module], name: str) -> dict[str, Path]:
     """A file for each new token, with its rows for every text encoder."""
-    job, keys = out.trainees.job, out.trainees.family.spec.embedding_keys
+    job, keys = out.trainees.job, out.trainees.family.spec.names.embedding_keys
     tokens = {token: job.method.vectors for token in job.method.new_tokens}
     rows = {trainee.part: textual_inversion.result(nets[trainee.part], tokens) for trainee in out.trainees.of("embedding")}
     alone = len(tokens) == 1 and len(out.trainees.of("embedding")) == len(out.trainees.each)
@@ -282,7 +281,7 @@ def write_card(
         "seed": job.run.seed,
         "versions": ", ".join(f"{k} {v}" for k, v in record.versions().items()),
     }
-    readers = sentences(readings(read(written["adapter"], said.family).traits)) if "adapter" in written else []
-    rows = next(spec.embedding_keys for spec in FAMILIES if spec.name == said.family)
+    readers = sentences(read(written["adapter"], said.family).readings) if "adapter" in written else []
+    rows = of_name(said.family).names.embedding_keys
     text = card(said, job.run.name, {kind: p.name for kind, p in written.items()}, {**facts, **settings}, licence, samples, readers, rows)
     files.write_text(place(out, job.run.name), text)

@@ -35,7 +35,7 @@ def to_words(family: Family, embeddings: Sequence[Embedding]) -> None:
     """
     if not embeddings:
         return
-    spec, rows = family.spec, [e.of(family.spec.embedding_keys) for e in embeddings]
+    spec, rows = family.spec, [e.of(family.spec.names.embedding_keys) for e in embeddings]
     for part in spec.text:
         encoder: Any = family.parts.load(part)
         width = encoder.get_input_embeddings().weight.shape[1]
@@ -77,7 +77,7 @@ def to_denoiser(family: Family, pipeline: Any, adapters: Sequence[tuple[Adapter,
             name = f"adapter-{i}-{kind}"
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several adapters are meant
-                pipeline.load_lora_weights(diffusers(some, family.spec.name), adapter_name=name)
+                pipeline.load_lora_weights(diffusers(some, family.spec.names), adapter_name=name)
             loaded[name] = weight
             count += sum(name in getattr(m, "lora_A", {}) for m in getattr(pipeline, denoiser).modules())
     if loaded:

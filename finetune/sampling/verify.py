@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from finetune import randomness
 from finetune.adapters import embedding
 from finetune.adapters.read import Adapter, read
-from finetune.adapters.readers import WRONG, readings
 from finetune.errors import DataError
 from finetune.families import load
 from finetune.families.family import Family
+from finetune.families.names.readers import WRONG
 from finetune.sampling import apply
 from finetune.sampling.generate import Request, check, choose_base
 
@@ -110,7 +110,7 @@ def _tolerance(adapter: Adapter, answer: Tensor, change: float) -> float:
 
 def _why(adapter: Adapter) -> str:
     """Why diffusers' reader may make something else of it, as far as is known."""
-    known = [r for r in readings(adapter.traits) if r.tool == "diffusers" and r.how == WRONG] if adapter.family else []
+    known = [r for r in adapter.readings if r.tool == "diffusers" and r.how == WRONG]
     norms = {w.kind for w in adapter.modules.values()} == {"dora"}
     alphas = {w.alpha for w in adapter.modules.values()}
     reasons = [known[0].says] if known else ["it leaves DoRA's norms out in this layout"] if norms and adapter.layout == "kohya" else []
@@ -131,10 +131,9 @@ def _answers(family: Family, net: nn.Module, prompt: dict[str, Tensor]) -> Tenso
     latent = side // 2 ** (len(vae["block_out_channels"]) - 1)
     x_t = torch.randn(1, vae["latent_channels"], latent, latent, generator=randomness.generator("verify")).to(family.device)
     cond = family.condition([prompt], {"crop": torch.tensor([[side, side, 0, 0, side, side]])})
-    discrete = family.schedule().prediction_type != "flow"
-    out = []
+    schedule, out = family.schedule(), []
     for level in LEVELS:
-        t = torch.tensor([int(level * 1000)] if discrete else [level], device=family.device)
+        t = schedule.timestep(level).to(family.device)
         out.append(family.predict({"denoiser": net}, x_t, t, cond).float().flatten())
     return torch.cat(out).cpu()
 

@@ -1,6 +1,7 @@
 """FLUX.1 dev and schnell."""
 
-from finetune.families.spec import ATTENTION, FEED_FORWARD, KINDS, Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder
+from finetune.families.names.flux import NAMES
+from finetune.families.spec import ATTENTION, FEED_FORWARD, Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder
 
 
 def _edition(base: Configs) -> Edition:
@@ -17,7 +18,7 @@ SPEC = FamilySpec(
     released="2024-08",
     pipelines=("FluxPipeline",),
     network="flux:Flux",
-    denoiser="transformer",
+    names=NAMES,
     components={
         "transformer": Component("FluxTransformer2DModel", "run"),
         "vae": Component("AutoencoderKL"),
@@ -29,7 +30,6 @@ SPEC = FamilySpec(
     learns_better="flux-dev",
     counted="text_encoder_2",  # T5's; CLIP's summary reads 77
     patch=2,
-    layout="diffusers",
     targets={
         "attention": FLUX_ATTENTION,
         "attention+ff": (*FLUX_ATTENTION, *FLUX_FEED_FORWARD),
@@ -39,15 +39,12 @@ SPEC = FamilySpec(
     sampler="euler",
     taught_text=("text_encoder",),  # CLIP: nobody trains T5
     calls=1,
-    single_file=False,
     understood={"transformer": {"patch_size": (1,), "out_channels": (None, 64)}},
     sums={
         "transformer.in_channels": ("vae.latent_channels",) * 4,  # patches of 2x2
         "transformer.joint_attention_dim": ("text_encoder_2.d_model",),
         "transformer.pooled_projection_dim": ("text_encoder.hidden_size",),
     },
-    embedding_keys={"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
-    codes=dict.fromkeys(KINDS, "https://github.com/black-forest-labs/flux"),
 )
 
 BASES = {

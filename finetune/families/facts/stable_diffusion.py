@@ -1,7 +1,8 @@
 """Stable Diffusion 1 and 2, and the embedded base, which is of their kind."""
 
 from finetune.bases import TINY_NAMES, TINY_SHEET
-from finetune.families.spec import KINDS, STABILITY, Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder
+from finetune.families.names.stable_diffusion import NAMES
+from finetune.families.spec import Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder
 from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS, resolution
 
 
@@ -19,7 +20,7 @@ SPEC = FamilySpec(
     released="2022-08",
     pipelines=("StableDiffusionPipeline",),
     network="stable_diffusion:StableDiffusion",
-    denoiser="unet",
+    names=NAMES,
     components={
         "unet": Component("UNet2DConditionModel", "run"),
         "vae": Component("AutoencoderKL"),
@@ -28,19 +29,17 @@ SPEC = FamilySpec(
     edition=_edition,
     prompt={"prompt_embeds": "hidden"},
     pipeline_options={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
-    layout="kohya",
     targets=UNET_TARGETS,
     samplers=DISCRETE_SAMPLERS,
     sampler="ddim",
+    single_file="unet_file:whole",
     taught_text=("text_encoder",),
-    embedding_keys={"text_encoder": "emb_params"},
     understood={"unet": UNET_ASKED, "scheduler": DISCRETE},
     sums={
         "unet.in_channels": ("vae.latent_channels",),
         "unet.out_channels": ("vae.latent_channels",),
         "unet.cross_attention_dim": ("text_encoder.hidden_size",),
     },
-    codes=dict.fromkeys(KINDS, STABILITY) | {"adapter": "diffusers"},
 )
 
 TINY_SAID = 'alone or with a style behind, as in "fox face, twemoji style"'

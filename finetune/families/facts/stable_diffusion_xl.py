@@ -1,6 +1,7 @@
 """Stable Diffusion XL."""
 
-from finetune.families.spec import KINDS, STABILITY, Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder
+from finetune.families.names.stable_diffusion_xl import NAMES
+from finetune.families.spec import Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder
 from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS, resolution
 
 
@@ -14,7 +15,7 @@ SPEC = FamilySpec(
     released="2023-07",
     pipelines=("StableDiffusionXLPipeline",),
     network="stable_diffusion_xl:StableDiffusionXL",
-    denoiser="unet",
+    names=NAMES,
     components={
         "unet": Component("UNet2DConditionModel", "run"),
         "vae": Component("AutoencoderKL"),
@@ -27,19 +28,17 @@ SPEC = FamilySpec(
     pipeline_options={"add_watermarker": False},
     distilled=("turbo", "lightning", "hyper", "lcm"),
     learns_better="sdxl",
-    layout="kohya",
     targets=UNET_TARGETS,
     samplers=DISCRETE_SAMPLERS,
     sampler="euler",
+    single_file="unet_file:whole",
     taught_text=("text_encoder", "text_encoder_2"),
-    embedding_keys={"text_encoder": "clip_l", "text_encoder_2": "clip_g"},
     understood={"unet": UNET_ASKED | {"addition_embed_type": ("text_time",)}, "scheduler": DISCRETE},
     sums={
         "unet.in_channels": ("vae.latent_channels",),
         "unet.out_channels": ("vae.latent_channels",),
         "unet.cross_attention_dim": ("text_encoder.hidden_size", "text_encoder_2.hidden_size"),
     },
-    codes=dict.fromkeys(KINDS, STABILITY),
 )
 
 BASES = {

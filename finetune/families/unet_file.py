@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from finetune.families.source import Source
+
 State = Mapping[str, Tensor]
 
 RESNET = {
@@ -103,6 +105,14 @@ def second(state: State) -> dict[str, Tensor]:
     more = {k.replace(f"layers.{last}.", f"layers.{last + 1}."): t.clone() for k, t in state.items() if f"layers.{last}." in k}
     width = state["text_model.final_layer_norm.weight"].shape[0]
     return open_clip({**state, **more}) | {"text_projection": torch.eye(width), "logit_scale": torch.tensor(4.6052)}
+
+
+def whole(source: Source, parts: Mapping[str, State]) -> dict[str, Tensor]:
+    """The file's tensors, and the keys that readers know its base by, which have no value: `v_pred`, `ztsnr`."""
+    spec, schedule = source.spec, source.config("scheduler")
+    tensors = single(parts, openclip=spec.edition(source).version in spec.names.kohya_v2)  # version 2's text encoder is OpenCLIP's
+    marks = {"v_pred": schedule.get("prediction_type") == "v_prediction", "ztsnr": bool(schedule.get("rescale_betas_zero_snr"))}
+    return tensors | {mark: torch.zeros(0) for mark, holds in marks.items() if holds}
 
 
 def single(parts: Mapping[str, State], openclip: bool) -> dict[str, Tensor]:

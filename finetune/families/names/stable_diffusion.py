@@ -1,0 +1,47 @@
+"""Names in files of Stable Diffusion 1 and 2. Torch-free."""
+
+from collections.abc import Sequence
+
+from finetune.families.names import DENOISER, Layer, Names, Spelling, unet
+from finetune.families.names.text import clip
+
+# The innermost level has no attention.
+_BLOCKS = unet.blocks(4) | {"up_blocks.0.upsamplers.0.conv": "output_blocks.2.1.conv"}
+
+
+def original(module: str) -> str | None:
+    """diffusers' name of a module -> the original one."""
+    return unet.original(module, _BLOCKS)
+
+
+def recognises(layers: Sequence[Layer]) -> bool:
+    """By what its cross-attention reads, version 1's text or version 2's; by kohya's word where a file changes the text encoder alone."""
+    if not unet.alike(layers) or any(layer.part == "text_encoder_2" for layer in layers):
+        return False
+    if all(layer.part != DENOISER for layer in layers):
+        return any(layer.label == "lora_te" for layer in layers)
+    return unet.text_width(layers) in (768, 1024)
+
+
+NAMES = Names(
+    denoiser="unet",
+    layout="kohya",
+    text={"text_encoder": clip("emb_params", "lora_te", "clip_l", "clip_h")},
+    blocks=unet.BLOCKS,
+    beginnings=unet.BEGINNINGS,
+    words=unet.WORDS,
+    holds=unet.holds,
+    original=original,
+    members=unet.members,
+    recognises=recognises,
+    lora=Spelling("lora_unet", original=False),
+    lycoris=Spelling("lora_unet", original=False),
+    known=("sd15", "sd21"),
+    telling=unet.CROSS,
+    outer=unet.OUTER,
+    rules=unet.RULES,
+    tags=("stable-diffusion", "stable-diffusion-diffusers"),
+    codes={"adapter": "diffusers", "embedding": unet.STABILITY, "model": unet.STABILITY},
+    one_alpha=True,
+    kohya_v2=frozenset({"sd_v2", "sd_v2_v"}),
+)

@@ -1,0 +1,28 @@
+"""The modules of text encoders, and what files call them. Torch-free."""
+
+import re
+
+from finetune.families.names import TextNames
+
+# Newer versions of transformers leave CLIP's `text_model.` out, and every reader expects it.
+_CLIP = re.compile(
+    r"text_model\.(encoder\.layers\.\d+\.(self_attn\.[qkv]_proj|self_attn\.out_proj|mlp\.fc[12]|layer_norm[12])"
+    r"|embeddings\.(token|position)_embedding|final_layer_norm)|(text_model\.)?text_projection"
+)
+_T5 = re.compile(
+    r"encoder\.(block\.\d+\.layer\.(0\.SelfAttention\.([qkvo]|relative_attention_bias)|1\.DenseReluDense\.(wi|wi_0|wi_1|wo)|[01]\.layer_norm)"
+    r"|final_layer_norm)|shared"
+)
+CLIP_WORDS = (
+    "text_model", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj", "final_layer_norm", "layer_norm1", "layer_norm2",
+    "token_embedding", "position_embedding", "text_projection",
+)  # fmt: skip
+T5_WORDS = ("wi_0", "wi_1", "layer_norm", "final_layer_norm")
+
+
+def clip(key: str, kohya: str, *comfy: str) -> TextNames:
+    return TextNames(key, kohya, comfy, _CLIP, "text_model.", ("text_projection",))
+
+
+def t5(key: str, kohya: str, *comfy: str) -> TextNames:
+    return TextNames(key, kohya, comfy, _T5)
