@@ -16,6 +16,7 @@ _FOUND = sorted(
 )
 FAMILIES: tuple[FamilySpec, ...] = tuple(module.SPEC for module in _FOUND)
 BASES: dict[str, KnownBase] = {name: base for module in _FOUND for name, base in module.BASES.items()}
+TOKENIZERS = tuple(dict.fromkeys(name for spec in FAMILIES for encoder in spec.encoders.values() for name in encoder.words.named))
 PARTS = tuple(sorted({part for spec in FAMILIES for part in spec.parts}))
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from finetune import files
 from finetune.errors import line
+from finetune.families.catalogue import TOKENIZERS
 from finetune.text import from_json
 
 MOST_BYTES = 64 * 2**20  # of a JSON file: tokenizers have the largest, of some MB
@@ -50,7 +51,6 @@ LEGACY = frozenset({
     "n_positions", "decoder_start_token_id", "tie_word_embeddings", "task_specific_params", "gradient_checkpointing", "max_length",
     "_use_default_values",
 })  # fmt: skip
-_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
 
 
 def known(component: str, name: str) -> bool:
@@ -93,8 +93,8 @@ def cleaned(component: str, name: str, value: dict[str, Any], keys: Collection[s
     gone: list[str] = []
     if name == "tokenizer_config.json":
         keys = TOKENIZER_KEYS
-        if value.get("tokenizer_class", _TOKENIZERS[0]) not in _TOKENIZERS:
-            raise ValueError(f"its tokenizer_class is {line(str(value['tokenizer_class']), 60)}; known are {', '.join(_TOKENIZERS)}")
+        if value.get("tokenizer_class", TOKENIZERS[0]) not in TOKENIZERS:
+            raise ValueError(f"its tokenizer_class is {line(str(value['tokenizer_class']), 60)}; known are {', '.join(TOKENIZERS)}")
     if name == "tokenizer.json":  # the library's own format, which names no code
         return value, []
     if kind := value.get("quantization_config"):

@@ -36,10 +36,11 @@ class Base:
         self.windows = {part: self._window(part) for part in source.spec.text}
 
     def _window(self, part: str) -> int:
-        window = source_window(self.source, part)
-        if self.source.spec.encoders[part].kind == "clip":
-            return window
-        return min(window, int(self.words.tokenizers[part].model_max_length))
+        """Tokens that a text encoder reads, start and end included."""
+        told = self.source.spec.edition(self.source).windows.get(part)
+        if told is None:
+            return int(self.source.config(part)["max_position_embeddings"])
+        return min(told, int(self.words.tokenizers[part].model_max_length))
 
     def ids(self, part: str, captions: Sequence[str]) -> Tensor:
         """[B, window] on the device for the text encoder `part`, padded and cut as in inference."""
@@ -50,15 +51,13 @@ class Base:
         return ids
 
     def stacked(self, texts: Sequence[Text]) -> Cond:
-        """Texts of one length as a batch, on the device and in the run's number format."""
+        """Texts of one length as a batch, on the device; floating numbers in the run's format."""
         columns = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
-        return {name: to_device(column, self.device).to(self.dtype) for name, column in columns.items()}
+        return {name: self.cast(to_device(column, self.device)) for name, column in columns.items()}
 
-
-def source_window(source: Source, part: str) -> int:
-    """Tokens that a text encoder reads, start and end included."""
-    told = source.spec.edition(source).windows.get(part)
-    return int(source.config(part)["max_position_embeddings"]) if told is None else told
+    def cast(self, tensor: Tensor) -> Tensor:
+        """Floating numbers in the run's format; masks and ids as they are."""
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
 
 def rows(**columns: Tensor) -> list[Text]:
@@ -177,7 +176,7 @@ class Family:
         embeds = {argument: text[name] for argument, name in self.spec.prompt.items()}
         if self.spec.calls > 1:
             embeds |= {f"negative_{argument}": negative[name] for argument, name in self.spec.prompt.items()}
-        arguments: dict[str, Any] = {name: tensor[None].to(self.device, self.dtype) for name, tensor in embeds.items()}
+        arguments: dict[str, Any] = {name: self.base.cast(tensor[None].to(self.device)) for name, tensor in embeds.items()}
         arguments["guidance_scale"] = guidance
         if rescale := self.source.guidance_rescale:
             arguments["guidance_rescale"] = rescale

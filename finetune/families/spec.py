@@ -23,11 +23,23 @@ class Component:
 
 
 @dataclass(frozen=True)
+class Tokenizer:
+    """transformers' class that opens it, and the classes that its config may name."""
+
+    cls: str
+    named: tuple[str, ...]
+
+
+CLIP_TOKENIZER = Tokenizer("CLIPTokenizer", ("CLIPTokenizer", "CLIPTokenizerFast"))
+T5_TOKENIZER = Tokenizer("AutoTokenizer", ("T5Tokenizer", "T5TokenizerFast"))
+
+
+@dataclass(frozen=True)
 class TextEncoder(Component):
-    """One that reads captions: with the folder of its tokenizer, and the kind, a key of `families/tokenizers.py`."""
+    """One that reads captions: with its tokenizer, and the folder of that."""
 
     tokenizer: str = "tokenizer"
-    kind: str = "clip"
+    words: Tokenizer = CLIP_TOKENIZER
     # Beginnings of the names of weights that it has and the denoiser is not told of; `{last}` is the number of its last layer.
     idle: tuple[str, ...] = ()
 

@@ -1,13 +1,10 @@
-"""The tokenizers of text encoders, by kind."""
+"""The tokenizers of text encoders."""
 
-from collections.abc import Callable
 from typing import Any
 
-from transformers import AutoTokenizer, CLIPTokenizer
+import transformers
 
 from finetune.families.source import Source
-
-KINDS: dict[str, Callable[[Any], Any]] = {"clip": CLIPTokenizer.from_pretrained, "t5": AutoTokenizer.from_pretrained}
 
 
 def load(source: Source, part: str) -> Any:
@@ -19,7 +16,7 @@ def load(source: Source, part: str) -> Any:
     """
     encoder = source.spec.encoders[part]
     with source.reading(encoder.tokenizer) as folder:
-        tokenizer = KINDS[encoder.kind](folder)
+        tokenizer = getattr(transformers, encoder.words.cls).from_pretrained(folder)
         rows = int(source.config(part)["vocab_size"])
         if not 0.9 * rows < len(tokenizer) <= rows:
             raise ValueError(f"its vocabulary has {len(tokenizer)} entries, the text encoder {rows}")

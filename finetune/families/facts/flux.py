@@ -1,7 +1,7 @@
 """FLUX.1 dev and schnell."""
 
 from finetune.families.names.flux import NAMES
-from finetune.families.spec import ATTENTION, FEED_FORWARD, Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder
+from finetune.families.spec import ATTENTION, FEED_FORWARD, T5_TOKENIZER, Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder
 
 
 def _edition(base: Configs) -> Edition:
@@ -23,7 +23,7 @@ SPEC = FamilySpec(
         "transformer": Component("FluxTransformer2DModel", "run"),
         "vae": Component("AutoencoderKL"),
         "text_encoder": TextEncoder("CLIPTextModel"),
-        "text_encoder_2": TextEncoder("T5EncoderModel", "wide", "tokenizer_2", "t5"),  # 19 GB in fp32
+        "text_encoder_2": TextEncoder("T5EncoderModel", "wide", "tokenizer_2", T5_TOKENIZER),  # 19 GB in fp32
     },
     edition=_edition,
     prompt={"prompt_embeds": "hidden", "pooled_prompt_embeds": "pooled"},

@@ -4,7 +4,21 @@ import re
 from collections.abc import Mapping, Sequence
 
 from finetune.families.names import DENOISER, Layer, Names, Spelling
-from finetune.families.names.readers import BOTH, DORA, DROPS, EXACT, LORA, LYCORIS, PART, UNREAD, WRONG, Rule, rules
+from finetune.families.names.readers import (
+    BOTH,
+    DORA,
+    DROPS,
+    EXACT,
+    LORA,
+    LYCORIS,
+    MEASURED_DORA,
+    MEASURED_LORA,
+    PART,
+    UNREAD,
+    WRONG,
+    Rule,
+    rules,
+)
 from finetune.families.names.text import CLIP_WORDS, T5_WORDS, clip, t5
 
 CODE = "https://github.com/black-forest-labs/flux"
@@ -124,6 +138,8 @@ _RULES = rules(
     Rule(("LyCORIS",), UNREAD, ("kohya",), says="knows the original model's names by another implementation alone"),
     Rule((*BOTH, "SD.Next", "InvokeAI", "sd-scripts"), EXACT, ("kohya",), LORA),
     Rule((*BOTH, "SD.Next", "InvokeAI", "SGLang"), EXACT, ("diffusers",), LORA),
+    MEASURED_LORA,
+    dora=MEASURED_DORA,
 )
 
 NAMES = Names(

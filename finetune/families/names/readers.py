@@ -59,12 +59,13 @@ _OFT = (
     Rule(TOOLS, UNTRIED, ("kohya",), OFT),
     Rule(("diffusers",), UNREAD, ("peft",), says="reads files, not folders of PEFT's"),
 )
-_DORA = (
+# Of DoRA and LoRA in kohya's layout, where it was measured for a family.
+MEASURED_DORA = (
     Rule(BOTH, WRONG, ("kohya",), DORA, _DIVIDES),
     Rule(("SD.Next", "LyCORIS"), EXACT, ("kohya",), DORA),
 )
+MEASURED_LORA = Rule(("diffusers",), EXACT, ("kohya",), LORA)
 _LAST = (
-    Rule(("diffusers",), EXACT, ("kohya",), LORA),
     Rule(("diffusers",), UNREAD, ("kohya",), LYCORIS | DORA, "reads LoRA and DoRA alone"),
     Rule(("diffusers",), EXACT, ("diffusers",), LOW_RANK),
     Rule(("PEFT",), EXACT, ("peft",), LOW_RANK),
@@ -72,6 +73,6 @@ _LAST = (
 )
 
 
-def rules(*family: Rule, oft: tuple[Rule, ...] = ()) -> tuple[Rule, ...]:
-    """Those of a family's own, `oft` of files with rotations alone, among those of every family."""
-    return (*_BEYOND, *oft, *_OFT, *_DORA, *family, *_LAST)
+def rules(*family: Rule, oft: tuple[Rule, ...] = (), dora: tuple[Rule, ...] = ()) -> tuple[Rule, ...]:
+    """Those of a family's own, `oft` and `dora` of files with such layers, among those that hold for every family."""
+    return (*_BEYOND, *oft, *_OFT, *dora, *family, *_LAST)

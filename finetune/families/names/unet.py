@@ -8,7 +8,22 @@ import re
 from collections.abc import Mapping, Sequence
 
 from finetune.families.names import DENOISER, Layer
-from finetune.families.names.readers import BOTH, DORA, DROPS, EXACT, LORA, LOW_RANK, OFT, PART, UNREAD, WRONG, Rule, rules
+from finetune.families.names.readers import (
+    BOTH,
+    DORA,
+    DROPS,
+    EXACT,
+    LORA,
+    LOW_RANK,
+    MEASURED_DORA,
+    MEASURED_LORA,
+    OFT,
+    PART,
+    UNREAD,
+    WRONG,
+    Rule,
+    rules,
+)
 from finetune.families.names.text import CLIP_WORDS
 
 BLOCKS = ("input_blocks.", "output_blocks.", "middle_block.", "down_blocks.", "up_blocks.", "mid_block.")
@@ -116,5 +131,7 @@ RULES = rules(
     Rule((*BOTH, "SD.Next", "InvokeAI", "sd-scripts", "LyCORIS"), EXACT, ("kohya",)),
     Rule(BOTH, PART, ("diffusers", "peft"), LOW_RANK, _THIRD),
     Rule(("InvokeAI",), UNREAD, ("diffusers", "peft"), LOW_RANK, "knows kohya's keys alone for these families"),
+    MEASURED_LORA,
     oft=(Rule(("LyCORIS",), EXACT, ("kohya",), OFT),),
+    dora=MEASURED_DORA,
 )
