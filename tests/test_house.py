@@ -194,3 +194,15 @@ def test_nothing_is_unpickled() -> None:
 def test_the_embedded_base_names_no_place_on_anybodys_machine() -> None:
     for path in (PACKAGE / "bases").rglob("*.json"):
         assert "_name_or_path" not in path.read_text(encoding="utf-8"), path
+
+
+def test_the_journey_in_the_architecture_is_that_of_the_code() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    hops = re.findall(r"^\| \d \| `([\w/.]+)` \| `(\w+)` \|", text, re.M)
+    assert 6 <= len(hops) <= 8 and len({file for file, _ in hops}) <= 6
+    for file, function in hops:
+        assert re.search(rf"def {function}\(", (ROOT / file).read_text(encoding="utf-8")), (file, function)
+    for file in re.findall(r"`(finetune/[\w/]+\.py)`", text):
+        assert (ROOT / file).is_file(), file
+    rooms_drawn = set(re.findall(r"\b[a-z]+\b", text[text.index("foundations:") : text.index("## The journey")]))
+    assert rooms_drawn >= MAY_IMPORT.keys()

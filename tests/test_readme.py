@@ -163,7 +163,7 @@ def test_links_and_folders_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
     tree = re.findall(r"^    ((?:finetune/\w+|recipes|accelerate_configs|scripts|tests)/) ", README, re.M)
-    assert len(tree) == 15 and all((ROOT / t).is_dir() for t in tree)
+    assert len(tree) == 17 and all((ROOT / t).is_dir() for t in tree)
     assert {p.name for p in (ROOT / "finetune").iterdir() if p.is_dir() and p.name != "__pycache__"} == {
         t.split("/")[1] for t in tree if "finetune" in t
     }
