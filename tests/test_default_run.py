@@ -12,6 +12,7 @@ import tiny
 import torch
 
 from finetune import cli, config
+from finetune.bases import TINY
 from finetune.data.sample import Found, Pictures
 from finetune.errors import ConfigError
 from finetune.preparation import automatic
@@ -257,3 +258,16 @@ def test_auto_is_taken_from_a_run_that_can_go_on_alone(ft: Callable[..., str], t
     shutil.rmtree("run/checkpoints")
     Path("run/summary.json").unlink()
     assert "18 to train on, 2 held out" in ft("lora", twenty), "nothing is left that could go on"
+
+
+def test_a_copy_of_the_embedded_base_is_trained_at_its_rates(tmp_path: Path) -> None:
+    how = tmp_path / "mine" / "unet" / "config.json"
+    how.parent.mkdir(parents=True)
+    how.write_bytes((TINY / "unet" / "config.json").read_bytes())
+
+    def rate(base: Path | str) -> float:
+        return config.parse({"model": {"base": str(base)}, "data": {"path": "."}}).optim.lr
+
+    assert rate("tiny") == rate(tmp_path / "mine") > rate("sd15")
+    how.write_text(how.read_text().replace('"layers_per_block": 1', '"layers_per_block": 2'))
+    assert rate(tmp_path / "mine") == rate("sd15"), "another network"

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "finetune"
 # Each room may import the rooms named here, itself, and the foundations. The rooms stand so that each imports from those above it alone.
 MAY_IMPORT = {
     "bases": set(),
-    "config": set(),
+    "config": {"bases"},  # the usual rate is the base's own
     "data": set(),
     "objectives": {"config"},
     "families": {"objectives", "bases"},

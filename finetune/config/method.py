@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from finetune.bases import embedded
 from finetune.config.adapter_types import INITS, ROWS
 from finetune.config.optimizers import OPTIMIZERS
 from finetune.config.section import Rate, Section, Word
@@ -75,6 +76,6 @@ def usual_rate(kind: str, optimizer: str, base: str) -> float:
     row = OPTIMIZERS.get(optimizer, OPTIMIZERS["adamw"])  # an unknown one is refused later
     if row.one_rate:
         return 1.0
-    rates = EMBEDDED_RATES if base == EMBEDDED else RATES
+    rates = EMBEDDED_RATES if embedded(base) else RATES
     own = ROWS[kind].rate if kind in ROWS else 1.0
     return float(f"{rates.get(kind, rates['lora']) * own * row.rate:.3g}")
