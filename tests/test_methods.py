@@ -25,7 +25,7 @@ from finetune.config.load import merge
 from finetune.config.optim import Optim
 from finetune.data.captions import Wording
 from finetune.errors import ConfigError, DataError, FinetuneError
-from finetune.families import contents, load, source
+from finetune.families import contents, hashes, load, source
 from finetune.methods import adapter, textual_inversion
 from finetune.methods.trainees import Group
 from finetune.preparation.class_pictures import ClassPictures
@@ -304,7 +304,7 @@ def test_the_weights_are_read_once_for_their_fingerprint(make: Make, tmp_path: P
     monkeypatch.setattr(source, "sha256", lambda path: read.update([path]) or files.sha256(path))
     monkeypatch.setattr(ClassPictures, "ensure", lambda *_: None)
     monkeypatch.setattr(ClassPictures, "samples", lambda made: [made.path(n) for n in range(made.count)] and [])
-    source._read_once.cache_clear()
+    hashes._read_once.cache_clear()
     settings = make("sd", "dreambooth lora", subject={"class_data": str(tmp_path / "class"), "class_count": 50})
     readied(config.parse(settings))
     assert len(read) > 5 and set(read.values()) == {1}

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from finetune import files
 from finetune.errors import AccessError, ConfigError
+from finetune.families.hashes import file_hash
 from finetune.families.spec import ZERO_SNR
 
 if TYPE_CHECKING:
@@ -94,8 +95,6 @@ def unpickled(path: Path) -> Path | None:
 
 
 def _unpickled(path: Path) -> Path:
-    from finetune.families.source import file_hash
-
     return files.cache_root() / "bases" / f"{file_hash(path)}.safetensors"
 
 
@@ -226,7 +225,5 @@ def _whole(folder: Path) -> bool:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    from finetune.families.source import file_hash
-
     found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != HASHES)
     return {path.relative_to(folder).as_posix(): file_hash(path) for path in found}
