@@ -301,7 +301,7 @@ def test_class_pictures_are_kept_topped_up_and_all_used(make: Make, tmp_path: Pa
 def test_the_weights_are_read_once_for_their_fingerprint(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many class pictures there are: half an hour before every run, where the base is an SDXL on this disk."""
     read = Counter[Path]()
-    monkeypatch.setattr(source, "sha256", lambda path: read.update([path]) or files.sha256(path))
+    monkeypatch.setattr(hashes, "sha256", lambda path: read.update([path]) or files.sha256(path))
     monkeypatch.setattr(ClassPictures, "ensure", lambda *_: None)
     monkeypatch.setattr(ClassPictures, "samples", lambda made: [made.path(n) for n in range(made.count)] and [])
     hashes._read_once.cache_clear()
