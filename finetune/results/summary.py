@@ -119,11 +119,6 @@ class Ended:
     identity: dict[str, Any]  # what must not differ when the run goes on
     sha256: dict[str, str]  # of every file that it handed over, by its path in the run's folder
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """As a checkpoint's, of a run that has none."""
-        return {"identity": self.identity, "steps": self.summary.steps}
-
 
 def write(out: Path, summary: Summary, identity: dict[str, Any]) -> None:
     """The last file that a run writes: with it and the files that it names as they were, the run is finished."""

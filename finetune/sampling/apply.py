@@ -17,6 +17,7 @@ from finetune.adapters.weights import Weights
 from finetune.errors import DataError
 from finetune.families.family import Family
 from finetune.methods import textual_inversion
+from finetune.sampling.pipeline import Pipeline
 
 OTHER = "choose its base with --base"
 
@@ -58,7 +59,7 @@ def to_text_encoders(family: Family, adapters: Sequence[tuple[Adapter, float]]) 
     return count
 
 
-def to_denoiser(family: Family, pipeline: Any, adapters: Sequence[tuple[Adapter, float]]) -> int:
+def to_denoiser(family: Family, pipeline: Pipeline, adapters: Sequence[tuple[Adapter, float]]) -> int:
     """Loads the files' denoiser parts into a pipeline, each with its weight; returns how many layers changed."""
     denoiser, loaded, count = family.spec.denoiser, {}, 0
     logging.getLogger("diffusers.loaders").setLevel(logging.ERROR)

@@ -19,6 +19,7 @@ from finetune.data.encoded import Text
 from finetune.data.file import read_file
 from finetune.errors import ConfigError, FinetuneError, line
 from finetune.families.family import Family
+from finetune.sampling.pipeline import Pipeline, Sampler
 
 
 def at_once(height: int, width: int | None = None) -> int:
@@ -65,7 +66,7 @@ def check_steps(family: Family, sampler: str | None, steps: int, setting: str = 
         raise ConfigError(wrong, hint)
 
 
-def _walk(scheduler: Any, steps: int) -> torch.Tensor:
+def _walk(scheduler: Sampler, steps: int) -> torch.Tensor:
     """What a sampler makes of noise where every answer is 0."""
     x = torch.ones(1, 1, 2, 2)
     scheduler.set_timesteps(steps, **({"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}))
@@ -78,7 +79,7 @@ def _walk(scheduler: Any, steps: int) -> torch.Tensor:
 @torch.no_grad()
 def draw(
     family: Family,
-    pipeline: Any,
+    pipeline: Pipeline,
     prompts: Sequence[tuple[Text, Text]],
     seeds: Sequence[int],
     steps: int,
@@ -108,7 +109,7 @@ def draw(
             output_type="latent",
             callback_on_step_end=_telling(advance, start, len(rows), steps),
         ).images
-        for one in latents.split(1):  # an autoencoder takes more memory than a denoiser
+        for one in torch.split(latents, 1):  # an autoencoder takes more memory than a denoiser
             pixels = family.decode(one, side, width or side)[0]
             if not (one.isfinite().all() and pixels.isfinite().all()):
                 raise NotFinite(f"the picture of seed {seeds[len(out)]} is black: its numbers overflowed", "a lower --guidance or weight")
@@ -119,7 +120,7 @@ def draw(
 def _telling(advance: Callable[[float], None], before: int, count: int, steps: int) -> Callable[..., dict[str, Any]]:
     """What a pipeline calls after each step of `count` pictures. Some samplers take a step more than they were asked for."""
 
-    def step(pipeline: Any, index: int, *_: object) -> dict[str, Any]:
+    def step(pipeline: Pipeline, index: int, *_: object) -> dict[str, Any]:
         advance(before + count * min(1.0, (index + 1) / steps))
         return {}
 

@@ -25,6 +25,7 @@ from finetune.families.family import Family
 from finetune.families.source import Source
 from finetune.run_folder import RunFolder
 from finetune.sampling import apply, draw, names, prompt
+from finetune.sampling.pipeline import Pipeline
 
 MOST_SIDE, MOST_STEPS = 8192, 10_000  # that files and flags may ask for
 MOST = 100  # of guidance: beyond it, and far before, all is noise
@@ -142,7 +143,7 @@ def check(family: Family, request: Request, adapters: Sequence[Adapter | Embeddi
 
 @dataclass(frozen=True)
 class Composed:
-    pipeline: Any
+    pipeline: Pipeline
     texts: dict[str, Text]
     unconditional: Text
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from finetune.families.family import Family
 from finetune.objectives.objective import Objective, per_picture
 from finetune.results import checkpoint
 from finetune.training import optimizer
+from finetune.training.accelerating import Accelerator, Steps
 from finetune.training.average import PowerAverages
 from finetune.training.schedule import learning_rate
 from finetune.training.step import Asked, Step
@@ -33,11 +34,11 @@ class Training:
     """What a step reads and changes. The state that outlives a step: `trainable`, `optimizer`, `shadow`."""
 
     job: Job
-    accelerator: Any
+    accelerator: Accelerator
     family: Family
     module: nn.Module  # Step, perhaps wrapped
     trainable: dict[str, nn.Parameter]
-    optimizer: Any
+    optimizer: Steps
     objective: Objective
     plan: IndexPlan
     encoded: Encoded
@@ -51,8 +52,7 @@ class Training:
     @property
     def step(self) -> Step:
         """The module without what wraps it."""
-        inner: Step = self.accelerator.unwrap_model(self.module)
-        return inner
+        return cast(Step, self.accelerator.unwrap_model(self.module))
 
     def state(self) -> checkpoint.State:
         out: checkpoint.State = {f"trainable/{n}": p for n, p in self.trainable.items()}
@@ -83,8 +83,7 @@ class Training:
 
     @property
     def inner(self) -> torch.optim.Optimizer:
-        inner: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        return inner
+        return cast(torch.optim.Optimizer, getattr(self.optimizer, "optimizer", self.optimizer))
 
 
 def draws(run: Training, step: int) -> Callable[[Sequence[int]], StepDraws]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -18,9 +18,11 @@ from finetune.errors import DataError
 from finetune.evaluation import heldout
 from finetune.families import load, source
 from finetune.families.family import Family
+from finetune.results.summary import Measure
 from finetune.run_folder import RunFolder
 from finetune.sampling import draw
 from finetune.sampling.generate import compose
+from finetune.sampling.pipeline import Pipeline
 from finetune.training.loop import Training
 from finetune.training.optimizer import own_average
 from finetune.training.step import Asked
@@ -78,7 +80,7 @@ class Observer:
     best: float = float("inf")
     looked: int = -1  # the last step that was looked at
     baseline: Tensor | None = field(default=None)  # the base's held-out losses, [N, timesteps]
-    change: dict[str, Any] | None = None  # of the last held-out loss against the base's
+    change: Measure | None = None  # of the last held-out loss against the base's
     sheet: Path | None = None  # of the last pictures beside the base's
 
     def due(self, step: int) -> tuple[bool, bool]:
@@ -132,7 +134,7 @@ class Observer:
             )
         module.train()
         mean = float(table.mean())
-        values: dict[str, Any] = {"held_out_loss": mean, "held_out_by_timestep": [float(x) for x in table.mean(0)]}
+        values: dict[str, float | list[float]] = {"held_out_loss": mean, "held_out_by_timestep": [float(x) for x in table.mean(0)]}
         text = f"held-out loss {mean:.4f} at step {step}"
         if step == 0:
             self.baseline = table
@@ -140,7 +142,8 @@ class Observer:
             change = heldout.paired(self.baseline.mean(1), table.mean(1))
             values |= {"held_out_change": change.mean, "held_out_change_low": change.low, "held_out_change_high": change.high}
             sure = f"95 % between {change.low:+.4f} and {change.high:+.4f}" if change.count > 1 else "one picture alone has no interval"
-            self.change = change.record() | {"loss": mean, "base": float(self.baseline.mean())}
+            low, high = change.ends
+            self.change = Measure(mean, float(self.baseline.mean()), change.mean, low, high, change.count)
             text += f", {change.mean:+.4f} against the base ({sure})"
         self.tracker.metrics(step, **values)
         self.tracker.say(text)
@@ -182,7 +185,7 @@ class Observer:
         family.parts.free("vae")
         module.train()
 
-    def draw(self, family: Family, pipeline: Any, texts: Mapping[str, Text], unconditional: Text, step: int) -> list[tuple[str, str]]:
+    def draw(self, family: Family, pipeline: Pipeline, texts: Mapping[str, Text], unconditional: Text, step: int) -> list[tuple[str, str]]:
         """Writes one picture a prompt, and from step 1 on a sheet that shows the base's beside them; returns prompts and file names.
 
         A prompt's seed and file name come from the prompt: the base's picture beside it is never another prompt's.

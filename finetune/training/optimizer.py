@@ -3,7 +3,7 @@ be kept. The torch-free table is config/optimizers.py."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,17 @@ from finetune.methods.trainees import Group
 from finetune.results.checkpoint import State
 
 Rows = list[dict[str, Any]]  # parameter groups
+Number = bool | int | float
+
+
+class Averaging(Protocol):
+    """An optimizer that keeps an average of the weights, and puts it in their place when asked."""
+
+    def train(self) -> None:
+        """The weights that train."""
+
+    def eval(self) -> None:
+        """Their average."""
 
 
 def _adamw(rows: Rows, o: Optim) -> torch.optim.Optimizer:
@@ -59,9 +70,9 @@ def _prodigy(rows: Rows, o: Optim) -> torch.optim.Optimizer:
 def _schedule_free(rows: Rows, o: Optim) -> torch.optim.Optimizer:
     from schedulefree import AdamWScheduleFree
 
-    made: Any = AdamWScheduleFree(rows, betas=o.betas)
-    made.train()
-    return made  # type: ignore[no-any-return]
+    made: torch.optim.Optimizer = AdamWScheduleFree(rows, betas=o.betas)
+    cast(Averaging, made).train()
+    return made
 
 
 class RoundedAdamW(torch.optim.Optimizer):
@@ -76,7 +87,7 @@ class RoundedAdamW(torch.optim.Optimizer):
         self.seed = seed
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         number = 0
         for group in self.param_groups:
             for p in group["params"]:
@@ -130,10 +141,10 @@ def make(rows: Rows, o: Optim, seed: int) -> torch.optim.Optimizer:
 
 
 @torch.no_grad()
-def own_average(inner: Any, trainable: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def own_average(inner: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """What the optimizer's average is; its switch is not turned back, as that would round, but the weights are put in again."""
     live = {n: p.detach().clone() for n, p in trainable.items()}
-    inner.eval()
+    cast(Averaging, inner).eval()
     average = {n: p.detach().clone() for n, p in trainable.items()}
     for name, p in trainable.items():
         p.copy_(live[name])
@@ -142,7 +153,7 @@ def own_average(inner: Any, trainable: Mapping[str, nn.Parameter]) -> dict[str, 
     return average
 
 
-def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
+def rows(groups: Sequence[Group]) -> Rows:
     """What trains as an optimizer takes it."""
     return [
         {"params": list(g.parameters.values()), "lr": g.lr, "weight_decay": g.weight_decay, "peak": g.lr, "until": g.until} for g in groups
@@ -183,17 +194,19 @@ def over(group: dict[str, Any], progress: float) -> bool:
 def state(optimizer: torch.optim.Optimizer, names: list[str]) -> State:
     """Flat `name/exp_avg`, `name/step` tensors, in the order the parameters were given; and numbers, those of groups as `group 0/d`."""
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
-    held = {f"{n}/{k}": v for n, p in zip(names, parameters, strict=True) for k, v in optimizer.state[p].items()}
+    held: dict[str, object] = {}
+    for name, parameter in zip(names, parameters, strict=True):
+        held |= {f"{name}/{key}": value for key, value in optimizer.state[parameter].items()}
     for i, group in enumerate(optimizer.param_groups):
-        held |= {f"group {i}/{k}": v for k, v in group.items() if k not in OURS and isinstance(v, bool | int | float | Tensor)}
-    return {k: _kept(v) for k, v in held.items() if isinstance(v, bool | int | float | Tensor)}
+        held |= {f"group {i}/{key}": value for key, value in group.items() if key not in OURS}
+    return {key: _kept(value) for key, value in held.items() if isinstance(value, Number | Tensor)}
 
 
 OURS = {"lr", "peak", "until", "params"}  # of a group: set before every step, or by the job
 NUMBERS = {torch.int64: int, torch.float64: float, torch.bool: bool}
 
 
-def _kept(value: Any) -> Tensor:
+def _kept(value: Number | Tensor) -> Tensor:
     """Numbers become tensors of the widest types, which nothing else here is of."""
     return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
 
@@ -207,8 +220,12 @@ def restore(optimizer: torch.optim.Optimizer, names: list[str], saved: State) ->
 
 
 def _entries(saved: State, prefix: str, device: torch.device) -> dict[str, Any]:
-    found = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
-    return {k: NUMBERS[v.dtype](v) if v.ndim == 0 and v.dtype in NUMBERS else v.to(device) for k, v in found.items()}
+    entries: dict[str, Any] = {}
+    for key, value in saved.items():
+        if key.startswith(prefix):
+            is_number = value.ndim == 0 and value.dtype in NUMBERS
+            entries[key.removeprefix(prefix)] = NUMBERS[value.dtype](value) if is_number else value.to(device)
+    return entries
 
 
 @torch.no_grad()

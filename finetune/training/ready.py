@@ -6,6 +6,7 @@ from typing import Any
 from finetune import files
 from finetune.config.job import Job
 from finetune.data import prune
+from finetune.data.sample import Sample
 from finetune.families import load, trust
 from finetune.header import tensors_file
 from finetune.preparation import base, data
@@ -63,7 +64,7 @@ def ready(process: Process, job: Job, fresh: bool) -> Ready:
     identity[record.PICTURES] = prepared.pictures.fingerprint()
     earlier.refuse_pictures(identity, prepared.pictures, say)
     process.wait()  # all have looked, before the first process removes anything
-    if earlier.facts is None and process.main:
+    if earlier.identity is None and process.main:
         record.clear(out)  # what one left that never got to a valid checkpoint
     return Ready(work, prepared, earlier, identity, hashes[where.spec.denoiser])
 
@@ -75,7 +76,7 @@ def _hashes(work: Work) -> dict[str, str]:
     return hashes if start is None else hashes | {"start": files.sha256(tensors_file(start))}
 
 
-def _class_pictures(process: Process, work: Work) -> list[Any]:
+def _class_pictures(process: Process, work: Work) -> list[Sample]:
     """Those that prior preservation asks for; the missing ones are drawn."""
     if not work.job.subject.prior:
         return []

@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ class Rebuilt:
     folder: Path
     job: Job
     family: Family
-    nets: dict[str, Any]
+    nets: dict[str, nn.Module]
     start: Mapping[str, Start] | None
     trainees: Trainees
     groups: list[Group]
