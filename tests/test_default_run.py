@@ -131,7 +131,8 @@ def test_the_verdict_is_that_of_the_interval(measure: Measure | None, word: str)
 
 def test_a_better_step_than_the_last_is_named(settings: Any) -> None:
     said = {
-        "held_out_change": {"mean": 0.01, "low": 0.002, "high": 0.02, "pictures": 9}, "verdict": "worse", "base_held_out_loss": 0.1, "held_out_loss": 0.11, "best_step": 200,
+        "held_out_change": {"mean": 0.01, "low": 0.002, "high": 0.02, "pictures": 9}, "verdict": "worse",
+        "base_held_out_loss": 0.1, "held_out_loss": 0.11, "best_step": 200,
         "best_held_out_loss": 0.09, "best": "run/x-best.safetensors", "steps": 300, "sheet": None, "files": ["adapter", "best"],
         "adapter": "run/x.safetensors", "prompt": "a fox's tail", "processes": 2, "pictures": 81, "distinct_pictures": 81, "out": "run",
         "written_as": {},

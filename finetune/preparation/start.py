@@ -7,7 +7,7 @@ from finetune.config.adapter_types import ROWS, Row
 from finetune.config.job import Job
 from finetune.errors import ConfigError
 from finetune.families.family import Family
-from finetune.methods.adapter import Change, Learned, Size, Start
+from finetune.methods.adapter import Change, Learned, RankAlpha, Start
 from finetune.methods.trainees import DENOISER, taught, unused
 
 
@@ -44,7 +44,7 @@ def start(job: Job, family: Family) -> dict[str, Start] | None:
         rank = usual if w.kind == "full" else w.rank or _whole(w)
         alpha = rank * (w.strength if strength is None else strength)
         own = module if module in there[folder] else module.removeprefix("text_model.")  # which newer versions of transformers leave out
-        parts[part][own] = Learned(change, Size(rank, alpha))
+        parts[part][own] = Learned(change, RankAlpha(rank, alpha))
     if empty := [part for part, own in parts.items() if not own]:
         raise ConfigError(f"method.start {path}: holds nothing for the {empty[0]}", "leave method.text_encoder out")
     return dict(parts)

@@ -28,7 +28,7 @@ from finetune.families.catalogue import of_name
 from finetune.families.family import Family
 from finetune.families.names.readers import LOW_RANK
 from finetune.methods import adapter, textual_inversion
-from finetune.methods.adapter import Size, Start
+from finetune.methods.adapter import RankAlpha, Start
 from finetune.methods.trainees import DENOISER, Noun, Trainees
 from finetune.results import record
 from finetune.run_folder import RunFolder
@@ -124,7 +124,9 @@ def contract(
 ) -> Contract:
     """`base_sha` is the denoiser's fingerprint, `side` the training square in pixels; `start` is what the run went on from."""
     where, m = family.source, job.method
-    trained = [learned.size for part in (start or {}).values() for learned in part.values()] or [Size(m.rank, float(m.alpha or m.rank))]
+    trained = [learned.size for part in (start or {}).values() for learned in part.values()] or [
+        RankAlpha(m.rank, float(m.alpha or m.rank))
+    ]
     usual = max(trained, key=trained.count)
     steps, guidance = family.inference()
     return Contract(

@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 from finetune import randomness
 from finetune.config.optim import Optim
 from finetune.config.optimizers import check_rates
-from finetune.methods.trainees import Group
+from finetune.methods.trainees import ParameterGroup
 from finetune.results.checkpoint import State
 
 Rows = list[dict[str, Any]]  # parameter groups
@@ -153,7 +153,7 @@ def own_average(inner: torch.optim.Optimizer, trainable: Mapping[str, nn.Paramet
     return average
 
 
-def rows(groups: Sequence[Group]) -> Rows:
+def rows(groups: Sequence[ParameterGroup]) -> Rows:
     """What trains as an optimizer takes it."""
     return [
         {"params": list(g.parameters.values()), "lr": g.lr, "weight_decay": g.weight_decay, "peak": g.lr, "until": g.until} for g in groups

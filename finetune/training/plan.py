@@ -4,7 +4,7 @@ import io
 from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from finetune.config.optimizers import OPTIMIZERS
 from finetune.data.plan import IndexPlan
 from finetune.families.family import Family
 from finetune.methods import adapter
+from finetune.methods.layer import Weighted
 from finetune.methods.trainees import DENOISER, Counted, Trainees
 from finetune.preparation import automatic, base, data
 from finetune.preparation import work as works
@@ -37,11 +38,11 @@ def written(trainees: Trainees, skeleton: nn.Module, count: int) -> int:
     job = trainees.job
     if not trainees.of("adapter"):
         return count
-    layers: list[Any] = [skeleton.get_submodule(name) for name in trainees.layers]
+    weights = [cast(Weighted, skeleton.get_submodule(name)).weight for name in trainees.layers]
     if job.run.format == "svd":
-        return sum(job.method.rank * (len(layer.weight) + layer.weight[0].numel()) for layer in layers)
+        return sum(job.method.rank * (len(weight) + weight[0].numel()) for weight in weights)
     if export.held(job) == "full":
-        return sum(layer.weight.numel() for layer in layers)
+        return sum(weight.numel() for weight in weights)
     return count * (2 if job.method.init in adapter.FROM_BASE else 1)
 
 

@@ -14,7 +14,7 @@ from finetune.errors import ConfigError, DataError, line
 from finetune.families import trust
 from finetune.families.family import Family
 from finetune.methods.adapter import Start
-from finetune.methods.trainees import Group, Trainees, trainees
+from finetune.methods.trainees import ParameterGroup, Trainees, trainees
 from finetune.preparation import base
 from finetune.preparation.data import side
 from finetune.preparation.start import start
@@ -33,7 +33,7 @@ class Rebuilt:
     nets: dict[str, nn.Module]
     start: Mapping[str, Start] | None
     trainees: Trainees
-    groups: list[Group]
+    groups: list[ParameterGroup]
 
     @classmethod
     def of(cls, folder: Path, named: str | None = None) -> "Rebuilt":

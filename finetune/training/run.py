@@ -10,8 +10,8 @@ from typing import Any
 from finetune.config.job import Job
 from finetune.data.plan import IndexPlan
 from finetune.errors import Stopped
-from finetune.methods import trainees
-from finetune.methods.trainees import Group
+from finetune.methods.networks import recompute
+from finetune.methods.trainees import DENOISER, ParameterGroup
 from finetune.preparation.encoding import encode
 from finetune.results import checkpoint, clean, export, finished, record, summary, verdict
 from finetune.results.progress import Progress
@@ -75,7 +75,7 @@ def begin(process: Process, prepared: Ready) -> "Run":
     nets = work.trainees.load()
     groups = work.trainees.attach(nets)
     if job.run.gradient_checkpointing:
-        trainees.recompute(nets)
+        recompute(nets[DENOISER], [net for place, net in nets.items() if place != DENOISER])
     _say_groups(process, groups)
     step = Step(family, nets, texts, work.trainees.base(nets))
     module, moves = accelerator.prepare(step, optimizer.make(optimizer.rows(groups), job.optim, job.run.seed))
@@ -93,7 +93,7 @@ def begin(process: Process, prepared: Ready) -> "Run":
     return Run(process, prepared, training, observer, restore(process, prepared, training, observer))
 
 
-def _say_groups(process: Process, groups: list[Group]) -> None:
+def _say_groups(process: Process, groups: list[ParameterGroup]) -> None:
     for group in groups:
         first, count = next(iter(group.parameters)), sum(p.numel() for p in group.parameters.values())
         what = "new tokens" if first.endswith(".new_tokens") else first.split(".")[0].replace("_", " ")
