@@ -49,7 +49,7 @@ def held(job: Job) -> str:
     return {"full": "full", "svd": "lora"}.get(job.run.format, ROWS[job.method.kind].file)
 
 
-def check(trainees: Trainees) -> None:
+def check_formats(trainees: Trainees) -> None:
     """So that what no file could hold is refused before anything is loaded.
 
     Raises:
