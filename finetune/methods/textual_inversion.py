@@ -61,11 +61,15 @@ def initial(table: Tensor, like: Sequence[int], vectors: int, *key: randomness.K
     return rows + 0.1 * rows.std() * noise * again
 
 
+def table(encoder: nn.Module) -> nn.Embedding:
+    """A text encoder's embeddings of words."""
+    return cast(nn.Embedding, cast(TextEncoder, encoder).get_input_embeddings())
+
+
 def attach(encoder: nn.Module, rows: Tensor, first: int) -> NewRows:
     """Puts `rows` [N, D] behind the text encoder's table, for the ids from `first` on."""
-    words = cast(TextEncoder, encoder)
-    new = NewRows(cast(nn.Embedding, words.get_input_embeddings()), rows, first)
-    words.set_input_embeddings(new)
+    new = NewRows(table(encoder), rows, first)
+    cast(TextEncoder, encoder).set_input_embeddings(new)
     return new
 
 

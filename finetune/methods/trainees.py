@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar, cast
+from typing import Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -15,8 +15,7 @@ from finetune.errors import ConfigError
 from finetune.families.family import Family
 from finetune.methods import adapter, full, textual_inversion
 from finetune.methods.adapter import RankAlpha, Start
-from finetune.methods.layer import Weighted
-from finetune.methods.networks import TextEncoder, undrop
+from finetune.methods.networks import undrop
 from finetune.methods.textual_inversion import NewRows
 
 DENOISER = "denoiser"
@@ -120,14 +119,14 @@ class Rows:
     def attach(self, net: nn.Module) -> dict[str, nn.Parameter]:
         """Raises nothing: the family's words know the tokens already."""
         m = self.job.method
-        table = _words(net).weight[: self.first]
+        table = textual_inversion.table(net).weight[: self.first]
         rows = []
         for token in m.new_tokens:
             rows.append(textual_inversion.initial(table, self.like, m.vectors, self.job.run.seed, "new token", token, self.part))
         return {"new_tokens": textual_inversion.attach(net, torch.cat(rows), self.first).rows}
 
     def count(self, net: nn.Module) -> dict[str, int]:
-        width = _words(net).weight.shape[1]
+        width = textual_inversion.table(net).weight.shape[1]
         return {"new_tokens": len(self.job.method.new_tokens) * self.job.method.vectors * width}
 
     def factors(self, parameter: str) -> tuple[float, float]:
@@ -140,11 +139,6 @@ class Rows:
         for module in net.modules():
             if isinstance(module, NewRows):
                 module.retract()
-
-
-def _words(encoder: nn.Module) -> Weighted:
-    """A text encoder's table."""
-    return cast(Weighted, cast(TextEncoder, encoder).get_input_embeddings())
 
 
 @dataclass(frozen=True)

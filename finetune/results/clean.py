@@ -51,19 +51,18 @@ def runs(place: Path) -> list[Path]:
     Raises:
         NoRuns: there is no such folder, or no run in it.
     """
-    found = [Path(folder) for folder, inside, names in os.walk(place) if _is_run(folder, inside, names)]
-    if not found:
-        raise NoRuns(
-            f"{place}: " + ("holds no runs" if place.is_dir() else "no such folder"), "give the --out of runs, or a folder of them"
-        )
-    return sorted(found)
+    folders = [Path(folder) for folder, inside, names in os.walk(place) if _is_run(folder, inside, names)]
+    if not folders:
+        wrong = "holds no runs" if place.is_dir() else "no such folder"
+        raise NoRuns(f"{place}: {wrong}", "give the --out of runs, or a folder of them")
+    return sorted(folders)
 
 
 def _is_run(folder: str, inside: list[str], names: list[str]) -> bool:
     """Whether a run wrote the folder; hidden folders and those of runs are not searched further."""
-    found = RECORD in names and not os.path.islink(os.path.join(folder, RECORD)) and _says_run(Path(folder, RECORD))
-    inside[:] = [] if found else [name for name in inside if not name.startswith(".")]
-    return found
+    is_run = RECORD in names and not os.path.islink(os.path.join(folder, RECORD)) and _says_run(Path(folder, RECORD))
+    inside[:] = [] if is_run else [name for name in inside if not name.startswith(".")]
+    return is_run
 
 
 def _says_run(path: Path) -> bool:
@@ -75,16 +74,16 @@ def _says_run(path: Path) -> bool:
 
 def look(folders: Sequence[Path], whole: bool = False) -> Findings:
     """What can go of runs: with `whole` all that they wrote, else checkpoints but the newest; and everywhere what was half-written."""
-    found = Findings()
+    findings = Findings()
     for folder in folders:
         if who := lock.holder(folder):
-            found.stays[folder] = f"in use: {who}"
+            findings.stays[folder] = f"in use: {who}"
             continue
-        found.items += _whole(folder) if whole else _checkpoints(folder, found.stays)
-        found.items += _half_written(folder)
+        findings.items += _whole(folder) if whole else _checkpoints(folder, findings.stays)
+        findings.items += _half_written(folder)
     if not whole:
-        found.items += [Item("half-written", path, files.size(path), None) for path in stored.left_behind()]
-    return found
+        findings.items += [Item("half-written", path, files.size(path), None) for path in stored.left_behind()]
+    return findings
 
 
 def _checkpoints(folder: Path, stays: dict[Path, str]) -> Iterator[Item]:

@@ -188,7 +188,8 @@ def finished(ended: Ended, job: Job) -> bool:
     """Whether a run that ended so has nothing left to do for this job. Without checkpoints it can draw no other prompts."""
     before, now = dict(ended.summary.written_as), written_as(job)
     if dropped(job):
-        before, now = ({k: v for k, v in written.items() if k != "prompts"} for written in (before, now))
+        before.pop("prompts", None)
+        now.pop("prompts", None)
     return ended.summary.steps == job.optim.steps and before == now and whole(ended)
 
 
@@ -204,11 +205,11 @@ def dropped(job: Job) -> bool:
 
 def _hashes(summary: Summary) -> dict[str, str]:
     """Of every file that a run handed over, by its path in the run's folder; those that are gone have none."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for kind in summary.files:
         place = summary.written[kind]
-        found += sorted(place.rglob("*")) if place.is_dir() else [place]
-    return {p.relative_to(summary.out).as_posix(): files.sha256(p) for p in found if p.is_file()}
+        paths += sorted(place.rglob("*")) if place.is_dir() else [place]
+    return {p.relative_to(summary.out).as_posix(): files.sha256(p) for p in paths if p.is_file()}
 
 
 def written_as(job: Job) -> dict[str, str]:

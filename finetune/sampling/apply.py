@@ -4,10 +4,10 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Protocol, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finetune.adapters import landing
 from finetune.adapters.embedding import Embedding
@@ -18,6 +18,14 @@ from finetune.errors import DataError
 from finetune.families.family import Family
 from finetune.methods import textual_inversion
 from finetune.sampling.pipeline import Pipeline
+
+
+class Layer(Protocol):
+    """A linear or convolution layer."""
+
+    weight: Tensor
+    bias: Tensor
+
 
 OTHER = "choose its base with --base"
 
@@ -38,12 +46,12 @@ def to_words(family: Family, embeddings: Sequence[Embedding]) -> None:
         return
     spec, rows = family.spec, [e.of(family.spec.names.embedding_keys) for e in embeddings]
     for part in spec.text:
-        encoder: Any = family.parts.load(part)
-        width = encoder.get_input_embeddings().weight.shape[1]
-        for e, own in zip(embeddings, rows, strict=True):
-            if own[part].shape[1] != width:
-                raise DataError(f"{e.path}: rows of {own[part].shape[1]} numbers, and {family.source.id}'s {part} has {width}", OTHER)
-        textual_inversion.attach(encoder, torch.cat([own[part] for own in rows]), family.words.size[part])
+        encoder = family.parts.load(part)
+        width = textual_inversion.table(encoder).weight.shape[1]
+        for e, of_part in zip(embeddings, (by_part[part] for by_part in rows), strict=True):
+            if of_part.shape[1] != width:
+                raise DataError(f"{e.path}: rows of {of_part.shape[1]} numbers, and {family.source.id}'s {part} has {width}", OTHER)
+        textual_inversion.attach(encoder, torch.cat([by_part[part] for by_part in rows]), family.words.size[part])
     for e in embeddings:
         family.words.add(e.token, e.vectors)
 
@@ -65,9 +73,9 @@ def to_denoiser(family: Family, pipeline: Pipeline, adapters: Sequence[tuple[Ada
     logging.getLogger("diffusers.loaders").setLevel(logging.ERROR)
     for i, (adapter, weight) in enumerate(adapters):
         net = getattr(pipeline, denoiser)
-        own = {m: w.shaped(layer(net, m).weight.shape) for (part, m), w in adapter.on(denoiser).items() if part == denoiser}
-        beside = {m: w for m, w in own.items() if w.peft}
-        for module, w in own.items():
+        modules = {m: w.shaped(layer(net, m).weight.shape) for (part, m), w in adapter.on(denoiser).items() if part == denoiser}
+        beside = {m: w for m, w in modules.items() if w.peft}
+        for module, w in modules.items():
             if module not in beside:
                 merge(layer(net, module), w, weight)
                 count += 1
@@ -91,18 +99,18 @@ def fp32(w: Weights) -> Weights:
     return replace(w, tensors={k: t.float() for k, t in w.tensors.items()})
 
 
-def layer(net: nn.Module, module: str) -> Any:
+def layer(net: nn.Module, module: str) -> Layer:
     """A layer by its name; newer versions of transformers leave CLIP's `text_model.` out."""
     for name in (module, module.removeprefix("text_model.")):
         try:
-            return net.get_submodule(name)
+            return cast(Layer, net.get_submodule(name))
         except AttributeError:
             continue
     raise DataError(f"no layer {module} in {type(net).__name__}")
 
 
 @torch.no_grad()
-def merge(target: Any, w: Weights, weight: float) -> None:
+def merge(target: Layer, w: Weights, weight: float) -> None:
     """Adds `weight` times the change to the layer's own weight and bias, computed in fp32."""
     target.weight.copy_((target.weight.float() + weight * w.change(target.weight)).to(target.weight.dtype))
     if "diff_b" in w.tensors:
