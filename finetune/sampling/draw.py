@@ -4,6 +4,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def draw(
     for start in range(0, len(seeds), batch):
         rows = [family.prompt(text, negative, guidance) for text, negative in prompts[start : start + batch]]
         latents = pipeline(
-            **{k: torch.cat([r[k] for r in rows]) if isinstance(v, torch.Tensor) else v for k, v in rows[0].items()},
+            **_stacked(rows),
             generator=[randomness.generator(seed, "sample") for seed in seeds[start : start + batch]],
             num_inference_steps=steps,
             height=side,
@@ -114,6 +115,15 @@ def draw(
             if not (one.isfinite().all() and pixels.isfinite().all()):
                 raise NotFinite(f"the picture of seed {seeds[len(out)]} is black: its numbers overflowed", "a lower --guidance or weight")
             out.append(to_image(pixels))
+    return out
+
+
+def _stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A pipeline's arguments for several pictures; what is no tensor is the same for all."""
+    out = dict(rows[0])
+    for name, value in rows[0].items():
+        if isinstance(value, torch.Tensor):
+            out[name] = torch.cat([row[name] for row in rows])
     return out
 
 
@@ -165,9 +175,11 @@ LABEL, GAP, HEAD = 240, 4, 20  # pixels: of the widest label, between pictures, 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str] = (), side: int = 0) -> Image.Image:
     """Labelled rows of pictures whose longer side becomes `side`, enlarged without smoothing where they are small."""
-    side = side or max(128, max(max(i.size) for _, images in rows for i in images))
+    pictures = list(chain.from_iterable(images for _, images in rows))
+    side = side or max(128, *(max(picture.size) for picture in pictures))
     shown = [[fitted(image, side) for image in images] for _, images in rows]
-    wide, high = (max(size) for size in zip(*(image.size for images in shown for image in images), strict=True))
+    fits = list(chain.from_iterable(shown))
+    wide, high = max(image.width for image in fits), max(image.height for image in fits)
     label = min(LABEL, math.ceil(max(lettering.length(name) for name, _ in rows))) + 16 if any(name for name, _ in rows) else 0
     head = HEAD if columns else 0
     page = Image.new("RGB", (label + max(map(len, shown)) * (wide + GAP), head + len(rows) * (high + GAP)), "white")

@@ -16,7 +16,7 @@ from finetune.sampling.generate import Request, choose_base, sampler_for
 
 def rewrite(
     path: Path, to: str, out: Path | None, family: str | None, rank: int | None, base: str | None, say: Callable[[str], None]
-) -> Path:  # fmt: skip
+) -> Path:
     """`convert`, on the base that is given or that the file names.
 
     Raises:

@@ -1,7 +1,7 @@
 """What is looked at during a run: the held-out loss against the base's, and samples beside the base's own pictures."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ from finetune.training.step import Asked
 from finetune.training.tracking import Tracker
 
 
-class Weights:
+class Replaced:
     """The trainable parameters replaced by others, for as long as the block runs."""
 
     def __init__(self, training: Training, state: dict[str, Tensor] | None) -> None:
@@ -51,12 +51,12 @@ class Weights:
             parameter.copy_(state[name])
 
 
-def averaged(training: Training) -> Weights:
+def averaged(training: Training) -> Replaced:
     """The averaged weights in the place of the live ones, where the job keeps an average, or its optimizer does."""
     if OPTIMIZERS[training.job.optim.optimizer].averages:
-        return Weights(training, own_average(training.inner, training.trainable))
+        return Replaced(training, own_average(training.inner, training.trainable))
     shadow = training.shadow
-    return Weights(training, dict(zip(training.trainable, shadow, strict=True)) if shadow else None)
+    return Replaced(training, dict(zip(training.trainable, shadow, strict=True)) if shadow else None)
 
 
 class Best(NamedTuple):
@@ -79,7 +79,7 @@ class Observer:
     poll: Callable[[], None]  # called between pictures; what it raises breaks a look off, which is then taken again
     best: float = float("inf")
     looked: int = -1  # the last step that was looked at
-    baseline: Tensor | None = field(default=None)  # the base's held-out losses, [N, timesteps]
+    baseline: Tensor | None = None  # the base's held-out losses, [N, timesteps]
     change: Measure | None = None  # of the last held-out loss against the base's
     sheet: Path | None = None  # of the last pictures beside the base's
 
@@ -163,9 +163,9 @@ class Observer:
         fresh = load.family(where, family.device, family.dtype)
         adapters = [(read(written["adapter"]), 1.0)] if "adapter" in written else []
         embeddings = [embedding.read(path) for kind, path in written.items() if kind.startswith("embedding")]
-        made = compose(fresh, adapters, embeddings, job.run.sample_prompt)
-        wanted = {p: made.texts[p] for p in job.run.sample_prompt}
-        return self.draw(fresh, made.pipeline, wanted, made.unconditional, job.optim.steps)
+        composed = compose(fresh, adapters, embeddings, job.run.sample_prompt)
+        wanted = {p: composed.texts[p] for p in job.run.sample_prompt}
+        return self.draw(fresh, composed.pipeline, wanted, composed.unconditional, job.optim.steps)
 
     @torch.no_grad()
     def sample(self, step: int) -> None:
@@ -192,7 +192,7 @@ class Observer:
         """
         run = self.training.job.run
         steps, guidance = family.inference()
-        rows, folder, made = [], RunFolder(self.out), []
+        rows, folder, drawn = [], RunFolder(self.out), []
         for prompt, text in texts.items():
             self.poll()
             number = randomness.number(run.seed, "sample", prompt)
@@ -204,14 +204,14 @@ class Observer:
                 image = Image.new("RGB", (self.side, self.side))
             facts = {"prompt": prompt, "seed": seed, "steps": steps, "guidance": guidance, "trained_steps": step}
             path = folder.sample(step, name)
-            made.append((prompt, path.relative_to(self.out).as_posix()))
+            drawn.append((prompt, path.relative_to(self.out).as_posix()))
             draw.save_png(image, path, facts)
             rows.append((prompt, [*self._beside(folder.sample(0, name)), image]))
         if step > 0:
             columns = ["base", f"step {step}"] if all(len(images) == 2 for _, images in rows) else []
             self.sheet = folder.sheet(step)
             draw.save_png(draw.sheet(rows, columns), self.sheet, {})
-        return made
+        return drawn
 
     def _beside(self, base: Path) -> list[Image.Image]:
         """The base's own picture; none where it was not drawn, or is damaged, which is said."""

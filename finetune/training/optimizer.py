@@ -15,7 +15,7 @@ from finetune.config.optimizers import check_rates
 from finetune.methods.trainees import ParameterGroup
 from finetune.results.checkpoint import State
 
-Rows = list[dict[str, Any]]  # parameter groups
+TorchGroups = list[dict[str, Any]]  # parameter groups
 Number = bool | int | float
 
 
@@ -29,50 +29,50 @@ class Averaging(Protocol):
         """Their average."""
 
 
-def _adamw(rows: Rows, o: Optim) -> torch.optim.Optimizer:
+def _adamw(rows: TorchGroups, o: Optim) -> torch.optim.Optimizer:
     """Fused: one kernel a step, and it takes `found_inf`, which drops an update on the device without a look from the host."""
     return torch.optim.AdamW(rows, betas=o.betas, fused=True)
 
 
-def _bitsandbytes(name: str) -> Callable[[Rows, Optim], torch.optim.Optimizer]:
-    def make(rows: Rows, o: Optim) -> torch.optim.Optimizer:
+def _bitsandbytes(name: str) -> Callable[[TorchGroups, Optim], torch.optim.Optimizer]:
+    def make(rows: TorchGroups, o: Optim) -> torch.optim.Optimizer:
         import bitsandbytes
 
-        made: torch.optim.Optimizer = getattr(bitsandbytes.optim, name)(rows, betas=o.betas)
-        return made
+        optimizer: torch.optim.Optimizer = getattr(bitsandbytes.optim, name)(rows, betas=o.betas)
+        return optimizer
 
     return make
 
 
-def _adafactor(rows: Rows, o: Optim) -> torch.optim.Optimizer:
+def _adafactor(rows: TorchGroups, o: Optim) -> torch.optim.Optimizer:
     """With our rate as it stands: its own, which goes by the size of a weight, would hardly move an adapter that begins at 0."""
     from transformers.optimization import Adafactor
 
-    made: torch.optim.Optimizer = Adafactor(rows, scale_parameter=False, relative_step=False, warmup_init=False)
-    return made
+    optimizer: torch.optim.Optimizer = Adafactor(rows, scale_parameter=False, relative_step=False, warmup_init=False)
+    return optimizer
 
 
-def _lion(rows: Rows, o: Optim) -> torch.optim.Optimizer:
+def _lion(rows: TorchGroups, o: Optim) -> torch.optim.Optimizer:
     from lion_pytorch import Lion
 
-    made: torch.optim.Optimizer = Lion(rows, betas=o.betas)
-    return made
+    optimizer: torch.optim.Optimizer = Lion(rows, betas=o.betas)
+    return optimizer
 
 
-def _prodigy(rows: Rows, o: Optim) -> torch.optim.Optimizer:
+def _prodigy(rows: TorchGroups, o: Optim) -> torch.optim.Optimizer:
     """With bias correction and without growth during warmup, as its authors advise for diffusion models."""
     from prodigyopt import Prodigy
 
-    made: torch.optim.Optimizer = Prodigy(rows, betas=o.betas, use_bias_correction=True, safeguard_warmup=True)
-    return made
+    optimizer: torch.optim.Optimizer = Prodigy(rows, betas=o.betas, use_bias_correction=True, safeguard_warmup=True)
+    return optimizer
 
 
-def _schedule_free(rows: Rows, o: Optim) -> torch.optim.Optimizer:
+def _schedule_free(rows: TorchGroups, o: Optim) -> torch.optim.Optimizer:
     from schedulefree import AdamWScheduleFree
 
-    made: torch.optim.Optimizer = AdamWScheduleFree(rows, betas=o.betas)
-    cast(Averaging, made).train()
-    return made
+    optimizer: torch.optim.Optimizer = AdamWScheduleFree(rows, betas=o.betas)
+    cast(Averaging, optimizer).train()
+    return optimizer
 
 
 class RoundedAdamW(torch.optim.Optimizer):
@@ -82,7 +82,7 @@ class RoundedAdamW(torch.optim.Optimizer):
 
     found_inf: Tensor | None = None
 
-    def __init__(self, rows: Rows, o: Optim, seed: int) -> None:
+    def __init__(self, rows: TorchGroups, o: Optim, seed: int) -> None:
         super().__init__(rows, {"betas": o.betas, "eps": 1e-8, "rounds": 0})
         self.seed = seed
 
@@ -100,10 +100,22 @@ class RoundedAdamW(torch.optim.Optimizer):
                     state |= {"step": torch.zeros((), device=p.device), "exp_avg": zero, "exp_avg_sq": zero.clone()}
                 master = p.float()
                 adamw(
-                    [master], [p.grad.float()], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]], fused=True, amsgrad=False,
-                    beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"],
-                    eps=group["eps"], maximize=False, found_inf=self.found_inf,
-                )  # fmt: skip
+                    [master],
+                    [p.grad.float()],
+                    [state["exp_avg"]],
+                    [state["exp_avg_sq"]],
+                    [],
+                    [state["step"]],
+                    fused=True,
+                    amsgrad=False,
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    lr=group["lr"],
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    maximize=False,
+                    found_inf=self.found_inf,
+                )
                 g = torch.Generator(p.device).manual_seed(randomness.number(self.seed, "rounding", group["rounds"], number))
                 p.copy_(rounded(master, g))
             group["rounds"] += 1
@@ -115,7 +127,7 @@ def rounded(x: Tensor, generator: torch.Generator) -> Tensor:
     return ((x.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32).bfloat16()
 
 
-MAKERS: dict[str, Callable[[Rows, Optim], torch.optim.Optimizer]] = {
+MAKERS: dict[str, Callable[[TorchGroups, Optim], torch.optim.Optimizer]] = {
     "adamw": _adamw,
     "adamw8bit": _bitsandbytes("AdamW8bit"),
     "paged-adamw8bit": _bitsandbytes("PagedAdamW8bit"),
@@ -126,7 +138,7 @@ MAKERS: dict[str, Callable[[Rows, Optim], torch.optim.Optimizer]] = {
 }
 
 
-def make(rows: Rows, o: Optim, seed: int) -> torch.optim.Optimizer:
+def make(rows: TorchGroups, o: Optim, seed: int) -> torch.optim.Optimizer:
     """The optimizer of groups that hold `params`, `lr` and `weight_decay`.
 
     Raises:
@@ -153,7 +165,7 @@ def own_average(inner: torch.optim.Optimizer, trainable: Mapping[str, nn.Paramet
     return average
 
 
-def rows(groups: Sequence[ParameterGroup]) -> Rows:
+def rows(groups: Sequence[ParameterGroup]) -> TorchGroups:
     """What trains as an optimizer takes it."""
     return [
         {"params": list(g.parameters.values()), "lr": g.lr, "weight_decay": g.weight_decay, "peak": g.lr, "until": g.until} for g in groups

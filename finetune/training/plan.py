@@ -72,19 +72,19 @@ def fit(job: Job) -> tuple[int, dict[str, int]]:
     Raises:
         FinetuneError: a setting does not fit the base.
     """
-    work = works.planned(job, base.weightless(job), None, data.planned(job), here())
+    work = works.planned(job, base.weightless(job), None, data.global_batch(job), here())
     return work.side, by_part(work.groups)
 
 
 def plan(job: Job) -> Plan:
-    gathered, batch = data.gathered(job), data.planned(job)
+    gathered, batch = data.gathered(job), data.global_batch(job)
     family = base.weightless(job)
     work = works.planned(job, family, gathered, batch, here())
     job, where, size = work.job, family.source, work.side
     lines: list[str] = []
     gathered.describe(lines.append)
     prepared = data.cut(job, family, gathered, batch)
-    pictures, trains, matched = prepared.pictures, by_part(work.groups), work.trainees.layers
+    pictures, trains = prepared.pictures, by_part(work.groups)
     long = works.report_long_captions(family, pictures.captions, lines.append)
     skeleton = family.parts.skeleton(where.spec.denoiser)
     lines += work.notes()
@@ -115,7 +115,7 @@ def plan(job: Job) -> Plan:
         "steps_per_epoch": epoch.steps,
         "buckets": {str(size): count for size, count in sorted(Counter(s.size for s in pictures.train).items())},
         "fills_per_epoch": epoch.fills(0),
-        "adapted_layers": len(matched),
+        "adapted_layers": len(work.trainees.layers),
         "trainable_parameters": count,
         "trainable_by_part": trains,
         "groups": [asdict(group) for group in work.groups],
@@ -140,12 +140,20 @@ def _samples(f: dict[str, Any]) -> str:
     return f"samples: {named}, drawn before and after: {percent:.0f} % of the work of training{much}"
 
 
+def _share(part: str, count: int) -> str:
+    article = "" if part == "new_tokens" else "the "
+    return f"{count:,} of {article}{part.replace('_', ' ')}"
+
+
+def _rates(group: dict[str, Any]) -> str:
+    decay = f", decay {group['weight_decay']:g}" if group["weight_decay"] else ""
+    return f"{group['part'].replace('_', ' ')} {group['lr']:g}{decay}"
+
+
 def _text(f: dict[str, Any]) -> list[str]:
-    parts = ", ".join(f"{n:,} of {'' if p == 'new_tokens' else 'the '}{p.replace('_', ' ')}" for p, n in f["trainable_by_part"].items())
+    parts = ", ".join(_share(part, count) for part, count in f["trainable_by_part"].items())
     layers = f" in {f['adapted_layers']} layers" if f["adapted_layers"] else ""
-    rates = "; ".join(
-        f"{g['part'].replace('_', ' ')} {g['lr']:g}" + (f", decay {g['weight_decay']:g}" if g["weight_decay"] else "") for g in f["groups"]
-    )
+    rates = "; ".join(_rates(group) for group in f["groups"])
     prior = f", half of them of {f['class_pictures']} class pictures or more" if f["class_pictures"] else ""
     return [
         f"base: {f['base']} at {f['resolution']}x{f['resolution']}",

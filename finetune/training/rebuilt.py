@@ -61,7 +61,10 @@ class Rebuilt:
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
-        return {n: p for g in self.groups for n, p in g.parameters.items()}
+        parameters: dict[str, nn.Parameter] = {}
+        for group in self.groups:
+            parameters |= group.parameters
+        return parameters
 
     @torch.no_grad()
     def put(self, tensors: Mapping[str, Tensor], what: str) -> None:
@@ -78,8 +81,8 @@ class Rebuilt:
         """What a run that ended at this step would have written, beside its own files; by kind."""
         job, family = self.job, self.family
         fingerprint = family.source.fingerprint(family.spec.denoiser)
-        said = export.contract(job, family, fingerprint, side(job, family), self.start, step)
-        return export.Outgoing(self.trainees, RunFolder(self.folder), said, data).write(self.nets, name)
+        contract = export.contract(job, family, fingerprint, side(job, family), self.start, step)
+        return export.Outgoing(self.trainees, RunFolder(self.folder), contract, data).write(self.nets, name)
 
 
 def write_step(folder: Path, step: int, base: str | None = None) -> dict[str, Path]:
@@ -104,9 +107,9 @@ def _average(run: Rebuilt, saved: State) -> State:
     o = run.job.optim
     if not OPTIMIZERS[o.optimizer].averages:
         return _under(saved, "ema/")
-    made = optimizer.make(optimizer.rows(run.groups), o, run.job.run.seed)
-    optimizer.restore(made, list(run.trainable), _under(saved, "optimizer/"))
-    return own_average(made, run.trainable)
+    restored = optimizer.make(optimizer.rows(run.groups), o, run.job.run.seed)
+    optimizer.restore(restored, list(run.trainable), _under(saved, "optimizer/"))
+    return own_average(restored, run.trainable)
 
 
 def _under(tensors: State, prefix: str) -> State:

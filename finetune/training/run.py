@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from finetune.config.job import Job
 from finetune.data.plan import IndexPlan
 from finetune.errors import Stopped
@@ -20,7 +22,7 @@ from finetune.run_folder import best_name
 from finetune.training import device, optimizer, signals
 from finetune.training.average import PowerAverages
 from finetune.training.loop import Training, loop
-from finetune.training.observe import Observer, Weights, averaged
+from finetune.training.observe import Observer, Replaced, averaged
 from finetune.training.process import Process
 from finetune.training.ready import Ready, ready
 from finetune.training.schedule import learning_rate
@@ -78,16 +80,25 @@ def begin(process: Process, prepared: Ready) -> "Run":
         recompute(nets[DENOISER], [net for place, net in nets.items() if place != DENOISER])
     _say_groups(process, groups)
     step = Step(family, nets, texts, work.trainees.base(nets))
-    module, moves = accelerator.prepare(step, optimizer.make(optimizer.rows(groups), job.optim, job.run.seed))
-    parameters = {name: parameter for group in groups for name, parameter in group.parameters.items()}
+    module, steps = accelerator.prepare(step, optimizer.make(optimizer.rows(groups), job.optim, job.run.seed))
+    parameters: dict[str, nn.Parameter] = {}
+    for group in groups:
+        parameters |= group.parameters
     samples = [*pictures.train, *pictures.classes]
     training = Training(
-        job, accelerator, family, module, parameters, moves, work.objective,
-        IndexPlan(samples, work.batch, job.run.seed, [len(pictures.train), len(pictures.classes)]), encoded,
+        job=job,
+        accelerator=accelerator,
+        family=family,
+        module=module,
+        trainable=parameters,
+        optimizer=steps,
+        objective=work.objective,
+        plan=IndexPlan(samples, work.batch, job.run.seed, [len(pictures.train), len(pictures.classes)]),
+        encoded=encoded,
         shadow=[p.detach().float().clone() for p in parameters.values()] if job.optim.ema else None,
         averages=PowerAverages.of(parameters) if job.optim.ema_posthoc else None,
         settle=lambda step: work.trainees.settle(nets, step / job.optim.steps),
-    )  # fmt: skip
+    )
     held = range(len(samples), len(encoded.samples))
     observer = Observer(training, process.folder.path, work.side, held, process.tracker, process.main, process.stop.poll)
     return Run(process, prepared, training, observer, restore(process, prepared, training, observer))
@@ -207,7 +218,7 @@ class Run:
             written = outgoing.write(nets, job.run.name)
         of_best: dict[str, Path] = {}
         if best:
-            with Weights(training, best.tensors):
+            with Replaced(training, best.tensors):
                 of_best["best"] = next(iter(outgoing.write(nets, best_name(job.run.name)).values()))
         nets.clear()
         samples = observer.draw_written(written) if job.run.sample_prompt else []
