@@ -6,14 +6,14 @@ from typing import Protocol, cast
 from torch import nn
 
 
-class Denoiser(Protocol):
+class DiffusersModel(Protocol):
     """A network of diffusers."""
 
     def enable_gradient_checkpointing(self) -> None:
         """Activations are computed again in the backward pass."""
 
 
-class TextEncoder(Protocol):
+class TransformersModel(Protocol):
     """A network of transformers."""
 
     def get_input_embeddings(self) -> nn.Module:
@@ -31,10 +31,10 @@ class TextEncoder(Protocol):
 
 def recompute(denoiser: nn.Module, text_encoders: Iterable[nn.Module]) -> None:
     """Activations are computed again in the backward pass; frozen inputs keep their gradients that way, so never re-entrant."""
-    cast(Denoiser, denoiser).enable_gradient_checkpointing()
+    cast(DiffusersModel, denoiser).enable_gradient_checkpointing()
     how = {"use_reentrant": False}
     for net in text_encoders:
-        encoder = cast(TextEncoder, net)
+        encoder = cast(TransformersModel, net)
         if hasattr(net, "activation_checkpointing_enable"):
             encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
         else:

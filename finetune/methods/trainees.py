@@ -119,14 +119,14 @@ class Rows:
     def attach(self, net: nn.Module) -> dict[str, nn.Parameter]:
         """Raises nothing: the family's words know the tokens already."""
         m = self.job.method
-        table = textual_inversion.table(net).weight[: self.first]
+        table = textual_inversion.words_of(net).weight[: self.first]
         rows = []
         for token in m.new_tokens:
             rows.append(textual_inversion.initial(table, self.like, m.vectors, self.job.run.seed, "new token", token, self.part))
         return {"new_tokens": textual_inversion.attach(net, torch.cat(rows), self.first).rows}
 
     def count(self, net: nn.Module) -> dict[str, int]:
-        width = textual_inversion.table(net).weight.shape[1]
+        width = textual_inversion.words_of(net).weight.shape[1]
         return {"new_tokens": len(self.job.method.new_tokens) * self.job.method.vectors * width}
 
     def factors(self, parameter: str) -> tuple[float, float]:

@@ -95,7 +95,7 @@ def buckets(job: Job, family: Family) -> Buckets:
     return Buckets(sides, step, d.bucket_min or min(sides) // 2, d.bucket_max or max(sides) * 2, not d.buckets, d.bucket_merge, d.enlarge)
 
 
-def shown(job: Job, batch: int) -> int:
+def instances(job: Job, batch: int) -> int:
     """How many of a global batch's pictures are the job's own; class pictures are the other half."""
     return max(1, batch // 2) if job.subject.prior else batch
 
@@ -124,8 +124,8 @@ def cut(job: Job, family: Family, pictures: Pictures, batch: int, classes: Seque
     Raises:
         ConfigError: the base's autoencoder cannot make a size.
     """
-    sizes, own_batch = buckets(job, family), shown(job, batch)
-    train = sizes.assign(pictures.train, batch=own_batch)
+    sizes, of_job = buckets(job, family), instances(job, batch)
+    train = sizes.assign(pictures.train, batch=of_job)
     beside = sizes.assign(list(classes), sizes.sides[:1])  # they were drawn at that resolution
     held = sizes.assign(pictures.held, sizes.sides[:1])
-    return Data(replace(pictures, train=train, classes=beside, held=held), sizes, own_batch)
+    return Data(replace(pictures, train=train, classes=beside, held=held), sizes, of_job)

@@ -70,13 +70,13 @@ def is_valid(folder: Path) -> bool:
     """Whether every file has the size and the hash that the manifest says."""
     try:
         manifest = from_json(files.read_text(folder / MANIFEST))
-        return manifest.keys() >= set(PARTS) and all(_is_as_written(folder / name, said) for name, said in manifest.items())
+        return manifest.keys() >= set(PARTS) and all(_is_as_written(folder / name, row) for name, row in manifest.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
-def _is_as_written(path: Path, said: Mapping[str, Any]) -> bool:
-    return bool(path.stat().st_size == said["size"] and files.sha256(path) == said["sha256"])
+def _is_as_written(path: Path, row: Mapping[str, Any]) -> bool:
+    return bool(path.stat().st_size == row["size"] and files.sha256(path) == row["sha256"])
 
 
 def valid(root: Path) -> Iterator[Path]:

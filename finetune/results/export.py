@@ -43,10 +43,10 @@ def layout(job: Job, family: Family) -> str:
         return "kohya"
     if form not in ("auto", "svd"):
         return form
-    return usual(family.spec.names, held(job) if job.method.adapts else "lora")
+    return usual(family.spec.names, file_kind(job) if job.method.adapts else "lora")
 
 
-def held(job: Job) -> str:
+def file_kind(job: Job) -> str:
     """The kind of weights that an adapter's file will hold."""
     return {"full": "full", "svd": "lora"}.get(job.run.format, ROWS[job.method.kind].file)
 
@@ -77,7 +77,7 @@ def check_layout(job: Job, family: Family, layers: list[str]) -> None:
     """Raises:
     ConfigError: the file's layout cannot hold what would be learned.
     """
-    form, kind, m = layout(job, family), held(job), job.method
+    form, kind, m = layout(job, family), file_kind(job), job.method
     if form == "kohya" and (lost := family.spec.names.unnamed(layers, plain=kind == "lora")):
         raise ConfigError(f"--format kohya: has no name for {lost}", "--format diffusers has one")
     if form != "kohya" and kind not in LOW_RANK:
@@ -101,18 +101,18 @@ def notes(trainees: Trainees) -> list[str]:
 def _file_notes(job: Job, family: Family, layers: Sequence[str]) -> list[str]:
     """Of the file of an adapter that changes these layers of the denoiser."""
     row = ROWS[job.method.kind]
-    notes = [f"note: {row.note}"] if row.note and held(job) == row.file else []
+    notes = [f"note: {row.note}"] if row.note and file_kind(job) == row.file else []
     notes += [f"note: read by {sentence}" for sentence in sentences(_readings(job, family, layers), warnings=True)]
     if job.run.format == "full":
         notes.append(f"note: whole differences of {len(layers)} layers: {_difference_bytes(job, family, layers) / 1e6:.0f} MB")
-    elif held(job) == "dora":
+    elif file_kind(job) == "dora":
         notes.append("note: --format full writes whole differences, which all that read kohya's layout read exactly; svd a LoRA near it")
     return notes
 
 
 def _readings(job: Job, family: Family, layers: Sequence[str]) -> list[Reading]:
     names, ranks = family.spec.names, {job.method.rank, *job.method.rank_pattern.values()}
-    return readings(names, traits(names, layout(job, family), [held(job)], layers, ranks, more=False))
+    return readings(names, traits(names, layout(job, family), [file_kind(job)], layers, ranks, more=False))
 
 
 def _difference_bytes(job: Job, family: Family, layers: Sequence[str]) -> int:
@@ -192,7 +192,7 @@ class Outgoing:
 
 def lycoris(job: Job) -> Mapping[str, str] | None:
     """LyCORIS's arguments for what the file holds; None where it is a LoRA."""
-    row, kind = ROWS[job.method.kind], held(job)
+    row, kind = ROWS[job.method.kind], file_kind(job)
     if kind == row.file:
         return row.lycoris
     return {"algo": "full"} if kind == "full" else None

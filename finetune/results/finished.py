@@ -12,7 +12,7 @@ from typing import Any
 from finetune import __version__, files
 from finetune.config.job import Job
 from finetune.results import verdict
-from finetune.results.summary import Summary, dropped, read, whole
+from finetune.results.summary import Summary, dropped, is_whole, read
 from finetune.run_folder import RunFolder
 from finetune.text import from_json
 
@@ -37,7 +37,7 @@ def summary(job: Job) -> Summary | None:
     try:
         before = from_json(files.read_text(RunFolder(out).finished))
         ended = read(out)
-        return ended.summary if _facts(job, Path(before["base"]), ended.summary) == before and whole(ended) else None
+        return ended.summary if _facts(job, Path(before["base"]), ended.summary) == before and is_whole(ended) else None
     except (OSError, ValueError, LookupError, TypeError):  # never finished, of an older version, or damaged
         return None
 

@@ -72,7 +72,7 @@ def read(path: Path) -> list[Row]:
     return [rows[step] for step in sorted(rows)]
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is no number")
     return float(value)

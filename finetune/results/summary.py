@@ -166,13 +166,13 @@ def _measure(record: Mapping[str, Any]) -> Measure | None:
     return Measure(loss, base, mean, _maybe(change["low"]), _maybe(change["high"]), int(change["pictures"]))
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is no number")
     return value
 
 
-def _maybe(value: Any) -> float | None:
+def _maybe(value: object) -> float | None:
     return None if value is None else _number(value)
 
 
@@ -190,10 +190,10 @@ def finished(ended: Ended, job: Job) -> bool:
     if dropped(job):
         before.pop("prompts", None)
         now.pop("prompts", None)
-    return ended.summary.steps == job.optim.steps and before == now and whole(ended)
+    return ended.summary.steps == job.optim.steps and before == now and is_whole(ended)
 
 
-def whole(ended: Ended) -> bool:
+def is_whole(ended: Ended) -> bool:
     """Whether the files that a run handed over are as it wrote them."""
     return ended.sha256 == _hashes(ended.summary)
 

@@ -20,7 +20,7 @@ from finetune.methods import textual_inversion
 from finetune.sampling.pipeline import Pipeline
 
 
-class Layer(Protocol):
+class Target(Protocol):
     """A linear or convolution layer."""
 
     weight: Tensor
@@ -47,7 +47,7 @@ def to_words(family: Family, embeddings: Sequence[Embedding]) -> None:
     spec, rows = family.spec, [e.of(family.spec.names.embedding_keys) for e in embeddings]
     for part in spec.text:
         encoder = family.parts.load(part)
-        width = textual_inversion.table(encoder).weight.shape[1]
+        width = textual_inversion.words_of(encoder).weight.shape[1]
         for e, of_part in zip(embeddings, (by_part[part] for by_part in rows), strict=True):
             if of_part.shape[1] != width:
                 raise DataError(f"{e.path}: rows of {of_part.shape[1]} numbers, and {family.source.id}'s {part} has {width}", OTHER)
@@ -99,18 +99,18 @@ def fp32(w: Weights) -> Weights:
     return replace(w, tensors={k: t.float() for k, t in w.tensors.items()})
 
 
-def layer(net: nn.Module, module: str) -> Layer:
+def layer(net: nn.Module, module: str) -> Target:
     """A layer by its name; newer versions of transformers leave CLIP's `text_model.` out."""
     for name in (module, module.removeprefix("text_model.")):
         try:
-            return cast(Layer, net.get_submodule(name))
+            return cast(Target, net.get_submodule(name))
         except AttributeError:
             continue
     raise DataError(f"no layer {module} in {type(net).__name__}")
 
 
 @torch.no_grad()
-def merge(target: Layer, w: Weights, weight: float) -> None:
+def merge(target: Target, w: Weights, weight: float) -> None:
     """Adds `weight` times the change to the layer's own weight and bias, computed in fp32."""
     target.weight.copy_((target.weight.float() + weight * w.change(target.weight)).to(target.weight.dtype))
     if "diff_b" in w.tensors:

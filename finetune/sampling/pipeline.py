@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 
-class Drawn(Protocol):
+class Answer(Protocol):
     """What a pipeline answers."""
 
     @property
@@ -17,7 +17,7 @@ class Drawn(Protocol):
 class Pipeline(Protocol):
     """A denoiser with its autoencoder and its sampler. The denoiser is an attribute of the name that the family says."""
 
-    def __call__(self, **arguments: Any) -> Drawn:
+    def __call__(self, **arguments: object) -> Answer:
         """Draws; the arguments of `Family.prompt`, and how."""
 
     def set_progress_bar_config(self, disable: bool) -> None:

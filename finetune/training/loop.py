@@ -150,7 +150,7 @@ def update(run: Training, step: int) -> Tensor:
     return dropped
 
 
-def look(run: Training) -> float:
+def mean_loss(run: Training) -> float:
     """The one place where the host reads the device: mean loss since the last look.
 
     Raises:
@@ -230,7 +230,7 @@ def loop(
             check_moved(run, before)
             before, run.had_gradient = {}, None
         if stop or end or done % job.run.log_every == 0 or done % job.run.checkpoint_every == 0:
-            log(done, look(run))
+            log(done, mean_loss(run))
         stop = stop or look_at(done)
         if stop or end or done % job.run.checkpoint_every == 0:
             save(done)

@@ -51,7 +51,7 @@ class Replaced:
             parameter.copy_(state[name])
 
 
-def averaged(training: Training) -> Replaced:
+def averaged_weights(training: Training) -> Replaced:
     """The averaged weights in the place of the live ones, where the job keeps an average, or its optimizer does."""
     if OPTIMIZERS[training.job.optim.optimizer].averages:
         return Replaced(training, own_average(training.inner, training.trainable))
@@ -123,7 +123,7 @@ class Observer:
         training = self.training
         module = training.step
         module.eval()
-        with averaged(training), training.accelerator.autocast():
+        with averaged_weights(training), training.accelerator.autocast():
             table = heldout.losses(
                 training.accelerator.device,
                 lambda batch: Asked(module, module, batch),
@@ -149,7 +149,7 @@ class Observer:
         self.tracker.say(text)
         if step > 0 and mean < self.best:
             self.best = mean
-            with averaged(training):
+            with averaged_weights(training):
                 state = files.sealed(training.trainable, {"step": str(step)})
             files.write_bytes(self.best_file, state)
 
@@ -176,7 +176,7 @@ class Observer:
         family, prompts, module = training.family, training.job.run.sample_prompt, training.step
         module.eval()
         try:
-            with averaged(training), training.accelerator.autocast():
+            with averaged_weights(training), training.accelerator.autocast():
                 *texts, unconditional = module.texts([*prompts, None])
                 pipeline = family.pipeline(module.nets["denoiser"])
                 self.draw(family, pipeline, dict(zip(prompts, texts, strict=True)), unconditional, step)

@@ -165,7 +165,7 @@ def own_average(inner: torch.optim.Optimizer, trainable: Mapping[str, nn.Paramet
     return average
 
 
-def rows(groups: Sequence[ParameterGroup]) -> TorchGroups:
+def torch_groups(groups: Sequence[ParameterGroup]) -> TorchGroups:
     """What trains as an optimizer takes it."""
     return [
         {"params": list(g.parameters.values()), "lr": g.lr, "weight_decay": g.weight_decay, "peak": g.lr, "until": g.until} for g in groups

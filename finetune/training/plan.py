@@ -41,7 +41,7 @@ def written(trainees: Trainees, skeleton: nn.Module, count: int) -> int:
     weights = [cast(Weighted, skeleton.get_submodule(name)).weight for name in trainees.layers]
     if job.run.format == "svd":
         return sum(job.method.rank * (len(weight) + weight[0].numel()) for weight in weights)
-    if export.held(job) == "full":
+    if export.file_kind(job) == "full":
         return sum(weight.numel() for weight in weights)
     return count * (2 if job.method.init in adapter.FROM_BASE else 1)
 

@@ -107,7 +107,7 @@ def _average(run: Rebuilt, saved: State) -> State:
     o = run.job.optim
     if not OPTIMIZERS[o.optimizer].averages:
         return _under(saved, "ema/")
-    restored = optimizer.make(optimizer.rows(run.groups), o, run.job.run.seed)
+    restored = optimizer.make(optimizer.torch_groups(run.groups), o, run.job.run.seed)
     optimizer.restore(restored, list(run.trainable), _under(saved, "optimizer/"))
     return own_average(restored, run.trainable)
 

@@ -22,7 +22,7 @@ from finetune.run_folder import best_name
 from finetune.training import device, optimizer, signals
 from finetune.training.average import PowerAverages
 from finetune.training.loop import Training, loop
-from finetune.training.observe import Observer, Replaced, averaged
+from finetune.training.observe import Observer, Replaced, averaged_weights
 from finetune.training.process import Process
 from finetune.training.ready import Ready, ready
 from finetune.training.schedule import learning_rate
@@ -80,7 +80,7 @@ def begin(process: Process, prepared: Ready) -> "Run":
         recompute(nets[DENOISER], [net for place, net in nets.items() if place != DENOISER])
     _say_groups(process, groups)
     step = Step(family, nets, texts, work.trainees.base(nets))
-    module, steps = accelerator.prepare(step, optimizer.make(optimizer.rows(groups), job.optim, job.run.seed))
+    module, steps = accelerator.prepare(step, optimizer.make(optimizer.torch_groups(groups), job.optim, job.run.seed))
     parameters: dict[str, nn.Parameter] = {}
     for group in groups:
         parameters |= group.parameters
@@ -214,7 +214,7 @@ class Run:
             return None
         job, best = self.job, observer.best_state()
         nets = dict(training.step.nets.items())
-        with averaged(training):
+        with averaged_weights(training):
             written = outgoing.write(nets, job.run.name)
         of_best: dict[str, Path] = {}
         if best:

@@ -164,7 +164,7 @@ def train(node_modules: Path, out: Path) -> None:
     objective = Diffusion(noise_schedule, MinSNR(5.0))
     plan = IndexPlan([Sample(n, {PICTURE: Input(n)}, (n,)) for n in data.names], BATCH, SEED)
     names, parameters = zip(*unet.named_parameters(), strict=True)
-    adamw = optimizer.make(optimizer.rows([ParameterGroup(dict(zip(names, parameters, strict=True)), LR, 0.01)]), RATE, SEED)
+    adamw = optimizer.make(optimizer.torch_groups([ParameterGroup(dict(zip(names, parameters, strict=True)), LR, 0.01)]), RATE, SEED)
     shadow, first = [p.detach().clone() for p in parameters], 0
     for folder in checkpoint.valid(out / "checkpoints"):
         tensors, facts = checkpoint.load(folder)
