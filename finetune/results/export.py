@@ -31,7 +31,8 @@ from finetune.families.names.readers import LOW_RANK
 from finetune.methods import adapter, textual_inversion
 from finetune.methods.adapter import RankAlpha, Start
 from finetune.methods.layer import Weighted
-from finetune.methods.trainees import DENOISER, Noun, Trainees
+from finetune.methods.trainees import DENOISER, Trainees
+from finetune.methods.ways import Noun
 from finetune.results import record
 from finetune.run_folder import RunFolder
 

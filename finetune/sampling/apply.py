@@ -32,7 +32,11 @@ OTHER = "choose its base with --base"
 
 def needs_fp32(adapters: Sequence[Adapter]) -> bool:
     """Whether a file changes weights themselves: half-precision ones would round most of a small change away."""
-    return any(part.startswith("text_encoder") or not w.peft for a in adapters for (part, _), w in a.modules.items())
+    for adapter in adapters:
+        for (part, _), weights in adapter.modules.items():
+            if part.startswith("text_encoder") or not weights.peft:
+                return True
+    return False
 
 
 def to_words(family: Family, embeddings: Sequence[Embedding]) -> None:

@@ -180,7 +180,8 @@ def generate(request: Request, say: Callable[[str], None], bar: Bar = no_bar) ->
     chosen = [parse_adapter(a) for a in request.adapters]
     adapters = [read(path) for path, _ in chosen]
     embeddings = [embedding.read(files.home(path)) for path in request.embeddings]
-    embeddings += [e for adapter in adapters for e in embedding.bundled(adapter)]
+    for adapter in adapters:
+        embeddings += embedding.bundled(adapter)
     weighted = [(a, weight) for a, (_, weight) in zip(adapters, chosen, strict=True)]
     files_given: list[Adapter | Embedding] = [*adapters, *embeddings]
     where = choose_base(request.base, files_given)

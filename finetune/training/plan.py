@@ -4,6 +4,7 @@ import io
 from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -95,9 +96,11 @@ def plan(job: Job) -> Plan:
     flops = forward_flops(family, skeleton, size)
     # Weights, what trains with its gradient and the optimizer's state, and activations as a multiple of the latents' share of work.
     each = 12 if job.optim.masters == "bf16" else OPTIMIZERS[job.optim.optimizer].size
-    memory = frozen * width + count * each + job.optim.batch * flops / 2000 * (0.3 if job.run.gradient_checkpointing else 1)
+    kept = 0.3 if job.run.gradient_checkpointing else 1
+    memory = frozen * width + count * each + job.optim.batch * flops / 2000 * kept
     epoch = IndexPlan(pictures.train, prepared.batch, job.run.seed).groups[0]
     prepared.describe(lines.append)
+    sizes = Counter(sample.size for sample in pictures.train)
     facts = {
         "command": job.command,
         "base": where.id,
@@ -106,14 +109,14 @@ def plan(job: Job) -> Plan:
         "dropped": len(pictures.found.dropped),
         "class_pictures": job.subject.class_count if job.subject.prior else 0,
         "trigger": job.trigger,
-        "captions": len({c for s in pictures.train for c in s.captions}),
+        "captions": len(set(chain.from_iterable(sample.captions for sample in pictures.train))),
         "captions_cut": long,
         "resolution": size,
         "steps": job.optim.steps,
         "global_batch": batch,
         "epochs": round(job.optim.steps / epoch.steps, 2),
         "steps_per_epoch": epoch.steps,
-        "buckets": {str(size): count for size, count in sorted(Counter(s.size for s in pictures.train).items())},
+        "buckets": {str(size): count for size, count in sorted(sizes.items())},
         "fills_per_epoch": epoch.fills(0),
         "adapted_layers": len(work.trainees.layers),
         "trainable_parameters": count,
