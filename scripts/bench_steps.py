@@ -17,7 +17,7 @@ import torch
 from finetune import config
 from finetune.config.optim import Optim
 from finetune.config.optimizers import OPTIMIZERS
-from finetune.methods.trainees import Group
+from finetune.methods.trainees import ParameterGroup
 from finetune.training import optimizer
 from finetune.training.loop import Training, gradient
 from finetune.training.run import begun
@@ -75,9 +75,10 @@ def update_times(rounds: int = 60) -> dict[str, float]:
     for name, entry in OPTIMIZERS.items():
         if not entry.cuda:
             own = {str(i): torch.nn.Parameter(torch.randn(s) * 0.02) for i, s in enumerate(shapes)}
-            made[name] = (list(own.values()), optimizer.make(optimizer.rows([Group(own, 1e-4, 0.01)]), Optim(optimizer=name), 0))  # type: ignore[arg-type]
+            groups = optimizer.torch_groups([ParameterGroup(own, 1e-4, 0.01)])
+            made[name] = (list(own.values()), optimizer.make(groups, Optim(optimizer=name), 0))  # type: ignore[arg-type]
     flat = torch.nn.Parameter(torch.randn(sum(s.numel() for s in shapes)) * 0.02)
-    made["adamw, flat"] = ([flat], optimizer.make(optimizer.rows([Group({"flat": flat}, 1e-4, 0.01)]), Optim(), 0))
+    made["adamw, flat"] = ([flat], optimizer.make(optimizer.torch_groups([ParameterGroup({"flat": flat}, 1e-4, 0.01)]), Optim(), 0))
     times: dict[str, list[float]] = {name: [] for name in made}
     for turn in range(rounds + 5):
         for name, (parameters, inner) in made.items():

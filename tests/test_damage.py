@@ -86,7 +86,7 @@ def test_a_finished_file_with_a_flipped_bit_is_written_anew(train: Train, tmp_pa
     assert finished.summary(job) is not None
     flip(first)
     said = summary.read(tmp_path / "out")
-    assert not summary.whole(said)
+    assert not summary.is_whole(said)
     assert finished.summary(job) is None
     assert Path(train()["adapter"]).read_bytes() == whole
 

@@ -17,7 +17,7 @@ from finetune.data.sample import Found, Pictures
 from finetune.errors import ConfigError
 from finetune.preparation import automatic
 from finetune.results import checkpoint, finished, verdict
-from finetune.results.summary import Summary
+from finetune.results.summary import Measure, Summary
 from finetune.sampling import draw
 from finetune.training import plan
 from finetune.training.run import train as run_train
@@ -115,24 +115,25 @@ def test_yesterdays_run_goes_on(ft: Callable[..., str], twenty: Path, base: Path
 
 
 CHANGES = [
-    ({"mean": -0.01, "low": -0.02, "high": -0.001, "pictures": 9, "base": 0.1}, "learned"),
-    ({"mean": -0.01, "low": -0.02, "high": 0.001, "pictures": 9, "base": 0.1}, "no difference"),
-    ({"mean": 0.01, "low": 0.002, "high": 0.02, "pictures": 9, "base": 0.1}, "worse"),
-    ({"mean": -0.01, "low": None, "high": None, "pictures": 1, "base": 0.1}, "no difference"),
-    ({"mean": -4e-9, "low": -5e-9, "high": -2e-9, "pictures": 100, "base": 0.1}, "no difference"),  # a rate of 1e-8, 2 steps
-    ({"mean": 9e-5, "low": 8e-5, "high": 2e-4, "pictures": 100, "base": 0.1}, "no difference"),
+    (Measure(0.09, 0.1, -0.01, -0.02, -0.001, 9), "learned"),
+    (Measure(0.09, 0.1, -0.01, -0.02, 0.001, 9), "no difference"),
+    (Measure(0.11, 0.1, 0.01, 0.002, 0.02, 9), "worse"),
+    (Measure(0.09, 0.1, -0.01, None, None, 1), "no difference"),
+    (Measure(0.1, 0.1, -4e-9, -5e-9, -2e-9, 100), "no difference"),  # a rate of 1e-8, 2 steps
+    (Measure(0.1, 0.1, 9e-5, 8e-5, 2e-4, 100), "no difference"),
     (None, "not measured"),
 ]
 
 
-@pytest.mark.parametrize(("change", "word"), CHANGES)
-def test_the_verdict_is_that_of_the_interval(change: dict[str, Any] | None, word: str) -> None:
-    assert verdict.verdict(change) == word
+@pytest.mark.parametrize(("measure", "word"), CHANGES)
+def test_the_verdict_is_that_of_the_interval(measure: Measure | None, word: str) -> None:
+    assert verdict.verdict(measure) == word
 
 
 def test_a_better_step_than_the_last_is_named(settings: Any) -> None:
     said = {
-        "held_out_change": CHANGES[2][0], "verdict": "worse", "base_held_out_loss": 0.1, "held_out_loss": 0.11, "best_step": 200,
+        "held_out_change": {"mean": 0.01, "low": 0.002, "high": 0.02, "pictures": 9}, "verdict": "worse",
+        "base_held_out_loss": 0.1, "held_out_loss": 0.11, "best_step": 200,
         "best_held_out_loss": 0.09, "best": "run/x-best.safetensors", "steps": 300, "sheet": None, "files": ["adapter", "best"],
         "adapter": "run/x.safetensors", "prompt": "a fox's tail", "processes": 2, "pictures": 81, "distinct_pictures": 81, "out": "run",
         "written_as": {},

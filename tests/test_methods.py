@@ -27,7 +27,7 @@ from finetune.data.captions import Wording
 from finetune.errors import ConfigError, DataError, FinetuneError
 from finetune.families import contents, hashes, load, source
 from finetune.methods import adapter, textual_inversion
-from finetune.methods.trainees import Group
+from finetune.methods.trainees import ParameterGroup
 from finetune.preparation.class_pictures import ClassPictures
 from finetune.sampling import apply, draw
 from finetune.training import optimizer
@@ -153,7 +153,7 @@ def test_a_step_over_new_rows_takes_under_a_millisecond() -> None:
     torch.set_num_threads(1)
     rows = textual_inversion.NewRows(nn.Embedding(49408, 768), torch.randn(4, 768), 49408)
     rows.table.requires_grad_(False)
-    adamw = optimizer.make(optimizer.rows([Group({"rows": rows.rows}, 5e-3, 0.0)]), Optim(), 0)
+    adamw = optimizer.make(optimizer.torch_groups([ParameterGroup({"rows": rows.rows}, 5e-3, 0.0)]), Optim(), 0)
     taken = []
     for _ in range(30):
         rows(torch.tensor([[1, 49408, 49411]])).square().sum().backward()

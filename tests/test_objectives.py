@@ -13,7 +13,7 @@ from finetune.config.optim import Optim
 from finetune.data.plan import Slot
 from finetune.errors import FinetuneError
 from finetune.evaluation.heldout import paired, student_t
-from finetune.methods.trainees import Group
+from finetune.methods.trainees import ParameterGroup
 from finetune.objectives.diffusion import TARGETS, Diffusion, Schedule, add_noise
 from finetune.objectives.weights import MinSNR, reparametrised
 from finetune.training import loop, optimizer, run
@@ -77,7 +77,7 @@ def test_the_schedule_is_the_models_own(base: Path) -> None:
 
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     p = torch.nn.Parameter(torch.ones(3))
-    adamw = optimizer.make(optimizer.rows([Group({"p": p}, 0.1, 0.01)]), Optim(), 0)
+    adamw = optimizer.make(optimizer.torch_groups([ParameterGroup({"p": p}, 0.1, 0.01)]), Optim(), 0)
     for grad, dropped in ((1.0, 0.0), (math.nan, 1.0), (math.inf, 1.0)):
         before = p.detach().clone(), {k: v.clone() for k, v in adamw.state[p].items()}
         p.grad = torch.full((3,), grad)
@@ -129,7 +129,7 @@ def test_an_fp16_scaler_may_skip_but_not_for_ever() -> None:
     with pytest.raises(FinetuneError, match=r"00\.png"):
         for step in range(100):
             state.ring += [(2 * step, *good), (2 * step + 1, *bad)]
-            assert loop.look(state) == 1.0, "the mean is over finite losses"
+            assert loop.mean_loss(state) == 1.0, "the mean is over finite losses"
             seen += 1
     assert 20 <= seen < 40
 

@@ -20,7 +20,7 @@ from finetune.config.optim import Optim
 from finetune.config.optimizers import OPTIMIZERS
 from finetune.errors import ConfigError
 from finetune.families.components import Components
-from finetune.methods.trainees import Group
+from finetune.methods.trainees import ParameterGroup
 from finetune.training import device, optimizer, plan, schedule
 from finetune.training.run import Run, train
 from finetune.training.schedule import learning_rate
@@ -120,7 +120,9 @@ def test_every_optimizer_learns(name: str) -> None:
     torch.manual_seed(0)
     target, p = torch.randn(64, 128), torch.nn.Parameter(torch.zeros(64, 128))
     job = config.parse({"data": {"path": "."}, "model": {"base": "sd15"}, "optim": {"optimizer": name, "steps": 1500}})
-    made = optimizer.make(optimizer.rows([Group({"p": p}, job.optim.lr * {"prodigy": 1, "lion": 100}.get(name, 25), 0.0)]), job.optim, 0)
+    made = optimizer.make(
+        optimizer.torch_groups([ParameterGroup({"p": p}, job.optim.lr * {"prodigy": 1, "lion": 100}.get(name, 25), 0.0)]), job.optim, 0
+    )
     for _ in range(job.optim.steps):
         p.grad = p.detach() - target
         optimizer.guard(made, p.grad.norm())
@@ -132,7 +134,7 @@ def test_every_optimizer_learns(name: str) -> None:
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(name: str) -> None:
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.ones(64, 128))
-    made = optimizer.make(optimizer.rows([Group({"p": p}, 1e-3, 0.01)]), Optim(optimizer=name), 0)  # type: ignore[arg-type]
+    made = optimizer.make(optimizer.torch_groups([ParameterGroup({"p": p}, 1e-3, 0.01)]), Optim(optimizer=name), 0)  # type: ignore[arg-type]
     for grad in (1.0, math.nan, 1.0, math.inf, 1.0):
         p.grad = torch.full((64, 128), grad)
         optimizer.guard(made, p.grad.norm())
@@ -150,7 +152,7 @@ def test_state_is_tensors_and_comes_back(name: str) -> None:
         p = torch.nn.Parameter(torch.ones(64, 128))
 
         def new(p: torch.nn.Parameter = p) -> torch.optim.Optimizer:
-            return optimizer.make(optimizer.rows([Group({"p": p}, 1e-2, 0.01)]), Optim(optimizer=name), 0)  # type: ignore[arg-type]
+            return optimizer.make(optimizer.torch_groups([ParameterGroup({"p": p}, 1e-2, 0.01)]), Optim(optimizer=name), 0)  # type: ignore[arg-type]
 
         made = new()
         for i, grad in enumerate(grads):
@@ -178,7 +180,7 @@ def test_bf16_masters_move_by_steps_that_plain_rounding_would_lose(make: Make) -
     """At a rate of 1e-5 a weight of size 1 has no next number in bf16 that is near enough."""
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.ones(4096, dtype=torch.bfloat16))
-    made = optimizer.make(optimizer.rows([Group({"p": p}, 1e-5, 0.0)]), Optim(masters="bf16"), 0)
+    made = optimizer.make(optimizer.torch_groups([ParameterGroup({"p": p}, 1e-5, 0.0)]), Optim(masters="bf16"), 0)
     for _ in range(200):
         p.grad = torch.ones_like(p)
         made.step()

@@ -63,7 +63,7 @@ def test_a_run_is_read_back_from_its_folder(run: RunFolder, settings: Callable[.
         last.held_out_loss, said.measure.base, last.held_out_change, last.held_out_change_low, last.held_out_change_high, said.held_out
     )
     assert said.measure.base == pytest.approx(base.held_out_loss)
-    assert summary.whole(ended) and summary.finished(ended, record.settings(run.path))
+    assert summary.is_whole(ended) and summary.finished(ended, record.settings(run.path))
 
 
 def test_a_summary_is_the_same_in_the_file_and_for_scripts(train: Train, tmp_path: Path) -> None:

@@ -154,7 +154,8 @@ def test_a_run_goes_on_from_a_file(kind: str, layout: str, trained: Any, make: M
     assert (output(training.step.nets["denoiser"].eval(), runner.prepared.work.family) - live).abs().max() < 1e-4
     runner.train()
     summary = runner.finish()
-    before, after = read(path), read(Path(summary["adapter"]))
+    assert summary is not None
+    before, after = read(path), read(summary.written["adapter"])
     assert before.on("unet").keys() == after.on("unet").keys()
     assert {m: w.rank for m, w in before.on("unet").items()} == {m: w.rank for m, w in after.on("unet").items()}
     said = after.contract
@@ -345,7 +346,7 @@ def test_what_a_run_wrote_can_be_continued_from(kind: str, form: str, trained: A
     training = runner.training
     assert (output(training.step.nets["denoiser"].eval(), runner.prepared.work.family) - there).abs().max() < 1e-3
     runner.train()
-    after = read(Path(runner.finish()["adapter"]))
+    after = read(runner.finish().written["adapter"])
     assert after.modules.keys() == read(path).modules.keys() and after.contract and after.contract.rank == rank
     assert (through_ours(family(bases("sd")), after.path) - there).abs().max() > 0.02
 

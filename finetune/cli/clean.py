@@ -101,7 +101,7 @@ def _facts(done: clean.Findings, dry_run: bool) -> dict[str, Any]:
     }
 
 
-def _row(item: clean.Item) -> dict[str, Any]:
+def _row(item: clean.Removable) -> dict[str, Any]:
     return {"kind": item.kind, "path": str(item.path), "bytes": item.size}
 
 

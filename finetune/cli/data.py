@@ -60,11 +60,11 @@ def check(
 
     if sheet:
         draw.check_sheet(files.home(sheet), "--sheet")
-    report, drawn = dataset.report(job, vae, _phase)
+    report, drawn = dataset.checked(job, vae, _phase)
     if json_:
         cli.emit(report.data())
     else:
-        print("\n".join(map(unbroken, dataset.text(report))))
+        print("\n".join(map(unbroken, dataset.lines(report))))
     if sheet and drawn:
         draw.save_png(drawn, files.home(sheet), {})
         streams.say(f"wrote {sheet}")
@@ -91,7 +91,7 @@ def preview(
     from finetune.training import dataset
 
     draw.check_sheet(files.home(out), "--out")
-    page, total = dataset.sheet(job, count)
+    page, total = dataset.crops(job, count)
     draw.save_png(page, files.home(out), {})
     streams.say(f"{min(count, total)} of {total} pictures")
     cli.emit({"sheet": str(out), "pictures": total, "shown": min(count, total)}) if json_ else print(out)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,10 +26,12 @@ class Interval:
     high: float
     count: int
 
-    def record(self) -> dict[str, Any]:
-        """As JSON can say it: where one pair has no interval, its ends are None."""
-        low, high = (x if math.isfinite(x) else None for x in (self.low, self.high))
-        return {"mean": self.mean, "low": low, "high": high, "pictures": self.count}
+    @property
+    def ends(self) -> tuple[float | None, float | None]:
+        """Of the interval, which one pair does not have."""
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            return None, None
+        return self.low, self.high
 
 
 LEVELS = tuple((i + 0.5) / BINS for i in range(BINS))  # the middles of equal parts of what training draws from
@@ -65,7 +66,10 @@ def _batches(encoded: Encoded, indices: Sequence[int], batch: int) -> list[list[
     sizes: dict[Size, list[int]] = {}
     for i in indices:
         sizes.setdefault(encoded.samples[i].size, []).append(i)
-    return [same[start : start + batch] for same in sizes.values() for start in range(0, len(same), batch)]
+    parts = []
+    for same in sizes.values():
+        parts += [same[start : start + batch] for start in range(0, len(same), batch)]
+    return parts
 
 
 def paired(before: Tensor, after: Tensor) -> Interval:

@@ -36,7 +36,7 @@ class Judge:
         return torch.logit(p)
 
 
-def found(logits: Tensor, right: Sequence[int], top: int) -> float:
+def among_top(logits: Tensor, right: Sequence[int], top: int) -> float:
     """Share of rows whose right column is among the `top` highest."""
     best = logits.topk(top, dim=1).indices
     return float((best == torch.tensor(right)[:, None]).any(1).float().mean())

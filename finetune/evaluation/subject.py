@@ -3,14 +3,14 @@
 from torch import Tensor
 
 
-def fidelity(made: Tensor, views: Tensor) -> float:
+def fidelity(pictures: Tensor, views: Tensor) -> float:
     """Mean similarity of generated pictures [N, D] to views of the subject that training never saw [M, D]."""
-    return float((made @ views.T).mean())
+    return float((pictures @ views.T).mean())
 
 
-def memorisation(made: Tensor, training: Tensor) -> float:
+def memorisation(pictures: Tensor, training: Tensor) -> float:
     """Mean similarity of generated pictures [N, D] to the nearest training picture [M, D]; 1 is a copy."""
-    return float((made @ training.T).max(1).values.mean())
+    return float((pictures @ training.T).max(1).values.mean())
 
 
 def drift(before: Tensor, after: Tensor) -> float:

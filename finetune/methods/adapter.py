@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import peft
 import regex
@@ -19,6 +19,7 @@ from finetune.config.adapter_types import ROWS, Row
 from finetune.config.method import Method
 from finetune.errors import ConfigError, FinetuneError
 from finetune.methods import beginnings
+from finetune.methods.layer import AdaptedLayer, Weighted
 
 NAME = "default"
 FROM_BASE = ("pissa", "olora")  # initialisations that move a part of the base's weights into the adapter
@@ -34,7 +35,7 @@ class Change:
     tensors: dict[str, Tensor]
 
 
-class Size(NamedTuple):
+class RankAlpha(NamedTuple):
     rank: int
     alpha: float
 
@@ -44,7 +45,7 @@ class Learned:
     """What an earlier run has learned in one layer: its change with the strength folded in, and the rank and alpha that it trained with."""
 
     change: Change
-    size: Size
+    size: RankAlpha
 
 
 Start = Mapping[str, Learned]  # by layer
@@ -63,18 +64,22 @@ def matching(net: nn.Module, targets: str, choices: Mapping[str, tuple[str, ...]
     if targets == "all":
         return adaptable
     if targets.startswith(REGEX):
-        found = {targets: searched("method.targets", targets.removeprefix(REGEX), {n: n for n in adaptable})}
+        matched = {targets: searched("method.targets", targets.removeprefix(REGEX), {n: n for n in adaptable})}
     else:
         endings = choices.get(targets) or [t.strip() for t in targets.split(",") if t.strip()]
-        found = {e: [n for n in adaptable if n == e or n.endswith(f".{e}") or fnmatchcase(n, e)] for e in endings}
-    idle = [e for e, names in found.items() if not names]
-    if not any(found.values()) or (idle and targets not in choices):
+        matched = {ending: [name for name in adaptable if _ends(name, ending)] for ending in endings}
+    idle = [ending for ending, names in matched.items() if not names]
+    if not any(matched.values()) or (idle and targets not in choices):
         raise ConfigError(
             f"method.targets {', '.join(idle) or targets}: matches no layer of this base",
             f"choose from {', '.join((*choices, 'all'))}, name layers, or give re: and a regular expression",
         )
-    wanted = {n for names in found.values() for n in names}
+    wanted = set().union(*matched.values())
     return [n for n in adaptable if n in wanted]
+
+
+def _ends(name: str, ending: str) -> bool:
+    return name == ending or name.endswith(f".{ending}") or fnmatchcase(name, ending)
 
 
 MOST_PATTERN, PATIENCE = 1000, 1.0  # letters of a regular expression; seconds that it may take, which for names is no time at all
@@ -92,12 +97,12 @@ def searched(setting: str, pattern: str, names: Mapping[str, str]) -> list[str]:
         raise ConfigError(f"{setting}: a regular expression of {len(pattern)} letters; {MOST_PATTERN} are read", "list the layers' endings")
     ends = time.monotonic() + PATIENCE
     try:
-        made = regex.compile(pattern)
+        expression = regex.compile(pattern)
 
-        def found(name: str) -> bool:
-            return made.search(name, timeout=max(ends - time.monotonic(), 1e-3)) is not None
+        def matches(name: str) -> bool:
+            return expression.search(name, timeout=max(ends - time.monotonic(), 1e-3)) is not None
 
-        return [n for n, short in names.items() if found(n) or (short != n and found(short))]
+        return [n for n, short in names.items() if matches(n) or (short != n and matches(short))]
     except (regex.error, RecursionError) as e:
         raise ConfigError(f"{setting} {pattern}: no regular expression ({e})", "escape what is meant as it stands with a backslash") from e
     except TimeoutError as e:
@@ -115,17 +120,17 @@ def spread(setting: str, patterns: Mapping[str, V], names: Iterable[str]) -> dic
     by: dict[str, str] = {}
     names = list(names)
     for text, value in patterns.items():
-        found = searched(setting, text, {n: n.partition(".")[2] for n in names})
-        if not found:
+        matched = searched(setting, text, {n: n.partition(".")[2] for n in names})
+        if not matched:
             raise ConfigError(f"{setting} {text}: matches nothing that trains, such as {names[0] if names else 'nothing'}", "correct it")
-        if both := next((n for n in found if n in by), None):
+        if both := next((n for n in matched if n in by), None):
             raise ConfigError(f"{setting} {text}: overlaps {by[both]}, at {both}", "make each match layers of its own")
-        by |= dict.fromkeys(found, text)
-        out |= dict.fromkeys(found, value)
+        by |= dict.fromkeys(matched, text)
+        out |= dict.fromkeys(matched, value)
     return out
 
 
-def sizes(method: Method, layers: Iterable[str]) -> dict[str, Size]:
+def sizes(method: Method, layers: Iterable[str]) -> dict[str, RankAlpha]:
     """Rank and alpha of every layer, which are named with their network's place in a step: `denoiser.down_blocks...`.
 
     Raises:
@@ -137,11 +142,13 @@ def sizes(method: Method, layers: Iterable[str]) -> dict[str, Size]:
     out = {}
     for name in layers:
         rank = ranks.get(name, method.rank)
-        out[name] = Size(rank, alphas.get(name, float(rank) if method.alpha is None else method.alpha))
+        out[name] = RankAlpha(rank, alphas.get(name, float(rank) if method.alpha is None else method.alpha))
     return out
 
 
-def attach(net: nn.Module, method: Method, wanted: Mapping[str, Size], seed: int, start: Start | None = None) -> dict[str, nn.Parameter]:
+def attach(
+    net: nn.Module, method: Method, wanted: Mapping[str, RankAlpha], seed: int, start: Start | None = None
+) -> dict[str, nn.Parameter]:
     """Injects the adapter in fp32 into a frozen network's `wanted` layers and returns what trains, by name.
 
     Raises:
@@ -158,7 +165,8 @@ def attach(net: nn.Module, method: Method, wanted: Mapping[str, Size], seed: int
             peft.inject_adapter_in_model(config, net, NAME)
         else:
             net.add_adapter(config, adapter_name=NAME)  # type: ignore[operator]
-    if odd := layers(net).keys() ^ wanted.keys():
+    adapted = layers(net)
+    if odd := adapted.keys() ^ wanted.keys():
         raise FinetuneError(
             f"{len(odd)} layers were adapted or left out against what was asked for: {min(odd)}", "this is a bug worth reporting"
         )
@@ -166,43 +174,44 @@ def attach(net: nn.Module, method: Method, wanted: Mapping[str, Size], seed: int
     for parameter in trainable.values():
         parameter.data = parameter.data.float()
     for name, learned in (start or {}).items():
-        _load(net.get_submodule(name), row, learned, name)
+        _load(adapted[name], row, learned, name)
     if method.init in FROM_BASE:
-        for layer in layers(net).values():
-            layer.moved_from_base = {k: t.detach().clone() for k, t in _own(layer, row).items()}
+        for layer in adapted.values():
+            layer.moved_from_base = {k: t.detach().clone() for k, t in _held(layer, row.tensors).items()}
     return trainable
 
 
-def _config(row: Row, method: Method, wanted: Mapping[str, Size], counting: bool) -> Any:
+def _config(row: Row, method: Method, wanted: Mapping[str, RankAlpha], counting: bool) -> object:
     """PEFT's config; on networks without weights, which are only counted, nothing is computed from weights."""
-    said = row.settings(method.model_copy(update={"init": "default"}) if counting else method)
+    settings = row.settings(method.model_copy(update={"init": "default"}) if counting else method)
     if "rank_pattern" in row.takes:
         alpha = "lora_alpha" if row.config == "LoraConfig" else "alpha"
         exact = {f"^{re.escape(n)}": size for n, size in wanted.items()}  # so that one name's end is not taken for another's
         common = max(wanted.values(), key=list(wanted.values()).count)
-        said |= {"r": common.rank, alpha: common.alpha}
-        said |= {"rank_pattern": {n: s.rank for n, s in exact.items() if s.rank != common.rank}}
-        said |= {"alpha_pattern": {n: s.alpha for n, s in exact.items() if s.alpha != common.alpha}}
+        settings |= {"r": common.rank, alpha: common.alpha}
+        settings |= {"rank_pattern": {n: s.rank for n, s in exact.items() if s.rank != common.rank}}
+        settings |= {"alpha_pattern": {n: s.alpha for n, s in exact.items() if s.alpha != common.alpha}}
     # One expression, which must match a name whole: of a list, PEFT takes the ends of other names too.
-    return getattr(peft, row.config)(target_modules="|".join(map(re.escape, wanted)), **said)
+    return getattr(peft, row.config)(target_modules="|".join(map(re.escape, wanted)), **settings)
 
 
-def _check(net: nn.Module, method: Method, wanted: Mapping[str, Size]) -> None:
-    if odd := [n for n, size in wanted.items() if method.init == "orthogonal" and size.rank % 2]:
-        raise ConfigError(f"method.init orthogonal: takes even ranks, and that of {odd[0]} is {wanted[odd[0]].rank}", "choose another rank")
+def _check(net: nn.Module, method: Method, wanted: Mapping[str, RankAlpha]) -> None:
+    for name, size in wanted.items():
+        if method.init == "orthogonal" and size.rank % 2:
+            raise ConfigError(f"method.init orthogonal: takes even ranks, and that of {name} is {size.rank}", "choose another rank")
     for name in wanted:
-        layer: Any = net.get_submodule(name)
-        if method.init not in ("default", "gaussian") and layer.weight.ndim > 2:
+        weight = cast(Weighted, net.get_submodule(name)).weight
+        if method.init not in ("default", "gaussian") and weight.ndim > 2:
             raise ConfigError(f"method.init {method.init}: is for linear layers, and {name} is a convolution", "--targets attention+ff")
-        ROWS[method.kind].check(method, name, layer.weight.shape)
+        ROWS[method.kind].check(method, name, weight.shape)
 
 
-def layers(net: nn.Module) -> dict[str, Any]:
+def layers(net: nn.Module) -> dict[str, AdaptedLayer]:
     """The adapted layers by the name that the module has in the base."""
     return {n: m for n, m in net.named_modules() if isinstance(m, BaseTunerLayer)}
 
 
-def _tensor(layer: Any, attribute: str) -> Tensor | None:
+def _tensor(layer: AdaptedLayer, attribute: str) -> Tensor | None:
     held = getattr(layer, attribute)
     if NAME not in held:
         return None
@@ -210,21 +219,17 @@ def _tensor(layer: Any, attribute: str) -> Tensor | None:
     return tensor
 
 
-def _held(layer: Any, attributes: Mapping[str, str]) -> dict[str, Tensor]:
+def _held(layer: AdaptedLayer, attributes: Mapping[str, str]) -> dict[str, Tensor]:
     """The layer's own tensors by our names, from PEFT's."""
-    found = {name: _tensor(layer, attribute) for name, attribute in attributes.items()}
-    return {name: t for name, t in found.items() if t is not None}
-
-
-def _own(layer: Any, row: Row) -> dict[str, Tensor]:
-    return _held(layer, row.tensors)
+    tensors = {name: _tensor(layer, attribute) for name, attribute in attributes.items()}
+    return {name: t for name, t in tensors.items() if t is not None}
 
 
 MOST_MISSED = 0.02  # of a change, where it is approximated: more is another adapter
 
 
 @torch.no_grad()
-def _load(layer: Any, row: Row, learned: Learned, name: str) -> None:
+def _load(layer: AdaptedLayer, row: Row, learned: Learned, name: str) -> None:
     """Puts what a file holds into a layer's tensors, whose strength is not folded in."""
     change = learned.change
     if row.begin and change.kind in row.after and (change.kind != row.file or not row.tensors):
@@ -235,22 +240,22 @@ def _load(layer: Any, row: Row, learned: Learned, name: str) -> None:
     _fill(layer, row, change.tensors, name, row.tensors)
 
 
-def _begun(layer: Any, row: Row, learned: Learned, name: str) -> dict[str, Tensor]:
+def _begun(layer: AdaptedLayer, row: Row, learned: Learned, name: str) -> dict[str, Tensor]:
     """The row's own tensors for a change of another kind."""
     weight: Tensor = layer.get_base_layer().weight.detach().float()
     t = {k: v.to(weight) for k, v in learned.change.tensors.items()}
     difference = t["diff"] if "diff" in t else t["up"].flatten(1) @ t["down"].flatten(1)
     difference = difference.reshape(weight.shape)
-    tensors, made = getattr(beginnings, row.begin)(weight, difference, learned.size.rank)
-    missed = float((made - difference).norm() / difference.norm())
+    tensors, difference_made = getattr(beginnings, row.begin)(weight, difference, learned.size.rank)
+    missed = float((difference_made - difference).norm() / difference.norm())
     if missed > MOST_MISSED:
         raise ConfigError(
             f"method.start: what its file changes in {name} is no {row.file if row.tensors else 'rotation'} of rank {learned.size.rank}: "
             f"{missed:.0%} of it would be lost",
             "give the adapter type that it was trained as, or a higher --rank",
         )
-    own = _held(layer, row.made or row.tensors)
-    return {k: _padded(t, own[k]).view_as(own[k]) for k, t in tensors.items()}
+    held = _held(layer, row.made or row.tensors)
+    return {k: _padded(t, held[k]).view_as(held[k]) for k, t in tensors.items()}
 
 
 def _padded(t: Tensor, like: Tensor) -> Tensor:
@@ -262,17 +267,24 @@ def _padded(t: Tensor, like: Tensor) -> Tensor:
     return out
 
 
-def _fill(layer: Any, row: Row, tensors: Mapping[str, Tensor], name: str, attributes: Mapping[str, str]) -> None:
-    own, folded = _held(layer, attributes), next((n for n in row.folded if n in tensors), None)
-    here, there = ({k: tuple(t.flatten().shape if k == "rows" else t.shape) for k, t in some.items()} for some in (own, tensors))
+def _fill(layer: AdaptedLayer, row: Row, tensors: Mapping[str, Tensor], name: str, attributes: Mapping[str, str]) -> None:
+    held, folded = _held(layer, attributes), next((n for n in row.folded if n in tensors), None)
+    here, there = _shapes(held), _shapes(tensors)
     if here != there:
         raise ConfigError(
             f"method.start: its tensors of {name} have the shapes {there}, and {row.config} makes {here}",
             "give the settings that it was trained with, such as method.factor",
         )
-    for key, tensor in own.items():
-        value = tensors[key].float() / float(layer.scaling[NAME]) if key == folded else tensors[key].float()
+    for key, tensor in held.items():
+        value = tensors[key].float()
+        if key == folded:
+            value = value / float(layer.scaling[NAME])
         tensor.copy_(value.view(tensor.shape))
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Norms of rows are a row here and a column there."""
+    return {k: tuple(t.flatten().shape if k == "rows" else t.shape) for k, t in tensors.items()}
 
 
 @torch.no_grad()
@@ -282,31 +294,33 @@ def result(net: nn.Module, kind: str) -> dict[str, Change]:
     return {name: _change(layer, row) for name, layer in layers(net).items()}
 
 
-def _change(layer: Any, row: Row) -> Change:
+def _change(layer: AdaptedLayer, row: Row) -> Change:
     if not row.tensors:
         weight, delta = layer.get_base_layer().weight.detach().float(), layer.get_delta_weight(NAME).detach().float()
         return Change(row.file, {"diff": row.change(weight, delta).cpu().contiguous()})
-    made = {k: t.detach().float().cpu().clone() for k, t in _own(layer, row).items()}
-    folded, strength = next(n for n in row.folded if n in made), float(layer.scaling[NAME])
-    made[folded] *= strength
-    if "rows" in made:
-        made["rows"] = made["rows"].flatten()
+    tensors = {k: t.detach().float().cpu().clone() for k, t in _held(layer, row.tensors).items()}
+    folded, strength = next(n for n in row.folded if n in tensors), float(layer.scaling[NAME])
+    tensors[folded] *= strength
+    if "rows" in tensors:
+        tensors["rows"] = tensors["rows"].flatten()
     if before := getattr(layer, "moved_from_base", None):  # the change is what was learned since, of twice the rank
-        made["down"] = torch.cat([made["down"], before["down"].float().cpu()])
-        made["up"] = torch.cat([made["up"], -strength * before["up"].float().cpu()], 1)
-    return Change(row.file, made)
+        tensors["down"] = torch.cat([tensors["down"], before["down"].float().cpu()])
+        tensors["up"] = torch.cat([tensors["up"], -strength * before["up"].float().cpu()], 1)
+    return Change(row.file, tensors)
 
 
 @contextmanager
 def disabled(nets: Iterable[nn.Module]) -> Iterator[None]:
     """The networks without their adapters. PEFT's own switch would also turn on the gradients of what is to stay as it is."""
-    found = [layer for net in nets for layer in layers(net).values()]
-    for layer in found:
+    adapted: list[AdaptedLayer] = []
+    for net in nets:
+        adapted += layers(net).values()
+    for layer in adapted:
         layer._disable_adapters = True
     try:
         yield
     finally:
-        for layer in found:
+        for layer in adapted:
             layer._disable_adapters = False
 
 

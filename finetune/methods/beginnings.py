@@ -30,16 +30,16 @@ def decomposed(weight: Tensor, difference: Tensor, rank: int) -> Made:
     nearest = (unit * base).sum(1, keepdim=True)  # where t is longest along w
     g = torch.Generator().manual_seed(0)
     around = (rows * torch.randn(rows.shape, generator=g, dtype=rows.dtype).to(rows).mul(0.3).exp() for _ in range(ANEW))
-    found: list[tuple[tuple[Tensor, Tensor], float]] = []
+    searches: list[tuple[tuple[Tensor, Tensor], float]] = []
     for norms in (nearest, rows, *around):
-        found.append(_turns(base, change, unit, rows, norms, rank))
-        if found[-1][1] <= GOOD:
+        searches.append(_turns(base, change, unit, rows, norms, rank))
+        if searches[-1][1] <= GOOD:
             break
-    (down, up), _ = min(found, key=lambda f: f[1])
+    (down, up), _ = min(searches, key=lambda f: f[1])
     moved = base + up @ down
-    made = moved * rows / moved.norm(dim=1, keepdim=True) - base
+    reached = moved * rows / moved.norm(dim=1, keepdim=True) - base
     tensors = {"down": down, "up": up, "rows": rows.flatten()}
-    return {k: t.float() for k, t in tensors.items()}, made.float().view_as(weight)
+    return {k: t.float() for k, t in tensors.items()}, reached.float().view_as(weight)
 
 
 def _turns(base: Tensor, change: Tensor, unit: Tensor, rows: Tensor, norms: Tensor, rank: int) -> tuple[tuple[Tensor, Tensor], float]:
@@ -65,5 +65,5 @@ def rotation(weight: Tensor, difference: Tensor, size: int) -> Made:
     eye = torch.eye(size, dtype=turn.dtype, device=turn.device)
     skew = torch.linalg.solve(eye + turn, eye - turn)
     above = torch.triu_indices(size, size, 1, device=turn.device)
-    made = (base @ turn.transpose(1, 2) - base).transpose(0, 1).flatten(1)
-    return {"turn": skew[:, above[0], above[1]].float()}, made.float().view_as(weight)
+    turned = (base @ turn.transpose(1, 2) - base).transpose(0, 1).flatten(1)
+    return {"turn": skew[:, above[0], above[1]].float()}, turned.float().view_as(weight)

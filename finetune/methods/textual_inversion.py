@@ -1,12 +1,14 @@
 """Textual Inversion (Gal et al. 2022, arXiv:2208.01618): new tokens whose embeddings train, and nothing else of the text encoder."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune import randomness
+from finetune.methods.networks import TransformersModel
 
 RETRACT = 0.1  # share of the way, in logarithms, that a row's norm is drawn back to the table's each step
 
@@ -59,16 +61,20 @@ def initial(table: Tensor, like: Sequence[int], vectors: int, *key: randomness.K
     return rows + 0.1 * rows.std() * noise * again
 
 
+def words_of(encoder: nn.Module) -> nn.Embedding:
+    """A text encoder's embeddings of words."""
+    return cast(nn.Embedding, cast(TransformersModel, encoder).get_input_embeddings())
+
+
 def attach(encoder: nn.Module, rows: Tensor, first: int) -> NewRows:
     """Puts `rows` [N, D] behind the text encoder's table, for the ids from `first` on."""
-    table = encoder.get_input_embeddings()  # type: ignore[operator]
-    made = NewRows(table, rows, first)
-    encoder.set_input_embeddings(made)  # type: ignore[operator]
-    return made
+    new = NewRows(words_of(encoder), rows, first)
+    cast(TransformersModel, encoder).set_input_embeddings(new)
+    return new
 
 
 def result(encoder: nn.Module, tokens: Mapping[str, int]) -> dict[str, Tensor]:
     """The rows of each token, [vectors, D], fp32 on the CPU; `tokens` are names with their numbers of vectors."""
-    made = encoder.get_input_embeddings()  # type: ignore[operator]
-    parts = made.rows.detach().float().cpu().clone().split(list(tokens.values()))
+    new = cast(NewRows, cast(TransformersModel, encoder).get_input_embeddings())
+    parts = torch.split(new.rows.detach().float().cpu().clone(), list(tokens.values()))
     return dict(zip(tokens, parts, strict=True))

@@ -36,7 +36,7 @@ class Preserving:
             before = ask.predict(noised.x_t, noised.t, preserved, "base").to(error.dtype)
         after = ask.predict(noised.x_t, noised.t, preserved).to(error.dtype)
         learned = _column([caption is not None for caption in batch.captions], error)
-        changed = [caption is None or caption != said for caption, said in zip(batch.captions, preserved, strict=True)]
+        changed = [caption is None or caption != kept for caption, kept in zip(batch.captions, preserved, strict=True)]
         return learned * error + self.weight * _column(changed, error) * torch.square(after - before)
 
     def at(self, level: float) -> Objective:

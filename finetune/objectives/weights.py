@@ -57,13 +57,17 @@ class P2:
 
 
 WEIGHTS: dict[str, Callable[..., Weight]] = {
-    "uniform": lambda: uniform, "min-snr": MinSNR, "soft-min-snr": SoftMinSNR, "debiased": Debiased, "p2": P2,
-}  # fmt: skip
+    "uniform": lambda: uniform,
+    "min-snr": MinSNR,
+    "soft-min-snr": SoftMinSNR,
+    "debiased": Debiased,
+    "p2": P2,
+}
 
 
 def reparametrised(weight: Weight, snr: Tensor, prediction_type: str) -> Tensor:
     """[B]: the weight for a network that predicts epsilon, v or x_0. Uniform stays uniform: it is the plain error of each."""
-    made = weight(snr)
+    of_epsilon = weight(snr)
     if weight is uniform or prediction_type == "epsilon":
-        return made
-    return made * (snr / (snr + 1) if prediction_type == "v_prediction" else snr)
+        return of_epsilon
+    return of_epsilon * (snr / (snr + 1) if prediction_type == "v_prediction" else snr)

@@ -1,7 +1,6 @@
 """What `auto` becomes, where a command line leaves it open which pictures are held out and which prompts are drawn. Torch-free."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from finetune.config import Job
 from finetune.config.load import Settings
@@ -48,7 +47,7 @@ def resolved(job: Job, pictures: Pictures, calls: int) -> Job:
     return _with(job, held, prompts(job, pictures, calls) if job.run.automatic else job.run.sample_prompt)
 
 
-def _with(job: Job, holdout: Any, prompts: tuple[str, ...]) -> Job:
+def _with(job: Job, holdout: str | float | None, prompts: tuple[str, ...]) -> Job:
     data = job.data.model_copy(update={"holdout": holdout})
     return job.model_copy(update={"data": data, "run": job.run.model_copy(update={"sample_prompt": prompts})})
 
@@ -58,10 +57,10 @@ def prompts(job: Job, pictures: Pictures, calls: int) -> tuple[str, ...]:
     if not calls:
         return ()
     room = int(SHARE / share(job, 1, calls))
-    return tuple(dict.fromkeys(_said(job, pictures)))[: max(1, min(MOST, room))]
+    return tuple(dict.fromkeys(_shown(job, pictures)))[: max(1, min(MOST, room))]
 
 
-def _said(job: Job, pictures: Pictures) -> Iterator[str]:
+def _shown(job: Job, pictures: Pictures) -> Iterator[str]:
     if job.trigger:
         yield job.trigger
     for side in (pictures.held, pictures.train):

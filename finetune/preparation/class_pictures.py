@@ -1,7 +1,5 @@
 """Class pictures for prior preservation: drawn from the base itself before training, kept under what made them, and used again."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +10,17 @@ from finetune.config.job import Job
 from finetune.data import cache, folder, scan
 from finetune.data.captions import Wording
 from finetune.data.decode import EXTENSIONS
+from finetune.data.encoded import Text
 from finetune.data.sample import Found, Sample
 from finetune.data.scan import Origin
 from finetune.errors import ConfigError
+from finetune.families import load
 from finetune.families.family import Family
+from finetune.preparation.encoding import Crew
+from finetune.preparation.work import Work
 from finetune.results.stored import CLASSES, DRAWN
 from finetune.sampling import draw
-
-Phase = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+from finetune.sampling.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -52,21 +53,21 @@ class ClassPictures:
 
     @cached_property
     def folder(self) -> Path:
-        own = self.job.subject.class_data
-        return files.home(own) if own else files.cache_root() / CLASSES / self.key
+        given = self.job.subject.class_data
+        return files.home(given) if given else files.cache_root() / CLASSES / self.key
 
     def path(self, number: int) -> Path:
         return self.folder / f"class-{self.key}-{number:06d}.png"
 
     @cached_property
-    def own(self) -> Found:
+    def given(self) -> Found:
         """A person's pictures in the folder: all that no base drew, for this job or for another."""
         there = list(folder.walk(self.folder, Found())) if self.folder.is_dir() else []
-        if not any(_own(name) and Path(name).suffix.lower() in EXTENSIONS for name in there):
+        if not any(_is_persons(name) and Path(name).suffix.lower() in EXTENSIONS for name in there):
             return Found()
-        found = scan.scan(replace(self._origin, skip=lambda name: not _own(name)))
-        found.refuse()
-        return found
+        pictures = scan.scan(replace(self._origin, skip=lambda name: not _is_persons(name)))
+        pictures.refuse()
+        return pictures
 
     @property
     def _origin(self) -> Origin:
@@ -79,42 +80,40 @@ class ClassPictures:
         Raises:
             ConfigError: there would be none at all.
         """
-        count = max(0, self.job.subject.class_count - len(self.own.samples))
-        if not self.own.samples and not count:
+        count = max(0, self.job.subject.class_count - len(self.given.samples))
+        if not self.given.samples and not count:
             raise ConfigError(f"--class-data {self.folder}: holds no pictures, and --class-count is 0", "give one of them")
         return count
 
-    def ensure(self, rank: int, world: int, phase: Phase, poll: Callable[[], None]) -> None:
+    def ensure(self, crew: Crew) -> None:
         """Draws this process's share of what is missing, in batches whose places do not depend on what is there."""
         size = self.job.subject.class_batch or draw.at_once(self.side)
         numbers = list(range(self.count))
-        batches = [numbers[i : i + size] for i in range(0, len(numbers), size)][rank::world]
+        batches = [numbers[i : i + size] for i in range(0, len(numbers), size)][crew.rank :: crew.world]
         mine = [b for b in batches if not all(self.path(n).exists() for n in b)]
         if not self.job.subject.class_data:
             files.touch(self.folder)
         if not mine:
             return
         files.check_writable(self.folder)
-        with phase(f'drawing class pictures: "{self.job.subject.class_word}"', sum(map(len, mine))) as tick:
+        with crew.phase(f'drawing class pictures: "{self.job.subject.class_word}"', sum(map(len, mine))) as tick:
             pipeline, pair = self._pipeline()
             for batch in mine:
-                poll()
+                crew.poll()
                 self._draw(pipeline, pair, batch)
                 for _ in batch:
                     tick()
         self.family.parts.free(*self.family.spec.parts)
 
-    def _pipeline(self) -> tuple[Any, Any]:
+    def _pipeline(self) -> tuple[Pipeline, tuple[Text, Text]]:
         family = self.family
         prompt, empty = family.texts([self.facts["prompt"], ""])
         family.parts.free(*family.spec.text)
         return family.pipeline(), (prompt, family.unconditional(empty))
 
-    def _draw(self, pipeline: Any, pair: Any, batch: list[int]) -> None:
-        facts = self.facts
-        images = draw.draw(
-            self.family, pipeline, [pair] * len(batch), batch, facts["steps"], facts["guidance"], self.side, len(batch)
-        )  # fmt: skip
+    def _draw(self, pipeline: Pipeline, pair: tuple[Text, Text], batch: list[int]) -> None:
+        facts, pairs = self.facts, [pair] * len(batch)
+        images = draw.draw(self.family, pipeline, pairs, batch, facts["steps"], facts["guidance"], self.side, len(batch))
         for number, image in zip(batch, images, strict=True):
             if not self.path(number).exists():
                 draw.save_png(image, self.path(number), {**facts, "seed": number})
@@ -123,9 +122,25 @@ class ClassPictures:
         """All of them, with the loss weight of the prior; a person's own captions have the class word in front."""
         drawn = scan.scan(self._origin, [scan.file_item(self.path(n)) for n in range(self.count)]) if self.count else Found()
         drawn.refuse()
-        return [replace(s, weight=self.job.subject.prior_weight) for s in (*self.own.samples, *drawn.samples)]
+        return [replace(s, weight=self.job.subject.prior_weight) for s in (*self.given.samples, *drawn.samples)]
 
 
-def _own(name: str) -> bool:
+def class_pictures(work: Work, crew: Crew) -> list[Sample]:
+    """Those that prior preservation asks for; the missing ones are drawn."""
+    if not work.job.subject.prior:
+        return []
+    family = work.family
+    if family.source.zero_snr:  # the base draws by its own schedule
+        family = load.family(replace(family.source, zero_snr=False), family.device, family.dtype)
+    pictures = ClassPictures(work.job, family, work.side)
+    pictures.ensure(crew)
+    crew.wait()
+    samples = pictures.samples()
+    crew.say(f"class pictures: {len(samples)} in {pictures.folder}")
+    pictures.given.describe(crew.say)
+    return samples
+
+
+def _is_persons(name: str) -> bool:
     """Whether a file is a person's, and not drawn by a base, for this job or for another."""
     return not DRAWN.fullmatch(Path(name).name)

@@ -9,7 +9,7 @@ from finetune.data.buckets import Buckets, largest_step
 from finetune.data.captions import Wording
 from finetune.data.crop import Augment
 from finetune.data.encoded import Pixels
-from finetune.data.sample import Pictures, Sample
+from finetune.data.sample import Found, Pictures, Sample
 from finetune.data.scan import Origin
 from finetune.data.tables import Columns
 from finetune.data.templates import TEMPLATES
@@ -22,6 +22,14 @@ def gathered(job: Job) -> Pictures:
     return scan.load(origins(job), job.data.holdout, held_as(job))
 
 
+def scanned(job: Job) -> Found:
+    """All that lies where the job's pictures come from, problems included."""
+    found, places = Found(), origins(job)
+    for origin in places:
+        found.add(scan.scan(origin), f"{origin.place}/" if len(places) > 1 else "")
+    return found
+
+
 def held_as(job: Job) -> Origin:
     """How a --holdout folder is read: as `data` says, whatever single sources say of themselves."""
     d = job.data
@@ -32,17 +40,22 @@ def origins(job: Job) -> list[Origin]:
     """Where the job's pictures come from and how they are taken."""
     d = job.data
     wording = Wording(
-        trigger=job.trigger, templates=TEMPLATES[d.template if job.method.new_tokens else "none"], tokens=job.method.new_tokens,
-        shuffle=d.shuffle_tags, keep=d.keep_tags, drop=d.tag_dropout, wildcards=d.wildcards, variants=d.caption_variants,
+        trigger=job.trigger,
+        templates=TEMPLATES[d.template if job.method.new_tokens else "none"],
+        tokens=job.method.new_tokens,
+        shuffle=d.shuffle_tags,
+        keep=d.keep_tags,
+        drop=d.tag_dropout,
+        wildcards=d.wildcards,
+        variants=d.caption_variants,
         seed=job.run.seed,
-    )  # fmt: skip
-    return [
-        Origin(
-            s.path, replace(wording, caption=s.caption, prefix=s.prefix or "", suffix=s.suffix or ""), d.background, s.mask or "none",
-            Columns(s.image_column, s.caption_column), s.split, d.caption_lines == "each", s.repeats, s.weight,
-        )
-        for s in d.places
-    ]  # fmt: skip
+    )
+    out = []
+    for s in d.places:
+        words = replace(wording, caption=s.caption, prefix=s.prefix or "", suffix=s.suffix or "")
+        columns, each_line = Columns(s.image_column, s.caption_column), d.caption_lines == "each"
+        out.append(Origin(s.path, words, d.background, s.mask or "none", columns, s.split, each_line, s.repeats, s.weight))
+    return out
 
 
 def pixels(job: Job) -> Pixels:
@@ -82,12 +95,12 @@ def buckets(job: Job, family: Family) -> Buckets:
     return Buckets(sides, step, d.bucket_min or min(sides) // 2, d.bucket_max or max(sides) * 2, not d.buckets, d.bucket_merge, d.enlarge)
 
 
-def shown(job: Job, batch: int) -> int:
+def instances(job: Job, batch: int) -> int:
     """How many of a global batch's pictures are the job's own; class pictures are the other half."""
     return max(1, batch // 2) if job.subject.prior else batch
 
 
-def planned(job: Job) -> int:
+def global_batch(job: Job) -> int:
     """The global batch of the processes that the job itself starts."""
     return job.optim.batch * job.optim.accumulate * (job.run.processes or 1)
 
@@ -104,14 +117,15 @@ class Data:
         plan.describe(self.pictures.train, self.batch, self.sizes, say)
 
 
-def cut(job: Job, family: Family, pictures: Pictures, global_batch: int, classes: Sequence[Sample] = ()) -> Data:
-    """Gives every picture the size that it is cut to: those to train on one at each resolution, the others at the first.
+def cut(job: Job, family: Family, pictures: Pictures, batch: int, classes: Sequence[Sample] = ()) -> Data:
+    """Gives every picture the size that it is cut to: those to train on one at each resolution, the others at the first. `batch` is the
+    global one.
 
     Raises:
         ConfigError: the base's autoencoder cannot make a size.
     """
-    sizes, batch = buckets(job, family), shown(job, global_batch)
-    train = sizes.assign(pictures.train, batch=batch)
+    sizes, of_job = buckets(job, family), instances(job, batch)
+    train = sizes.assign(pictures.train, batch=of_job)
     beside = sizes.assign(list(classes), sizes.sides[:1])  # they were drawn at that resolution
     held = sizes.assign(pictures.held, sizes.sides[:1])
-    return Data(replace(pictures, train=train, classes=beside, held=held), sizes, batch)
+    return Data(replace(pictures, train=train, classes=beside, held=held), sizes, of_job)

@@ -1,9 +1,10 @@
 """The phase before training: pictures to latents, captions to hidden states, by all processes together; then the encoders are freed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -49,20 +50,24 @@ class Crew:
 def encode(work: Work, pictures: Pictures, crew: Crew) -> tuple[Encoded, dict[str, Text]]:
     """Latents of all pictures; and what the text encoders make of captions and prompts, unless they are to stay live."""
     job, family = work.job, work.family
-    said = {other for caption in pictures.captions for other in work.objective.captions(caption)}
-    captions = sorted({*pictures.captions, *said, *job.run.sample_prompt})
+    asked = {*pictures.captions, *job.run.sample_prompt}
+    for caption in pictures.captions:
+        asked.update(work.objective.captions(caption))
+    captions = sorted(asked)
     report_long_captions(family, captions, crew.say)
     shown = pixels(job)
     jobs = picture_jobs([*pictures.train, *pictures.classes], shown, pictures.held)
     store, names = latents_of(family), {} if work.trainees.live else caption_keys(captions)
     if crew.rank == 0:
-        used = {store.root: [j.name for batch in jobs for j in batch]}
-        prune.remember(crew.note or job.run.folder, used | ({texts_of(family).root: names.values()} if names else {}))
+        used: dict[Path, Iterable[bytes]] = {store.root: [variant.name for variant in chain.from_iterable(jobs)]}
+        if names:
+            used[texts_of(family).root] = names.values()
+        prune.remember(crew.note or job.run.folder, used)
     _latents(family, jobs, shown.background, store, crew)
-    made = Encoded(pictures.all, store, shown, lambda job: _again(family, job, shown.background, store))
+    encoded = Encoded(pictures.all, store, shown, lambda job: _again(family, job, shown.background, store))
     if family.device.type == "cuda":
-        made.place(family.device, int(torch.cuda.mem_get_info(family.device)[0] * ROOM))
-    return made, _texts(family, names, crew) if names else {}
+        encoded.place(family.device, int(torch.cuda.mem_get_info(family.device)[0] * ROOM))
+    return encoded, _texts(family, names, crew) if names else {}
 
 
 def _again(family: Family, job: Variant, background: str, store: Cache) -> None:
@@ -129,23 +134,27 @@ def _encode(family: Family, jobs: Sequence[Variant], background: str, pool: Thre
     """The rows of pictures of one size. As many are always encoded at once, so that a row does not depend on its neighbours."""
     if not jobs:
         return []
-    made = list(pool.map(lambda job: prepared(job.sample, job.view, background), jobs))
-    pixels = torch.stack([to_tensor(p.image) for p in made])
+    pictures = list(pool.map(lambda job: prepared(job.sample, job.view, background), jobs))
+    pixels = torch.stack([to_tensor(p.image) for p in pictures])
     padded = torch.cat([pixels, pixels[-1:].expand(at_once(jobs[0].sample.size) - len(jobs), *pixels.shape[1:])])
     mean, deviation = (t[: len(jobs)].cpu() for t in family.encode(padded))
-    if odd := next((job for job, *row in zip(jobs, mean, deviation, strict=True) if not all(t.isfinite().all() for t in row)), None):
-        raise DataError(f"{odd.sample.name}: the autoencoder of {family.source.id} makes no finite numbers of it", "remove the picture")
-    rows = [{"x_0.mean": m, "x_0.deviation": d, "crop": torch.tensor(p.crop)} for m, d, p in zip(mean, deviation, made, strict=True)]
-    grid = Size(*mean.shape[-2:])
-    masks = [None if p.mask is None else _mask(job, p.mask, grid) for job, p in zip(jobs, made, strict=True)]
-    return [row if mask is None else row | {LOSS_MASK: mask} for row, mask in zip(rows, masks, strict=True)]
+    for job, m, d in zip(jobs, mean, deviation, strict=True):
+        if not (m.isfinite().all() and d.isfinite().all()):
+            raise DataError(f"{job.sample.name}: the autoencoder of {family.source.id} makes no finite numbers of it", "remove the picture")
+    rows, grid = [], Size(*mean.shape[-2:])
+    for job, picture, m, d in zip(jobs, pictures, mean, deviation, strict=True):
+        row = {"x_0.mean": m, "x_0.deviation": d, "crop": torch.tensor(picture.crop)}
+        if picture.mask is not None:
+            row[LOSS_MASK] = _mask(job, picture.mask, grid)
+        rows.append(row)
+    return rows
 
 
 def _mask(job: Variant, mask: Image, grid: Size) -> Tensor:
-    made = cut_mask(mask, job.sample.size, grid, job.view)
-    if not made.any():
+    column = cut_mask(mask, job.sample.size, grid, job.view)
+    if not column.any():
         raise DataError(f"the mask of {job.sample.name}: nothing of the part that is trained on is white", "correct or remove the mask")
-    return made
+    return column
 
 
 def texts_of(family: Family) -> Cache:

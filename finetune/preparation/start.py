@@ -7,7 +7,7 @@ from finetune.config.adapter_types import ROWS, Row
 from finetune.config.job import Job
 from finetune.errors import ConfigError
 from finetune.families.family import Family
-from finetune.methods.adapter import Change, Learned, Size, Start
+from finetune.methods.adapter import Change, Learned, RankAlpha, Start
 from finetune.methods.trainees import DENOISER, taught, unused
 
 
@@ -21,33 +21,43 @@ def start(job: Job, family: Family) -> dict[str, Start] | None:
     path, spec = job.method.start, family.spec
     if path is None:
         return None
-    found, row = read(path, spec.name), ROWS[job.method.kind]
-    modules = {(part, m): w for (part, m), w in found.on(spec.denoiser).items() if not unused(family, part, m)}
-    of = landing.shapes_of(family)
-    if misfit := landing.misfit(of, modules):
+    file, row = read(path, spec.name), ROWS[job.method.kind]
+    modules = {(part, m): w for (part, m), w in file.on(spec.denoiser).items() if not unused(family, part, m)}
+    shapes = landing.shapes_of(family)
+    if misfit := landing.misfit(shapes, modules):
         raise ConfigError(f"method.start {path}: was made for another base: {family.source.id} {misfit}", "choose its base with --base")
-    held = {w.kind for w in modules.values()}
-    if odd := held - ({row.file} if row.tensors else set()) - row.after:
-        able = ", ".join(kind for kind, r in ROWS.items() if held <= ({r.file} if r.tensors else set()) | r.after) or "none here"
+    kinds = {w.kind for w in modules.values()}
+    if odd := kinds - _continued(row):
+        able = ", ".join(kind for kind, other in ROWS.items() if kinds <= _continued(other)) or "none here"
         raise ConfigError(f"method.start {path}: holds {', '.join(sorted(odd))}", f"--adapter {able} goes on from it")
-    said = found.contract  # of a file of ours the strength is folded in, and the header has the one that it trained with
-    strength = said.training_alpha / said.rank if said and said.rank else None
-    usual = said.rank if said and said.rank else job.method.rank  # of whole differences, which have none of their own
+    strength, usual = None, job.method.rank  # the rank is that of whole differences, which have none of their own
+    if file.contract and file.contract.rank:  # of a file of ours the strength is folded in, and the header has the one that it trained with
+        strength, usual = file.contract.training_alpha / file.contract.rank, file.contract.rank
     parts: dict[str, dict[str, Learned]] = {part: {} for part in taught(family, job)}
     names = {spec.denoiser: DENOISER}
-    there = {folder: {n for n, _ in family.parts.skeleton(folder).named_modules()} for folder in {folder for folder, _ in modules}}
+    there = _layers(family, {folder for folder, _ in modules})
     for (folder, module), w in modules.items():
-        w, part = w.shaped(landing.weight_shape(of, (folder, module))), names.get(folder, folder)
+        w, part = w.shaped(landing.weight_shape(shapes, (folder, module))), names.get(folder, folder)
         if part not in parts:
             raise ConfigError(f"method.start {path}: changes the {folder} too", "--set method.text_encoder=true trains it too")
         change = _change(w, row, str(path))
         rank = usual if w.kind == "full" else w.rank or _whole(w)
         alpha = rank * (w.strength if strength is None else strength)
-        own = module if module in there[folder] else module.removeprefix("text_model.")  # which newer versions of transformers leave out
-        parts[part][own] = Learned(change, Size(rank, alpha))
-    if empty := [part for part, own in parts.items() if not own]:
+        name = module if module in there[folder] else module.removeprefix("text_model.")  # which newer versions of transformers leave out
+        parts[part][name] = Learned(change, RankAlpha(rank, alpha))
+    if empty := [part for part, learned in parts.items() if not learned]:
         raise ConfigError(f"method.start {path}: holds nothing for the {empty[0]}", "leave method.text_encoder out")
     return dict(parts)
+
+
+def _continued(row: Row) -> set[str]:
+    """The kinds of files that an adapter of this type goes on from."""
+    return {*row.after, row.file} if row.tensors else set(row.after)
+
+
+def _layers(family: Family, folders: set[str]) -> dict[str, set[str]]:
+    """The names of all modules of networks."""
+    return {folder: {name for name, _ in family.parts.skeleton(folder).named_modules()} for folder in folders}
 
 
 def _whole(w: Weights) -> int:

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from finetune import files
 from finetune.config import optimizers
 from finetune.config.job import Job
 from finetune.data.sample import Found, Pictures
 from finetune.errors import ConfigError
 from finetune.families import single_file
 from finetune.families.family import Family
+from finetune.header import tensors_file
 from finetune.methods.adapter import Start
 from finetune.methods.trainees import Counted, Trainees, trainees
 from finetune.objectives.build import objective
@@ -35,6 +37,12 @@ class Work:
     trainees: Trainees
     groups: list[Counted]  # what will train, at which rates
 
+    def hashes(self) -> dict[str, str]:
+        """Of what it is done with besides pictures: the base's parts, and a file that it goes on from."""
+        base, file = self.family.source, self.job.method.start
+        hashes = {part: base.fingerprint(part) for part in (*base.spec.parts, *base.spec.tokenizers, "scheduler")}
+        return hashes if file is None else hashes | {"start": files.sha256(tensors_file(file))}
+
     def notes(self) -> list[str]:
         """What should be said before any of it is done."""
         return self.family.notes() + export.notes(self.trainees)
@@ -56,7 +64,7 @@ def planned(job: Job, family: Family, pictures: Pictures | None, batch: int, dev
     learns = objective(family.schedule().to(family.device), job.objective, job.trigger)
     begins = start(job, family)
     trains = trainees(family, job, begins)
-    export.check(trains)
+    export.check_formats(trains)
     groups = trains.count({place: family.parts.skeleton(folder) for place, folder in trains.places.items()})
     optimizers.check_rates(job.optim.optimizer, [group.lr for group in groups])
     return Work(job, family, side(job, family), batch, learns, begins, trains, groups)

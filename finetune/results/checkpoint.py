@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,11 +49,12 @@ def save(root: Path, step: int, tensors: State, more: dict[str, Any], keep: int)
 
 def prune(root: Path, step: int, keep: int) -> None:
     """Removes what a run at this step does not go on from: older checkpoints than the newest `keep`, later ones, and halves of some."""
-    found = steps(root)
-    for old in [s for s in found if s > step] + [s for s in found if s <= step][keep:]:
+    saved = steps(root)
+    for old in [s for s in saved if s > step] + [s for s in saved if s <= step][keep:]:
         shutil.rmtree(of_step(root, old), ignore_errors=True)
-    for half in [path for pattern in HALVES for path in root.glob(pattern)]:
-        shutil.rmtree(half, ignore_errors=True)
+    for pattern in HALVES:
+        for half in list(root.glob(pattern)):
+            shutil.rmtree(half, ignore_errors=True)
 
 
 def remove(root: Path) -> None:
@@ -69,11 +70,13 @@ def is_valid(folder: Path) -> bool:
     """Whether every file has the size and the hash that the manifest says."""
     try:
         manifest = from_json(files.read_text(folder / MANIFEST))
-        return manifest.keys() >= set(PARTS) and all(
-            (folder / name).stat().st_size == m["size"] and files.sha256(folder / name) == m["sha256"] for name, m in manifest.items()
-        )
+        return manifest.keys() >= set(PARTS) and all(_is_as_written(folder / name, row) for name, row in manifest.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def _is_as_written(path: Path, row: Mapping[str, Any]) -> bool:
+    return bool(path.stat().st_size == row["size"] and files.sha256(path) == row["sha256"])
 
 
 def valid(root: Path) -> Iterator[Path]:
@@ -83,8 +86,8 @@ def valid(root: Path) -> Iterator[Path]:
 
 def facts(folder: Path) -> dict[str, Any]:
     """What was saved beside the tensors, and the `step`."""
-    found: dict[str, Any] = from_json(files.read_text(folder / FACTS))
-    return found
+    noted: dict[str, Any] = from_json(files.read_text(folder / FACTS))
+    return noted
 
 
 def load(folder: Path) -> tuple[State, dict[str, Any]]:

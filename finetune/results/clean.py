@@ -24,7 +24,7 @@ class NoRuns(DataError):
 
 
 @dataclass(frozen=True)
-class Item:
+class Removable:
     """Something that can go."""
 
     kind: str
@@ -37,7 +37,7 @@ class Item:
 class Findings:
     """What can go, and what stays although it was asked for, with the reason."""
 
-    items: list[Item] = field(default_factory=list)
+    items: list[Removable] = field(default_factory=list)
     stays: dict[Path, str] = field(default_factory=dict)
 
     @property
@@ -51,19 +51,18 @@ def runs(place: Path) -> list[Path]:
     Raises:
         NoRuns: there is no such folder, or no run in it.
     """
-    found = [Path(folder) for folder, inside, names in os.walk(place) if _is_run(folder, inside, names)]
-    if not found:
-        raise NoRuns(
-            f"{place}: " + ("holds no runs" if place.is_dir() else "no such folder"), "give the --out of runs, or a folder of them"
-        )
-    return sorted(found)
+    folders = [Path(folder) for folder, inside, names in os.walk(place) if _is_run(folder, inside, names)]
+    if not folders:
+        wrong = "holds no runs" if place.is_dir() else "no such folder"
+        raise NoRuns(f"{place}: {wrong}", "give the --out of runs, or a folder of them")
+    return sorted(folders)
 
 
 def _is_run(folder: str, inside: list[str], names: list[str]) -> bool:
     """Whether a run wrote the folder; hidden folders and those of runs are not searched further."""
-    found = RECORD in names and not os.path.islink(os.path.join(folder, RECORD)) and _says_run(Path(folder, RECORD))
-    inside[:] = [] if found else [name for name in inside if not name.startswith(".")]
-    return found
+    is_run = RECORD in names and not os.path.islink(os.path.join(folder, RECORD)) and _says_run(Path(folder, RECORD))
+    inside[:] = [] if is_run else [name for name in inside if not name.startswith(".")]
+    return is_run
 
 
 def _says_run(path: Path) -> bool:
@@ -75,19 +74,19 @@ def _says_run(path: Path) -> bool:
 
 def look(folders: Sequence[Path], whole: bool = False) -> Findings:
     """What can go of runs: with `whole` all that they wrote, else checkpoints but the newest; and everywhere what was half-written."""
-    found = Findings()
+    findings = Findings()
     for folder in folders:
         if who := lock.holder(folder):
-            found.stays[folder] = f"in use: {who}"
+            findings.stays[folder] = f"in use: {who}"
             continue
-        found.items += _whole(folder) if whole else _checkpoints(folder, found.stays)
-        found.items += _half_written(folder)
+        findings.items += _whole(folder) if whole else _checkpoints(folder, findings.stays)
+        findings.items += _half_written(folder)
     if not whole:
-        found.items += [Item("half-written", path, files.size(path), None) for path in stored.left_behind()]
-    return found
+        findings.items += [Removable("half-written", path, files.size(path), None) for path in stored.left_behind()]
+    return findings
 
 
-def _checkpoints(folder: Path, stays: dict[Path, str]) -> Iterator[Item]:
+def _checkpoints(folder: Path, stays: dict[Path, str]) -> Iterator[Removable]:
     """Those before the newest that is whole: the run goes on from that one. Where none is whole, all stay."""
     root = RunFolder(folder).checkpoints
     newest = next(checkpoint.valid(root), None)
@@ -98,17 +97,17 @@ def _checkpoints(folder: Path, stays: dict[Path, str]) -> Iterator[Item]:
         if path == newest or path.is_symlink():
             continue
         if {p.name for p in path.iterdir()} <= PARTS:
-            yield Item("checkpoint", path, files.size(path), folder)
+            yield Removable("checkpoint", path, files.size(path), folder)
         else:
             stays[path] = "holds files that no run wrote"
 
 
-def _whole(folder: Path) -> Iterator[Item]:
+def _whole(folder: Path) -> Iterator[Removable]:
     root = RunFolder(folder).checkpoints
     steps = [checkpoint.of_step(root, step) for step in checkpoint.steps(root)]
     written = [path for path in [*steps, *results(folder), *record.kept_files(folder)] if path.exists() and not path.is_symlink()]
     for path in dict.fromkeys(written):
-        yield Item("run", path, files.size(path), folder)
+        yield Removable("run", path, files.size(path), folder)
 
 
 def results(folder: Path) -> list[Path]:
@@ -123,10 +122,10 @@ def _is_result(path: Path) -> bool:
     return any((path / name).is_file() for name in ("model_index.json", "adapter_config.json"))
 
 
-def _half_written(folder: Path) -> Iterator[Item]:
+def _half_written(folder: Path) -> Iterator[Removable]:
     for path in [*_left_behind(folder), RunFolder(folder).job]:
         if path.exists():
-            yield Item("half-written", path, files.size(path), folder)
+            yield Removable("half-written", path, files.size(path), folder)
 
 
 def _left_behind(folder: Path) -> Iterator[Path]:
@@ -136,10 +135,10 @@ def _left_behind(folder: Path) -> Iterator[Path]:
 
 def sweep(folder: Path) -> None:
     """Removes what killed processes left half-written, in a run's folder that this process holds and in the cache."""
-    _remove((Item("half-written", path, 0, None) for path in [*_left_behind(folder), *stored.left_behind()]), Findings())
+    _remove((Removable("half-written", path, 0, None) for path in [*_left_behind(folder), *stored.left_behind()]), Findings())
 
 
-def remove(items: Iterable[Item], whole: bool = False) -> Findings:
+def remove(items: Iterable[Removable], whole: bool = False) -> Findings:
     """Removes what is still as `look` found it, each run's part while its folder is held; returns what went, and what did not."""
     agreed, done = {item.path: item for item in items}, Findings()
     for folder in dict.fromkeys(item.run for item in agreed.values()):
@@ -157,7 +156,7 @@ def remove(items: Iterable[Item], whole: bool = False) -> Findings:
     return done
 
 
-def _remove(items: Iterable[Item], done: Findings) -> None:
+def _remove(items: Iterable[Removable], done: Findings) -> None:
     for item in items:
         files.remove(item.path)
         if item.path.exists():

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -28,8 +29,10 @@ from finetune.families.catalogue import of_name
 from finetune.families.family import Family
 from finetune.families.names.readers import LOW_RANK
 from finetune.methods import adapter, textual_inversion
-from finetune.methods.adapter import Size, Start
-from finetune.methods.trainees import DENOISER, Noun, Trainees
+from finetune.methods.adapter import RankAlpha, Start
+from finetune.methods.layer import Weighted
+from finetune.methods.trainees import DENOISER, Trainees
+from finetune.methods.ways import Noun
 from finetune.results import record
 from finetune.run_folder import RunFolder
 
@@ -41,15 +44,15 @@ def layout(job: Job, family: Family) -> str:
         return "kohya"
     if form not in ("auto", "svd"):
         return form
-    return usual(family.spec.names, held(job) if job.method.adapts else "lora")
+    return usual(family.spec.names, file_kind(job) if job.method.adapts else "lora")
 
 
-def held(job: Job) -> str:
+def file_kind(job: Job) -> str:
     """The kind of weights that an adapter's file will hold."""
     return {"full": "full", "svd": "lora"}.get(job.run.format, ROWS[job.method.kind].file)
 
 
-def check(trainees: Trainees) -> None:
+def check_formats(trainees: Trainees) -> None:
     """So that what no file could hold is refused before anything is loaded.
 
     Raises:
@@ -75,7 +78,7 @@ def check_layout(job: Job, family: Family, layers: list[str]) -> None:
     """Raises:
     ConfigError: the file's layout cannot hold what would be learned.
     """
-    form, kind, m = layout(job, family), held(job), job.method
+    form, kind, m = layout(job, family), file_kind(job), job.method
     if form == "kohya" and (lost := family.spec.names.unnamed(layers, plain=kind == "lora")):
         raise ConfigError(f"--format kohya: has no name for {lost}", "--format diffusers has one")
     if form != "kohya" and kind not in LOW_RANK:
@@ -99,23 +102,23 @@ def notes(trainees: Trainees) -> list[str]:
 def _file_notes(job: Job, family: Family, layers: Sequence[str]) -> list[str]:
     """Of the file of an adapter that changes these layers of the denoiser."""
     row = ROWS[job.method.kind]
-    notes = [f"note: {row.note}"] if row.note and held(job) == row.file else []
+    notes = [f"note: {row.note}"] if row.note and file_kind(job) == row.file else []
     notes += [f"note: read by {sentence}" for sentence in sentences(_readings(job, family, layers), warnings=True)]
     if job.run.format == "full":
         notes.append(f"note: whole differences of {len(layers)} layers: {_difference_bytes(job, family, layers) / 1e6:.0f} MB")
-    elif held(job) == "dora":
+    elif file_kind(job) == "dora":
         notes.append("note: --format full writes whole differences, which all that read kohya's layout read exactly; svd a LoRA near it")
     return notes
 
 
 def _readings(job: Job, family: Family, layers: Sequence[str]) -> list[Reading]:
     names, ranks = family.spec.names, {job.method.rank, *job.method.rank_pattern.values()}
-    return readings(names, traits(names, layout(job, family), [held(job)], layers, ranks, more=False))
+    return readings(names, traits(names, layout(job, family), [file_kind(job)], layers, ranks, more=False))
 
 
 def _difference_bytes(job: Job, family: Family, layers: Sequence[str]) -> int:
     net = family.parts.skeleton(family.spec.denoiser)
-    numbers: int = sum(net.get_submodule(name).weight.numel() for name in layers)  # type: ignore[operator, misc]
+    numbers = sum(cast(Weighted, net.get_submodule(name)).weight.numel() for name in layers)
     return numbers * DTYPES[job.run.save_dtype].itemsize
 
 
@@ -124,8 +127,10 @@ def contract(
 ) -> Contract:
     """`base_sha` is the denoiser's fingerprint, `side` the training square in pixels; `start` is what the run went on from."""
     where, m = family.source, job.method
-    trained = [learned.size for part in (start or {}).values() for learned in part.values()] or [Size(m.rank, float(m.alpha or m.rank))]
-    usual = max(trained, key=trained.count)
+    trained: list[RankAlpha] = []
+    for layers in (start or {}).values():
+        trained += [learned.size for learned in layers.values()]
+    usual = max(trained, key=trained.count) if trained else RankAlpha(m.rank, float(m.alpha or m.rank))
     steps, guidance = family.inference()
     return Contract(
         base=where.id,
@@ -150,8 +155,13 @@ def contract(
 
 def of_pictures(job: Job, train: Sequence[Sample]) -> dict[str, str]:
     """What the files' headers say of the data; of its captions only with run.publish_tags."""
-    said = Counter(tag for s in train for tag in tags(s.caption.lower()))
-    return of_data(round(sum(s.times for s in train)), said if job.run.publish_tags else None)
+    number = round(sum(s.times for s in train))
+    if not job.run.publish_tags:
+        return of_data(number, None)
+    counts = Counter[str]()
+    for sample in train:
+        counts.update(tags(sample.caption.lower()))
+    return of_data(number, counts)
 
 
 @dataclass(frozen=True)
@@ -183,8 +193,10 @@ class Outgoing:
 
 def lycoris(job: Job) -> Mapping[str, str] | None:
     """LyCORIS's arguments for what the file holds; None where it is a LoRA."""
-    row = ROWS[job.method.kind]
-    return row.lycoris if held(job) == row.file else {"algo": "full"} if held(job) == "full" else None
+    row, kind = ROWS[job.method.kind], file_kind(job)
+    if kind == row.file:
+        return row.lycoris
+    return {"algo": "full"} if kind == "full" else None
 
 
 def write_adapter(out: Outgoing, nets: Mapping[str, nn.Module], name: str) -> dict[str, Path]:
@@ -259,7 +271,7 @@ WRITERS: dict[Noun, Callable[[Outgoing, Mapping[str, nn.Module], str], dict[str,
 def write_card(
     out: Path,
     job: Job,
-    said: Contract,
+    contract: Contract,
     written: Mapping[str, Path],
     licence: str | None,
     facts: Mapping[str, object],
@@ -268,7 +280,7 @@ def write_card(
     """The model card beside what was written; its table shows the job's settings and `facts`."""
     m = job.method
     what = {
-        "adapter, rank, alpha, targets": f"{m.kind}, {said.rank}, {said.training_alpha:g}, {m.targets}" if m.adapts else "",
+        "adapter, rank, alpha, targets": f"{m.kind}, {contract.rank}, {contract.training_alpha:g}, {m.targets}" if m.adapts else "",
         "text encoder trained": "yes" if m.text_encoder else "",
         "new tokens": f"{', '.join(m.new_tokens)}; {m.vectors} vectors each" if m.new_tokens else "",
         "prior preservation": f"weight {job.subject.prior_weight:g}" if job.subject.prior else "",
@@ -276,12 +288,13 @@ def write_card(
     settings = {k: v for k, v in what.items() if v} | {
         "steps": job.optim.steps,
         "learning rate, schedule": f"{job.optim.lr:g}, {job.optim.schedule}",
-        "resolution": said.resolution,
+        "resolution": contract.resolution,
         "caption dropout": job.data.caption_dropout,
         "seed": job.run.seed,
         "versions": ", ".join(f"{k} {v}" for k, v in record.versions().items()),
     }
-    readers = sentences(read(written["adapter"], said.family).readings) if "adapter" in written else []
-    rows = of_name(said.family).names.embedding_keys
-    text = card(said, job.run.name, {kind: p.name for kind, p in written.items()}, {**facts, **settings}, licence, samples, readers, rows)
+    readers = sentences(read(written["adapter"], contract.family).readings) if "adapter" in written else []
+    rows = of_name(contract.family).names.embedding_keys
+    names = {kind: path.name for kind, path in written.items()}
+    text = card(contract, job.run.name, names, {**facts, **settings}, licence, samples, readers, rows)
     files.write_text(place(out, job.run.name), text)

@@ -12,15 +12,15 @@ from typing import Any
 from finetune import __version__, files
 from finetune.config.job import Job
 from finetune.results import verdict
-from finetune.results.summary import Summary, dropped, read, whole
+from finetune.results.summary import Summary, dropped, is_whole, read
 from finetune.run_folder import RunFolder
 from finetune.text import from_json
 
 
-def lines(job: Job, said: Summary) -> list[str]:
+def lines(job: Job, ended: Summary) -> list[str]:
     """What is said of a run that has nothing left to do."""
     more = "--fresh starts over" if dropped(job) else "--steps continues, --fresh starts over"
-    return [f"already finished: {said.steps} steps in {job.run.folder}; nothing to do ({more})", *verdict.lines(job, said)]
+    return [f"already finished: {ended.steps} steps in {job.run.folder}; nothing to do ({more})", *verdict.lines(job, ended)]
 
 
 def write(job: Job, base: Path, summary: Summary) -> None:
@@ -37,7 +37,7 @@ def summary(job: Job) -> Summary | None:
     try:
         before = from_json(files.read_text(RunFolder(out).finished))
         ended = read(out)
-        return ended.summary if _facts(job, Path(before["base"]), ended.summary) == before and whole(ended) else None
+        return ended.summary if _facts(job, Path(before["base"]), ended.summary) == before and is_whole(ended) else None
     except (OSError, ValueError, LookupError, TypeError):  # never finished, of an older version, or damaged
         return None
 
@@ -45,21 +45,23 @@ def summary(job: Job) -> Summary | None:
 def _facts(job: Job, base: Path, summary: Summary) -> dict[str, Any] | None:
     places = [p.path for p in job.data.places]
     places += [str(p) for p in (job.subject.class_data, job.method.start) if p is not None]
-    places += [job.data.holdout] if job.data.holdout and files.pictures(job.data.holdout).exists() else []
-    paths = [base, *(files.pictures(p) for p in places), *(summary.written[kind] for kind in summary.files)]
+    if job.data.holdout and files.pictures(job.data.holdout).exists():
+        places.append(job.data.holdout)
+    paths = [base, *map(files.pictures, places), *(summary.written[kind] for kind in summary.files)]
     if not all(p.exists() for p in paths):
         return None
-    stamps = hashlib.sha256("\n".join(stamp for p in paths for stamp in _stamps(p)).encode("utf-8", "backslashreplace"))
-    return {
-        "version": __version__, "settings": job.model_dump(mode="json"), "base": str(base), "files": stamps.hexdigest(),
-    }  # fmt: skip
+    stamps: list[str] = []
+    for path in paths:
+        stamps += _stamps(path)
+    digest = hashlib.sha256("\n".join(stamps).encode("utf-8", "backslashreplace"))
+    return {"version": __version__, "settings": job.model_dump(mode="json"), "base": str(base), "files": digest.hexdigest()}
 
 
 def _stamps(path: Path) -> Iterator[str]:
     """Name, size and times of a file, or of all files of a folder but hidden ones, in order."""
     if path.is_file():
-        found = path.stat()
-        yield f"{path} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+        status = path.stat()
+        yield f"{path} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
         return
     for entry in sorted(os.scandir(path), key=lambda e: e.name):
         if not entry.name.startswith("."):

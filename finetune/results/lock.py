@@ -24,7 +24,7 @@ def held(folder: Path) -> Iterator[None]:
         ConfigError: another process holds it; which one, and on which host.
         ResourceError: nothing can be written there.
     """
-    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    new = [p for p in (folder, *folder.parents) if not p.exists()]
     with files.disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = _open(RunFolder(folder).lock)
@@ -33,7 +33,7 @@ def held(folder: Path) -> Iterator[None]:
     finally:
         RunFolder(folder).lock.unlink(missing_ok=True)
         os.close(handle)
-        for path in made:
+        for path in new:
             with suppress(OSError):  # not empty
                 path.rmdir()
 
@@ -46,7 +46,7 @@ def holder(folder: Path) -> str | None:
     except OSError:
         return None
     try:
-        said = line(os.pread(handle, 200, 0).decode(errors="replace")) if fcntl else ""
+        name = line(os.pread(handle, 200, 0).decode(errors="replace")) if fcntl else ""
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return None
@@ -54,7 +54,7 @@ def holder(folder: Path) -> str | None:
         pass
     finally:
         os.close(handle)
-    return said or "another process"
+    return name or "another process"
 
 
 def _open(path: Path) -> int:

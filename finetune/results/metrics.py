@@ -31,17 +31,16 @@ class Row:
         """Raises:
         LookupError, TypeError, ValueError: it has no step, or something that is no number.
         """
-        numbers = {f.name: _number(values[f.name]) for f in fields(cls) if values.get(f.name) is not None and f.name not in _NO_NUMBER}
-        table = values.get("held_out_by_timestep")
-        return cls(int(values["step"]), held_out_by_timestep=None if table is None else tuple(map(_number, table)), **numbers)
+        measured: dict[str, Any] = {}
+        for name in cls.__dataclass_fields__.keys() - {"step"}:
+            if (value := values.get(name)) is not None:
+                measured[name] = tuple(map(_number, value)) if name == "held_out_by_timestep" else _number(value)
+        return cls(int(values["step"]), **measured)
 
     @property
     def measured(self) -> dict[str, Any]:
         """What was measured, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "step" and getattr(self, f.name) is not None}
-
-
-_NO_NUMBER = ("step", "held_out_by_timestep")
 
 
 def append(path: Path, step: int, values: Mapping[str, Any]) -> None:
@@ -73,7 +72,7 @@ def read(path: Path) -> list[Row]:
     return [rows[step] for step in sorted(rows)]
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is no number")
     return float(value)

@@ -26,8 +26,6 @@ COVERED = {
     "method.start",
 }  # fmt: skip
 PACKAGES = ("torch", "diffusers", "peft", "accelerate", "transformers", "safetensors")
-
-
 MOST_PICTURES = 20_000  # that are told apart by name
 PICTURES = "pictures and captions"
 SHAPES = "data.bucket_merge"
@@ -35,8 +33,9 @@ SHAPES = "data.bucket_merge"
 
 def identity(job: Job, base: dict[str, str], processes: int) -> dict[str, Any]:
     """What must not differ when a run goes on, besides its PICTURES: every setting but the free ones, the base, the global batch."""
-    settings = {f"{s}.{k}": v for s, values in job.model_dump(mode="json").items() for k, v in values.items()}
-    kept = {k: v for k, v in settings.items() if k not in FREE_SETTINGS | COVERED}
+    kept: dict[str, Any] = {}
+    for section, values in job.model_dump(mode="json").items():
+        kept |= {f"{section}.{k}": v for k, v in values.items() if f"{section}.{k}" not in FREE_SETTINGS | COVERED}
     batch = job.optim.batch * job.optim.accumulate * processes
     return kept | {"base weights and configs": base, "global batch": batch}
 
@@ -48,7 +47,7 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], out: Path, pictu
     before = _defaults(now.keys() - before.keys(), pictures) | before
     changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
     if changed:
-        shown = [k if len(str(now.get(k))) > 40 else f"{k} (was {before.get(k)}, now {now.get(k)})" for k in changed]
+        shown = [_shown(k, before.get(k), now.get(k)) for k in changed]
         if pictures and PICTURES in changed and (how := _changed_pictures(out, pictures)):
             shown[changed.index(PICTURES)] = f"{PICTURES} ({how})"
         raise ConfigError(
@@ -57,10 +56,17 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], out: Path, pictu
         )
 
 
+def _shown(setting: str, before: object, now: object) -> str:
+    return setting if len(str(now)) > 40 else f"{setting} (was {before}, now {now})"
+
+
 def _defaults(names: Iterable[str], pictures: Pictures | None) -> dict[str, Any]:
     """What a run did in the place of settings that are newer than it is: their defaults."""
-    settings = [name for name in names if "." in name]
-    out = {f"{s}.{k}": section_model(s).model_fields[k].default for s, k in (name.split(".") for name in settings)}
+    out: dict[str, Any] = {}
+    for name in names:
+        section, dot, key = name.partition(".")
+        if dot:
+            out[name] = section_model(section).model_fields[key].default
     if SHAPES in out and pictures and len({s.size for s in pictures.train}) > 1:
         del out[SHAPES]  # before there was a choice, pictures of several shapes came in another order
     plain: dict[str, Any] = json.loads(json.dumps(out))
@@ -113,5 +119,5 @@ def kept_files(out: Path) -> list[Path]:
 
 def versions() -> dict[str, str]:
     """Of the packages that a run's numbers depend on, and of Python."""
-    found = {n: importlib.metadata.version(n) for n in PACKAGES}
-    return found | {"finetune": __version__, "python": platform.python_version()}
+    versions = {n: importlib.metadata.version(n) for n in PACKAGES}
+    return versions | {"finetune": __version__, "python": platform.python_version()}

@@ -48,8 +48,7 @@ def entries() -> list[Entry]:
     """All that is ours in the cache, the one that was used last at the end."""
     users = [(note, lock.holder(note.out)) for note in prune.notes()]
     running = [(_began(note), who) for note, who in users if who]
-    found = [*_shards(users), *_class_pictures(), *_bases()]
-    held = [_held(entry, running) for entry in found]
+    held = [_held(entry, running) for entry in (*_shards(users), *_class_pictures(), *_bases())]
     return sorted(held, key=lambda e: (e.used, e.path))
 
 
@@ -87,10 +86,10 @@ def _shards(users: list[tuple[prune.Note, str | None]]) -> Iterator[Entry]:
 
 def _shard(kind: str, path: Path, users: list[tuple[set[str], float, str | None]]) -> Entry:
     """One file of rows; `users` are runs by their keys, when they began, and their process if they still run."""
-    keys, found = _keys(path) if users else [], path.stat()
+    keys, status = _keys(path) if users else [], path.stat()
     mine = [(began, who) for used, began, who in users if not used.isdisjoint(keys)]
-    used = max([found.st_mtime, *(began for began, _ in mine)])
-    return Entry(kind, path, found.st_size, used, next((who for _, who in mine if who), None))
+    used = max([status.st_mtime, *(began for began, _ in mine)])
+    return Entry(kind, path, status.st_size, used, next((who for _, who in mine if who), None))
 
 
 def _keys(path: Path) -> list[str]:
@@ -139,8 +138,12 @@ def left_behind() -> list[Path]:
     """What killed processes left half-written in the cache; not within an hour, as others may run on another host."""
     root = files.cache_root()
     places = [root, *(root / kind for kind in ("runs", *KINDS))]
-    places += [folder for kind, name in (("latents", _SPACE), ("texts", _SPACE), (CLASSES, _SET)) for folder in _folders(kind, name)]
-    return [path for place in places for path in files.left_behind(place, HOUR)]
+    for kind, name in (("latents", _SPACE), ("texts", _SPACE), (CLASSES, _SET)):
+        places += _folders(kind, name)
+    paths: list[Path] = []
+    for place in places:
+        paths += files.left_behind(place, HOUR)
+    return paths
 
 
 def shrunk(most: int) -> tuple[list[Entry], int]:
@@ -173,8 +176,8 @@ def size_of(text: str) -> int:
     Raises:
         ConfigError: it is no size.
     """
-    told = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?\s*", text, re.I | re.ASCII)
-    if not told:
+    size = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?\s*", text, re.I | re.ASCII)
+    if not size:
         raise ConfigError(f"--max-size {text}: is no size", "for example 10GB, 500MB or 0")
-    unit = (told[2] or "").lower()
-    return int(float(told[1]) * (_BINARY[unit] if told[3] else _UNITS[unit]))
+    unit = (size[2] or "").lower()
+    return int(float(size[1]) * (_BINARY[unit] if size[3] else _UNITS[unit]))

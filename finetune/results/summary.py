@@ -119,11 +119,6 @@ class Ended:
     identity: dict[str, Any]  # what must not differ when the run goes on
     sha256: dict[str, str]  # of every file that it handed over, by its path in the run's folder
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """As a checkpoint's, of a run that has none."""
-        return {"identity": self.identity, "steps": self.summary.steps}
-
 
 def write(out: Path, summary: Summary, identity: dict[str, Any]) -> None:
     """The last file that a run writes: with it and the files that it names as they were, the run is finished."""
@@ -171,13 +166,13 @@ def _measure(record: Mapping[str, Any]) -> Measure | None:
     return Measure(loss, base, mean, _maybe(change["low"]), _maybe(change["high"]), int(change["pictures"]))
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is no number")
     return value
 
 
-def _maybe(value: Any) -> float | None:
+def _maybe(value: object) -> float | None:
     return None if value is None else _number(value)
 
 
@@ -193,11 +188,12 @@ def finished(ended: Ended, job: Job) -> bool:
     """Whether a run that ended so has nothing left to do for this job. Without checkpoints it can draw no other prompts."""
     before, now = dict(ended.summary.written_as), written_as(job)
     if dropped(job):
-        before, now = ({k: v for k, v in written.items() if k != "prompts"} for written in (before, now))
-    return ended.summary.steps == job.optim.steps and before == now and whole(ended)
+        before.pop("prompts", None)
+        now.pop("prompts", None)
+    return ended.summary.steps == job.optim.steps and before == now and is_whole(ended)
 
 
-def whole(ended: Ended) -> bool:
+def is_whole(ended: Ended) -> bool:
     """Whether the files that a run handed over are as it wrote them."""
     return ended.sha256 == _hashes(ended.summary)
 
@@ -209,11 +205,11 @@ def dropped(job: Job) -> bool:
 
 def _hashes(summary: Summary) -> dict[str, str]:
     """Of every file that a run handed over, by its path in the run's folder; those that are gone have none."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for kind in summary.files:
         place = summary.written[kind]
-        found += sorted(place.rglob("*")) if place.is_dir() else [place]
-    return {p.relative_to(summary.out).as_posix(): files.sha256(p) for p in found if p.is_file()}
+        paths += sorted(place.rglob("*")) if place.is_dir() else [place]
+    return {p.relative_to(summary.out).as_posix(): files.sha256(p) for p in paths if p.is_file()}
 
 
 def written_as(job: Job) -> dict[str, str]:

@@ -1,8 +1,7 @@
 """What a finished run says of itself in plain words: whether it learned, where to look, and which lines go on from here. Torch-free."""
 
 import shlex
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from finetune.config import Job
 from finetune.results.summary import Measure, Summary, Verdict, dropped
@@ -17,25 +16,17 @@ FEW = 5
 LEAST = 1e-3
 
 
-def verdict(change: Mapping[str, Any] | None) -> Verdict:
-    """What a change of the held-out loss, with its 95 % interval over pictures, says beside the loss of the `base`; `low` and `high` are
-    None of one picture."""
-    if change is None:
+def verdict(measure: Measure | None) -> Verdict:
+    """What a change of the held-out loss, with its 95 % interval over pictures, says beside the loss of the base."""
+    if measure is None:
         return "not measured"
-    if abs(change["mean"]) < LEAST * change["base"]:
+    if abs(measure.mean) < LEAST * measure.base:
         return "no difference"
-    if change["high"] is not None and change["high"] < 0:
+    if measure.high is not None and measure.high < 0:
         return "learned"
-    if change["low"] is not None and change["low"] > 0:
+    if measure.low is not None and measure.low > 0:
         return "worse"
     return "no difference"
-
-
-def measured(change: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a summary says of a change, as the observer has it."""
-    shown = {k: change[k] for k in ("mean", "low", "high", "pictures")} if change else None
-    loss, base = (change["loss"], change["base"]) if change else (None, None)
-    return {"verdict": verdict(change), "held_out_loss": loss, "base_held_out_loss": base, "held_out_change": shown}
 
 
 def lines(job: Job, summary: Summary) -> Iterator[str]:

@@ -4,10 +4,10 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Protocol, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finetune.adapters import landing
 from finetune.adapters.embedding import Embedding
@@ -17,13 +17,26 @@ from finetune.adapters.weights import Weights
 from finetune.errors import DataError
 from finetune.families.family import Family
 from finetune.methods import textual_inversion
+from finetune.sampling.pipeline import Pipeline
+
+
+class Target(Protocol):
+    """A linear or convolution layer."""
+
+    weight: Tensor
+    bias: Tensor
+
 
 OTHER = "choose its base with --base"
 
 
 def needs_fp32(adapters: Sequence[Adapter]) -> bool:
     """Whether a file changes weights themselves: half-precision ones would round most of a small change away."""
-    return any(part.startswith("text_encoder") or not w.peft for a in adapters for (part, _), w in a.modules.items())
+    for adapter in adapters:
+        for (part, _), weights in adapter.modules.items():
+            if part.startswith("text_encoder") or not weights.peft:
+                return True
+    return False
 
 
 def to_words(family: Family, embeddings: Sequence[Embedding]) -> None:
@@ -37,12 +50,12 @@ def to_words(family: Family, embeddings: Sequence[Embedding]) -> None:
         return
     spec, rows = family.spec, [e.of(family.spec.names.embedding_keys) for e in embeddings]
     for part in spec.text:
-        encoder: Any = family.parts.load(part)
-        width = encoder.get_input_embeddings().weight.shape[1]
-        for e, own in zip(embeddings, rows, strict=True):
-            if own[part].shape[1] != width:
-                raise DataError(f"{e.path}: rows of {own[part].shape[1]} numbers, and {family.source.id}'s {part} has {width}", OTHER)
-        textual_inversion.attach(encoder, torch.cat([own[part] for own in rows]), family.words.size[part])
+        encoder = family.parts.load(part)
+        width = textual_inversion.words_of(encoder).weight.shape[1]
+        for e, of_part in zip(embeddings, (by_part[part] for by_part in rows), strict=True):
+            if of_part.shape[1] != width:
+                raise DataError(f"{e.path}: rows of {of_part.shape[1]} numbers, and {family.source.id}'s {part} has {width}", OTHER)
+        textual_inversion.attach(encoder, torch.cat([by_part[part] for by_part in rows]), family.words.size[part])
     for e in embeddings:
         family.words.add(e.token, e.vectors)
 
@@ -58,15 +71,15 @@ def to_text_encoders(family: Family, adapters: Sequence[tuple[Adapter, float]]) 
     return count
 
 
-def to_denoiser(family: Family, pipeline: Any, adapters: Sequence[tuple[Adapter, float]]) -> int:
+def to_denoiser(family: Family, pipeline: Pipeline, adapters: Sequence[tuple[Adapter, float]]) -> int:
     """Loads the files' denoiser parts into a pipeline, each with its weight; returns how many layers changed."""
     denoiser, loaded, count = family.spec.denoiser, {}, 0
     logging.getLogger("diffusers.loaders").setLevel(logging.ERROR)
     for i, (adapter, weight) in enumerate(adapters):
         net = getattr(pipeline, denoiser)
-        own = {m: w.shaped(layer(net, m).weight.shape) for (part, m), w in adapter.on(denoiser).items() if part == denoiser}
-        beside = {m: w for m, w in own.items() if w.peft}
-        for module, w in own.items():
+        modules = {m: w.shaped(layer(net, m).weight.shape) for (part, m), w in adapter.on(denoiser).items() if part == denoiser}
+        beside = {m: w for m, w in modules.items() if w.peft}
+        for module, w in modules.items():
             if module not in beside:
                 merge(layer(net, module), w, weight)
                 count += 1
@@ -90,18 +103,18 @@ def fp32(w: Weights) -> Weights:
     return replace(w, tensors={k: t.float() for k, t in w.tensors.items()})
 
 
-def layer(net: nn.Module, module: str) -> Any:
+def layer(net: nn.Module, module: str) -> Target:
     """A layer by its name; newer versions of transformers leave CLIP's `text_model.` out."""
     for name in (module, module.removeprefix("text_model.")):
         try:
-            return net.get_submodule(name)
+            return cast(Target, net.get_submodule(name))
         except AttributeError:
             continue
     raise DataError(f"no layer {module} in {type(net).__name__}")
 
 
 @torch.no_grad()
-def merge(target: Any, w: Weights, weight: float) -> None:
+def merge(target: Target, w: Weights, weight: float) -> None:
     """Adds `weight` times the change to the layer's own weight and bias, computed in fp32."""
     target.weight.copy_((target.weight.float() + weight * w.change(target.weight)).to(target.weight.dtype))
     if "diff_b" in w.tensors:

@@ -4,6 +4,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from finetune.data.encoded import Text
 from finetune.data.file import read_file
 from finetune.errors import ConfigError, FinetuneError, line
 from finetune.families.family import Family
+from finetune.sampling.pipeline import Pipeline, Sampler
 
 
 def at_once(height: int, width: int | None = None) -> int:
@@ -65,7 +67,7 @@ def check_steps(family: Family, sampler: str | None, steps: int, setting: str = 
         raise ConfigError(wrong, hint)
 
 
-def _walk(scheduler: Any, steps: int) -> torch.Tensor:
+def _walk(scheduler: Sampler, steps: int) -> torch.Tensor:
     """What a sampler makes of noise where every answer is 0."""
     x = torch.ones(1, 1, 2, 2)
     scheduler.set_timesteps(steps, **({"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}))
@@ -78,7 +80,7 @@ def _walk(scheduler: Any, steps: int) -> torch.Tensor:
 @torch.no_grad()
 def draw(
     family: Family,
-    pipeline: Any,
+    pipeline: Pipeline,
     prompts: Sequence[tuple[Text, Text]],
     seeds: Sequence[int],
     steps: int,
@@ -100,7 +102,7 @@ def draw(
     for start in range(0, len(seeds), batch):
         rows = [family.prompt(text, negative, guidance) for text, negative in prompts[start : start + batch]]
         latents = pipeline(
-            **{k: torch.cat([r[k] for r in rows]) if isinstance(v, torch.Tensor) else v for k, v in rows[0].items()},
+            **_stacked(rows),
             generator=[randomness.generator(seed, "sample") for seed in seeds[start : start + batch]],
             num_inference_steps=steps,
             height=side,
@@ -108,7 +110,7 @@ def draw(
             output_type="latent",
             callback_on_step_end=_telling(advance, start, len(rows), steps),
         ).images
-        for one in latents.split(1):  # an autoencoder takes more memory than a denoiser
+        for one in torch.split(latents, 1):  # an autoencoder takes more memory than a denoiser
             pixels = family.decode(one, side, width or side)[0]
             if not (one.isfinite().all() and pixels.isfinite().all()):
                 raise NotFinite(f"the picture of seed {seeds[len(out)]} is black: its numbers overflowed", "a lower --guidance or weight")
@@ -116,10 +118,19 @@ def draw(
     return out
 
 
+def _stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A pipeline's arguments for several pictures; what is no tensor is the same for all."""
+    out = dict(rows[0])
+    for name, value in rows[0].items():
+        if isinstance(value, torch.Tensor):
+            out[name] = torch.cat([row[name] for row in rows])
+    return out
+
+
 def _telling(advance: Callable[[float], None], before: int, count: int, steps: int) -> Callable[..., dict[str, Any]]:
     """What a pipeline calls after each step of `count` pictures. Some samplers take a step more than they were asked for."""
 
-    def step(pipeline: Any, index: int, *_: object) -> dict[str, Any]:
+    def step(pipeline: Pipeline, index: int, *_: object) -> dict[str, Any]:
         advance(before + count * min(1.0, (index + 1) / steps))
         return {}
 
@@ -164,9 +175,11 @@ LABEL, GAP, HEAD = 240, 4, 20  # pixels: of the widest label, between pictures, 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str] = (), side: int = 0) -> Image.Image:
     """Labelled rows of pictures whose longer side becomes `side`, enlarged without smoothing where they are small."""
-    side = side or max(128, max(max(i.size) for _, images in rows for i in images))
+    pictures = list(chain.from_iterable(images for _, images in rows))
+    side = side or max(128, *(max(picture.size) for picture in pictures))
     shown = [[fitted(image, side) for image in images] for _, images in rows]
-    wide, high = (max(size) for size in zip(*(image.size for images in shown for image in images), strict=True))
+    fits = list(chain.from_iterable(shown))
+    wide, high = max(image.width for image in fits), max(image.height for image in fits)
     label = min(LABEL, math.ceil(max(lettering.length(name) for name, _ in rows))) + 16 if any(name for name, _ in rows) else 0
     head = HEAD if columns else 0
     page = Image.new("RGB", (label + max(map(len, shown)) * (wide + GAP), head + len(rows) * (high + GAP)), "white")

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from finetune.families.family import Family
 from finetune.families.source import Source
 from finetune.run_folder import RunFolder
 from finetune.sampling import apply, draw, names, prompt
+from finetune.sampling.pipeline import Pipeline
 
 MOST_SIDE, MOST_STEPS = 8192, 10_000  # that files and flags may ask for
 MOST = 100  # of guidance: beyond it, and far before, all is noise
@@ -56,15 +57,16 @@ def choose_base(asked: str | None, adapters: Sequence[Adapter | Embedding]) -> S
     Raises:
         ConfigError: they name different ones, or none does.
     """
-    own = [said for a in adapters if a.contract and (said := own_base(a.path.parent))]
-    named = {} if asked else {a.path: _named(a) for a in adapters if a.contract}
-    bases = set(named.values())
+    records = [record for a in adapters if a.contract and (record := own_base(a.path.parent))]
+    bases: set[str] = set()
+    if not asked:
+        bases = {_named(a) for a in adapters if a.contract}
     if len(bases) > 1:
         raise ConfigError(f"the adapters were trained on different bases: {', '.join(sorted(bases))}", "choose one with --base")
     if not asked and adapters and not bases:
         raise ConfigError(f"{adapters[0].path}: does not say its base", "give --base")
     base = asked or next(iter(bases), "tiny")
-    how = next((said for said in own if said["base"] == base), {})
+    how = next((record for record in records if record["base"] == base), {})
     prediction = how.get("prediction_type") or next((a.contract.prediction_type for a in adapters if a.contract), None)
     single = files.home(base).is_file() and prediction in ("epsilon", "v_prediction")
     where = source.resolve(base, how.get("variant"), prediction=prediction if single else None)
@@ -82,14 +84,15 @@ def _named(adapter: Adapter | Embedding) -> str:
     """
     contract = adapter.contract
     assert contract  # noqa: S101  asked only of adapters that have one
-    said, told = own_base(adapter.path.parent), contract.base
-    if said and (told == said["base"] or "/" not in told):  # no header holds a path
-        return str(said["base"])
-    if known := source.known_name(told):
+    record, base = own_base(adapter.path.parent), contract.base
+    if record and (base == record["base"] or "/" not in base):  # no header holds a path
+        return str(record["base"])
+    if known := source.known_name(base):
         return known
-    pinned = told + (f"@{contract.base_revision}" if contract.base_revision and "/" in told else "")
-    if mine := next((name for name in (pinned, told) if "/" in told and trust.trusted(name)), None):
-        return mine
+    pinned = f"{base}@{contract.base_revision}" if contract.base_revision and "/" in base else base
+    for name in (pinned, base):
+        if "/" in base and trust.trusted(name):
+            return name
     raise ConfigError(
         f"{adapter.path}: was trained on {line(pinned)}, as it says itself, which is no base that is known here",
         f"--base {shlex.quote(line(pinned))} draws with that, if you trust it; --base FOLDER with your own copy",
@@ -101,13 +104,13 @@ def own_base(folder: Path) -> dict[str, Any]:
     record = RunFolder(folder).record
     if not record.is_file():
         return {}
-    said = read_yaml(record).get("model")
-    if not (isinstance(said, dict) and isinstance(said.get("base"), str) and trust.trusted(said["base"])):
+    model = read_yaml(record).get("model")
+    if not (isinstance(model, dict) and isinstance(model.get("base"), str) and trust.trusted(model["base"])):
         return {}
-    return said
+    return model
 
 
-def check(family: Family, request: Request, adapters: Sequence[Adapter | Embedding]) -> str:
+def sampler_for(family: Family, request: Request, adapters: Sequence[Adapter | Embedding]) -> str:
     """The sampler to use.
 
     Raises:
@@ -142,7 +145,7 @@ def check(family: Family, request: Request, adapters: Sequence[Adapter | Embeddi
 
 @dataclass(frozen=True)
 class Composed:
-    pipeline: Any
+    pipeline: Pipeline
     texts: dict[str, Text]
     unconditional: Text
 
@@ -177,30 +180,34 @@ def generate(request: Request, say: Callable[[str], None], bar: Bar = no_bar) ->
     chosen = [parse_adapter(a) for a in request.adapters]
     adapters = [read(path) for path, _ in chosen]
     embeddings = [embedding.read(files.home(path)) for path in request.embeddings]
-    embeddings += [e for adapter in adapters for e in embedding.bundled(adapter)]
+    for adapter in adapters:
+        embeddings += embedding.bundled(adapter)
     weighted = [(a, weight) for a, (_, weight) in zip(adapters, chosen, strict=True)]
-    said: list[Adapter | Embedding] = [*adapters, *embeddings]
-    where = choose_base(request.base, said)
+    files_given: list[Adapter | Embedding] = [*adapters, *embeddings]
+    where = choose_base(request.base, files_given)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     half = device is not None and not apply.needs_fp32(adapters)
     family = load.family(where, device or "cpu", torch.float16 if half else torch.float32)
-    sampler = check(family, request, said)
-    contracts = [c for a in said if (c := a.contract)]
-    first = contracts[0] if contracts else None
-    own_steps, own_guidance = family.inference()
-    steps = request.steps or (first.steps if first else own_steps)
-    guidance = request.guidance if request.guidance is not None else first.guidance if first else own_guidance
-    width, height = sides(family, request, first.resolution if first else family.resolution)
+    sampler = sampler_for(family, request, files_given)
+    contracts = [c for a in files_given if (c := a.contract)]
+    (steps, guidance), resolution = family.inference(), family.resolution
+    usual_guidance = guidance
+    if contracts:
+        steps, guidance, resolution = contracts[0].steps, contracts[0].guidance, contracts[0].resolution
+    steps = request.steps or steps
+    if request.guidance is not None:
+        guidance = request.guidance
+    width, height = sides(family, request, resolution)
     draw.check_steps(family, sampler, steps)
     if not 0 <= guidance <= MOST:
-        raise ConfigError(f"--guidance {guidance:g}: must lie between 0 and {MOST}", f"{own_guidance:g} is usual for {where.id}")
-    made = compose(family, weighted, embeddings, [*request.prompts, request.negative], sampler)
+        raise ConfigError(f"--guidance {guidance:g}: must lie between 0 and {MOST}", f"{usual_guidance:g} is usual for {where.id}")
+    composed = compose(family, weighted, embeddings, [*request.prompts, request.negative], sampler)
     triggers = [*(c.trigger for c in contracts if c.trigger), *(e.token for e in embeddings)]
     for note in prompt.notes(family, request.prompts, triggers):  # once the new tokens are known
         say(note)
-    negative = made.texts[request.negative] if request.negative else made.unconditional
-    wanted = [(p, request.seed + i) for p in range(len(request.prompts)) for i in range(request.count)]
-    pairs, seeds = [(made.texts[request.prompts[p]], negative) for p, _ in wanted], [seed for _, seed in wanted]
+    negative = composed.texts[request.negative] if request.negative else composed.unconditional
+    wanted = list(product(range(len(request.prompts)), range(request.seed, request.seed + request.count)))
+    pairs, seeds = [(composed.texts[request.prompts[p]], negative) for p, _ in wanted], [seed for _, seed in wanted]
     batch, before = request.batch or draw.at_once(height, width), 0 if request.replace else names.used(request.out)
     written: list[dict[str, Any]] = []
     with bar("drawing", len(wanted)) as advance:
@@ -208,15 +215,21 @@ def generate(request: Request, say: Callable[[str], None], bar: Bar = no_bar) ->
         def drawn(start: int) -> Iterable[Image.Image]:
             some = slice(start, start + batch)
             how = steps, guidance, height, batch, width
-            return draw.draw(family, made.pipeline, pairs[some], seeds[some], *how, lambda done: advance(start + done))
+            return draw.draw(family, composed.pipeline, pairs[some], seeds[some], *how, lambda done: advance(start + done))
 
         images = chain.from_iterable(drawn(start) for start in range(0, len(wanted), batch))
         for (p, seed), image in zip(wanted, images, strict=True):
             parameters = {
-                "prompt": request.prompts[p], "negative": request.negative, "seed": seed, "steps": steps, "guidance": guidance,
-                "scheduler": sampler, "base": where.id, "adapters": {path.name: weight for path, weight in chosen},
+                "prompt": request.prompts[p],
+                "negative": request.negative,
+                "seed": seed,
+                "steps": steps,
+                "guidance": guidance,
+                "scheduler": sampler,
+                "base": where.id,
+                "adapters": {path.name: weight for path, weight in chosen},
                 "embeddings": [e.token for e in embeddings],
-            }  # fmt: skip
+            }
             path = request.out / names.picture(before + p, seed)
             with nullcontext(path) if request.replace else names.claimed(path) as mine:
                 draw.save_png(image, mine, parameters)
@@ -241,8 +254,8 @@ def sides(family: Family, request: Request, usual: int) -> tuple[int, int]:
 def grid(out: Path, pictures: Sequence[Mapping[str, Any]], count: int, say: Callable[[str], None]) -> Path:
     """Writes a sheet of pictures that `generate` drew, a row of `count` for each prompt, and returns its path."""
     rows = [pictures[i : i + count] for i in range(0, len(pictures), count)]
-    if said := lettering.note(row[0]["prompt"] for row in rows):
-        say(said)
+    if note := lettering.note(row[0]["prompt"] for row in rows):
+        say(note)
     sheet = draw.sheet([(row[0]["prompt"], [draw.open_png(p["path"]) for p in row]) for row in rows])
     with names.claimed(out / names.grid(Path(pictures[0]["path"]))) as path:
         draw.save_png(sheet, path, {})

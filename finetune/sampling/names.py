@@ -16,8 +16,10 @@ def picture(number: int, seed: int) -> str:
 
 def used(folder: Path) -> int:
     """The first number beyond those of the pictures and sheets in a folder: the next prompt's."""
-    found = (_NUMBERED.fullmatch(p.name) for p in (folder.iterdir() if folder.is_dir() else ()))
-    return max((int(m[1] or m[2]) + 1 for m in found if m), default=0)
+    if not folder.is_dir():
+        return 0
+    numbered = (_NUMBERED.fullmatch(path.name) for path in folder.iterdir())
+    return max((int(m[1] or m[2]) + 1 for m in numbered if m), default=0)
 
 
 def grid(first: Path) -> str:

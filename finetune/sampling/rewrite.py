@@ -11,12 +11,12 @@ from finetune.adapters.convert import convert
 from finetune.adapters.read import read
 from finetune.families import load
 from finetune.sampling import apply
-from finetune.sampling.generate import Request, check, choose_base
+from finetune.sampling.generate import Request, choose_base, sampler_for
 
 
 def rewrite(
     path: Path, to: str, out: Path | None, family: str | None, rank: int | None, base: str | None, say: Callable[[str], None]
-) -> Path:  # fmt: skip
+) -> Path:
     """`convert`, on the base that is given or that the file names.
 
     Raises:
@@ -32,10 +32,9 @@ def _weights(path: Path, base: str | None) -> dense.Base:
     """The own weights of the layers that a file changes."""
     adapter = read(path)
     family = load.family(choose_base(base, [adapter]))
-    check(family, Request([], base=base), [adapter])
+    sampler_for(family, Request([], base=base), [adapter])
 
     def weight(part: str, module: str) -> Tensor:
-        found: Tensor = apply.layer(family.parts.load(part), module).weight
-        return found
+        return apply.layer(family.parts.load(part), module).weight
 
     return weight

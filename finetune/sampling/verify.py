@@ -17,14 +17,14 @@ from finetune.families import load
 from finetune.families.family import Family
 from finetune.families.names.readers import WRONG
 from finetune.sampling import apply
-from finetune.sampling.generate import Request, check, choose_base
+from finetune.sampling.generate import Request, choose_base, sampler_for
 
 LEVELS = (0.1, 0.5, 0.9)  # of the noise: where the effect is measured
 PROMPT = "a picture"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verified:
     modules: int  # in the file
     landed: int  # layers of the base that it changed, counted there
     effect: float  # |with - without| / |without| of the denoiser's answer
@@ -57,7 +57,7 @@ class Verdict:
         return [*out, f"diffusers the same within {self.diffusers:.1e} of the change"]
 
 
-def verify(path: Path, base: str | None) -> Verdict:
+def verify(path: Path, base: str | None) -> Verified:
     """Raises:
     DataError: the file is damaged, a module has no place in the base, or the adapter changes nothing.
     """
@@ -69,7 +69,7 @@ def verify(path: Path, base: str | None) -> Verdict:
         return load.family(where, device or "cpu")
 
     family = fresh()
-    check(family, Request([], base=base), [adapter])
+    sampler_for(family, Request([], base=base), [adapter])
     modules = adapter.on(where.spec.denoiser)
     along = embedding.bundled(adapter)
     apply.to_words(fresh(), along)
@@ -94,7 +94,7 @@ def verify(path: Path, base: str | None) -> Verdict:
     if theirs is not None:
         difference = float((_answers(family, theirs, prompt) - ours).norm()) / max(change, SMALL)
         note = _why(adapter)
-    return Verdict(len(modules), landed, effect, text_effect, len(along), difference, _tolerance(adapter, ours, change), note)
+    return Verified(len(modules), landed, effect, text_effect, len(along), difference, _tolerance(adapter, ours, change), note)
 
 
 SMALL = 1e-12
@@ -103,8 +103,10 @@ NOISE = 1e-5  # of the network's answer in fp32: what another order of sums make
 
 def _tolerance(adapter: Adapter, answer: Tensor, change: float) -> float:
     """The share of the change that rounding explains: of the file's number format, and of the network's own arithmetic."""
-    formats = {t.dtype for w in adapter.modules.values() for t in w.tensors.values()}
-    rounding = max(torch.finfo(dtype).eps for dtype in formats)
+    rounding = 0.0
+    for weights in adapter.modules.values():
+        for tensor in weights.tensors.values():
+            rounding = max(rounding, torch.finfo(tensor.dtype).eps)
     return float(4 * rounding + NOISE * float(answer.norm()) / max(change, SMALL))
 
 
@@ -113,7 +115,11 @@ def _why(adapter: Adapter) -> str:
     known = [r for r in adapter.readings if r.tool == "diffusers" and r.how == WRONG]
     norms = {w.kind for w in adapter.modules.values()} == {"dora"}
     alphas = {w.alpha for w in adapter.modules.values()}
-    reasons = [known[0].says] if known else ["it leaves DoRA's norms out in this layout"] if norms and adapter.layout == "kohya" else []
+    reasons = []
+    if known:
+        reasons.append(known[0].says)
+    elif norms and adapter.layout == "kohya":
+        reasons.append("it leaves DoRA's norms out in this layout")
     if adapter.layout == "kohya" and len(alphas) > 1:
         reasons.append("its modules' alphas differ, and it takes one for all of a file; `ft adapter convert` folds them in")
     return "; ".join(reasons)

@@ -52,7 +52,10 @@ class PowerAverages:
             torch._foreach_lerp_(list(average.values()), [parameters[n].detach().float() for n in average], 1 - beta)
 
     def state(self) -> State:
-        return {f"{i}/{n}": t for i, average in enumerate(self.tracked) for n, t in average.items()}
+        state: State = {}
+        for i, average in enumerate(self.tracked):
+            state |= {f"{i}/{name}": tensor for name, tensor in average.items()}
+        return state
 
     def restore(self, saved: State) -> None:
         for i, average in enumerate(self.tracked):
@@ -70,8 +73,8 @@ Numbers = NDArray[np.float64]
 def overlap(t_a: Numbers, g_a: Numbers, t_b: Numbers, g_b: Numbers) -> Numbers:
     """The inner product of the profiles of averages of steps 0 to t with exponents gamma, algorithm 3."""
     ratio = (t_a / t_b) ** np.where(t_a < t_b, g_b, -g_a)
-    made: Numbers = (g_a + 1) * (g_b + 1) * ratio / ((g_a + g_b + 1) * np.maximum(t_a, t_b))
-    return made
+    product: Numbers = (g_a + 1) * (g_b + 1) * ratio / ((g_a + g_b + 1) * np.maximum(t_a, t_b))
+    return product
 
 
 def combination(steps: Sequence[int], length: float) -> Numbers:
@@ -80,8 +83,8 @@ def combination(steps: Sequence[int], length: float) -> Numbers:
     g = np.tile([exponent(s) for s in TRACKED], len(steps))
     a = overlap(t[:, None], g[:, None], t[None], g[None])
     b = overlap(t[:, None], g[:, None], np.full((1, 1), t[-1]), np.full((1, 1), exponent(length)))
-    found: Numbers = np.linalg.lstsq(a, b, rcond=1e-12)[0].astype(np.float64)
-    return found.reshape(len(steps), len(TRACKED))
+    shares: Numbers = np.linalg.lstsq(a, b, rcond=1e-12)[0].astype(np.float64)
+    return shares.reshape(len(steps), len(TRACKED))
 
 
 def averaged(snapshots: Iterable[Path], length: float) -> tuple[dict[str, Tensor], int, dict[str, str]]:
@@ -121,7 +124,7 @@ def write(folder: Path, length: float, name: str | None, base: str | None = None
     if not snapshots:
         raise ConfigError(f"{folder}: kept no averages", "train with --set optim.ema_posthoc=true")
     run = Rebuilt.of(folder, base)
-    tensors, step, said = averaged(snapshots, length)
+    tensors, step, noted = averaged(snapshots, length)
     run.put(tensors, "averages")
-    data = {k: v for k, v in said.items() if k != TAGS or run.job.run.publish_tags}
+    data = {k: v for k, v in noted.items() if k != TAGS or run.job.run.publish_tags}
     return run.write(step, name or average_name(run.job.run.name, length), data)

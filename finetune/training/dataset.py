@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from finetune.config.job import Job
-from finetune.data import captioner, check, preview, scan
+from finetune.data import captioner, check, preview
 from finetune.data.check import Report
 from finetune.data.crop import PLAIN, to_image, to_tensor
 from finetune.data.encoded import picture_jobs, prepared
@@ -41,38 +41,35 @@ def _sides(job: Job, found: Found) -> Pictures | None:
         return None
 
 
-def report(job: Job, vae: str | None, phase: Phase) -> tuple[Report, Image.Image | None]:
+def checked(job: Job, vae: str | None, phase: Phase) -> tuple[Report, Image.Image | None]:
     """Everything there is to say of a job's data; with `vae`, a base, a sheet of what its autoencoder holds worst, too.
 
     Raises:
         DataError, ConfigError: there is no data, or a setting does not fit the base.
     """
-    family = base.weightless(job)
-    found, places = Found(), data.origins(job)
-    for origin in places:
-        found.add(scan.scan(origin), f"{origin.place}/" if len(places) > 1 else "")
+    family, found = base.weightless(job), data.scanned(job)
     sides = _sides(job, found)
     if sides:
-        prepared = data.cut(job, family, sides, data.planned(job))
+        prepared = data.cut(job, family, sides, data.global_batch(job))
         sides, sizes, batch = prepared.pictures, prepared.sizes, prepared.batch
     with phase("looking at pictures", len({s.content for s in found.samples})) as tick:
-        made = check.check(found, sides, job.trigger, tick)
-    made.facts = {"pictures": len(found.samples), "problems": len(found.problems), "base": family.source.id} | made.facts
+        report = check.check(found, sides, job.trigger, tick)
+    report.facts = {"pictures": len(found.samples), "problems": len(found.problems), "base": family.source.id} | report.facts
     if sides:
         epoch = Group(sides.train, 0, batch, 0)
-        _add_numbers(job, sides, epoch, made)
+        _add_numbers(job, sides, epoch, report)
         for what, names in joined(epoch, sizes).items():
-            made.add("note", what, names)
+            report.add("note", what, names)
         for what, names in repeated(epoch).items():
-            made.add("warning", what, names)
-        _add_tokens(job, family, sides, made)
-    sheet = _round_trip(job, vae, sides, made, phase) if vae and sides else None
-    made.findings.sort(key=lambda f: check.LEVELS.index(f.level))
-    return made, sheet
+            report.add("warning", what, names)
+        _add_tokens(job, family, sides, report)
+    sheet = _round_trip(job, vae, sides, report, phase) if vae and sides else None
+    report.findings.sort(key=lambda f: check.LEVELS.index(f.level))
+    return report, sheet
 
 
-def _add_numbers(job: Job, sides: Pictures, epoch: Group, made: Report) -> None:
-    made.facts |= {
+def _add_numbers(job: Job, sides: Pictures, epoch: Group, report: Report) -> None:
+    report.facts |= {
         "to_train_on": len(sides.train),
         "held_out": len(sides.held),
         "buckets": {str(size): count for size, count in sorted(Counter(s.size for s in sides.train).items())},
@@ -82,21 +79,21 @@ def _add_numbers(job: Job, sides: Pictures, epoch: Group, made: Report) -> None:
     }
 
 
-def _add_tokens(job: Job, family: Family, sides: Pictures, made: Report) -> None:
+def _add_tokens(job: Job, family: Family, sides: Pictures, report: Report) -> None:
     room, counts = family.window - 2, {}
     try:
         works.add_tokens(job, family, sides.captions)
     except ConfigError as e:
-        made.add("error", e.message, ["captions"])
+        report.add("error", e.message, ["captions"])
     for s in (*sides.train, *sides.held):
         counts[s.name] = max(family.tokens(c) for c in s.captions)
-    made.facts["tokens"] = {"most": max(counts.values()), "mean": round(sum(counts.values()) / len(counts), 1), "read": room}
+    report.facts["tokens"] = {"most": max(counts.values()), "mean": round(sum(counts.values()) / len(counts), 1), "read": room}
     for name, count in counts.items():
         if count > room:
-            made.add("warning", f"a caption of {count} tokens is cut to {room}", [name])
+            report.add("warning", f"a caption of {count} tokens is cut to {room}", [name])
 
 
-def _round_trip(job: Job, name: str, sides: Pictures, made: Report, phase: Phase) -> Image.Image:
+def _round_trip(job: Job, name: str, sides: Pictures, report: Report, phase: Phase) -> Image.Image:
     """The error of encoding and decoding, for every picture; the worst are named and shown beside what became of them."""
     where = base.located(job, name)
     family = load.family(where, torch.accelerator.current_accelerator() or torch.device("cpu"))
@@ -109,10 +106,10 @@ def _round_trip(job: Job, name: str, sides: Pictures, made: Report, phase: Phase
             tick()
     ranked = sorted(samples, key=lambda s: errors[s.name])
     worst = [{"file": s.name, "psnr": round(errors[s.name], 2)} for s in ranked[:WORST]]
-    made.facts["autoencoder"] = {"base": where.id, "mean_psnr": round(sum(errors.values()) / len(errors), 2), "worst": worst}
+    report.facts["autoencoder"] = {"base": where.id, "mean_psnr": round(sum(errors.values()) / len(errors), 2), "worst": worst}
     for sample in ranked:
         if errors[sample.name] < ROUND_TRIP:
-            made.add("warning", f"the autoencoder of {where.id} holds it badly: {errors[sample.name]:.1f} dB", [sample.name])
+            report.add("warning", f"the autoencoder of {where.id} holds it badly: {errors[sample.name]:.1f} dB", [sample.name])
     rows = [(f"{errors[s.name]:.1f} dB", _decoded(family, s, job.data.background)[1]) for s in ranked[:WORST]]
     return draw.sheet(rows, ["picture", "decoded"])
 
@@ -126,19 +123,18 @@ def _decoded(family: Family, sample: Sample, background: str) -> tuple[float, li
     return -10 * math.log10(max(error, 1e-10)), [before, to_image(after[0])]
 
 
-def text(made: Report) -> list[str]:
+def lines(report: Report) -> list[str]:
     """A report as a person reads it."""
-    f, lines = made.facts, []
-    lines.append(f"{f['pictures']} pictures" + (f": {f['to_train_on']} to train on, {f['held_out']} held out" if "held_out" in f else ""))
+    f = report.facts
+    sides = f": {f['to_train_on']} to train on, {f['held_out']} held out" if "held_out" in f else ""
+    lines = [f"{f['pictures']} pictures{sides}"]
     if "buckets" in f:
         lines.append("buckets: " + ", ".join(f"{size}: {count}" for size, count in f["buckets"].items()))
-        lines.append(
-            f"an epoch: {f['steps_per_epoch']} steps, {f['fills_per_epoch']} draws to fill batches; the run is {f['epochs']} epochs"
-        )
-        t = f["tokens"]
-        lines.append(
-            f"captions: {f['captions']} different; {t['mean']} tokens on average, {t['most']} at most, of {t['read']} that are read"
-        )
+        epoch = f"an epoch: {f['steps_per_epoch']} steps, {f['fills_per_epoch']} draws to fill batches"
+        lines.append(f"{epoch}; the run is {f['epochs']} epochs")
+        tokens = f["tokens"]
+        counts = f"{tokens['mean']} tokens on average, {tokens['most']} at most, of {tokens['read']} that are read"
+        lines.append(f"captions: {f['captions']} different; {counts}")
     if "trigger" in f:
         lines.append(f"trigger {f['trigger']['word']!r}: in {f['trigger']['captions']} captions")
     if f.get("most_frequent_tags"):
@@ -146,17 +142,17 @@ def text(made: Report) -> list[str]:
     if "autoencoder" in f:
         lines.append(f"autoencoder of {f['autoencoder']['base']}: {f['autoencoder']['mean_psnr']} dB on average")
     for level in check.LEVELS:
-        found = [x for x in made.findings if x.level == level]
-        if found:
-            lines.append(f"{level}s: {made.count(level)}")
-        for x in found:
-            lines.append(f"  {some(x.names)}: {x.text}")
+        findings = [finding for finding in report.findings if finding.level == level]
+        if findings:
+            lines.append(f"{level}s: {report.count(level)}")
+        for finding in findings:
+            lines.append(f"  {some(finding.names)}: {finding.text}")
     return lines
 
 
-def sheet(job: Job, count: int) -> tuple[Image.Image, int]:
+def crops(job: Job, count: int) -> tuple[Image.Image, int]:
     """The crops of the first `count` pictures, evenly taken, and how many there are in all."""
-    sides = data.cut(job, base.weightless(job), data.gathered(job), data.planned(job)).pictures
+    sides = data.cut(job, base.weightless(job), data.gathered(job), data.global_batch(job)).pictures
     step = max(1, -(-len(sides.train) // count))
     return preview.sheet(preview.shown(sides.train[::step], data.pixels(job))), len(sides.train)
 
@@ -169,7 +165,7 @@ def encode_ahead(job: Job, phase: Phase, say: Callable[[str], None]) -> dict[str
     accelerator = device.accelerator_for(job)
     family = base.opened(job, accelerator.device, device.DTYPES[device.precision(job, accelerator.device)])
     pictures = data.gathered(job)
-    work = works.planned(job, family, pictures, data.planned(job), accelerator.device.type)
+    work = works.planned(job, family, pictures, data.global_batch(job), accelerator.device.type)
     pictures.describe(say)
     prepared = data.cut(work.job, family, pictures, work.batch)
     prepared.describe(say)
@@ -187,6 +183,6 @@ def caption(
     todo, kept = captioner.pictures(folder, overwrite)
     if not todo:
         return 0, kept
-    made = captioner.load(model, prompt, tokens)
+    loaded = captioner.load(model, prompt, tokens)
     with phase("captioning", len(todo)) as tick:
-        return captioner.write(folder, todo, made, batch, prefix, overwrite, tick), kept
+        return captioner.write(folder, todo, loaded, batch, prefix, overwrite, tick), kept

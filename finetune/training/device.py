@@ -2,19 +2,21 @@
 
 import os
 
+import accelerate
 import torch
-from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
 from finetune.config.job import Job
 from finetune.errors import ConfigError
+from finetune.training.accelerating import Accelerator, Processes
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def processes() -> PartialState:
+def processes() -> Processes:
     """Joins the other processes. Without an accelerator that must be said, or accelerate quietly starts N runs of one process."""
-    return PartialState(cpu=not torch.accelerator.is_available())
+    state: Processes = accelerate.PartialState(cpu=not torch.accelerator.is_available())
+    return state
 
 
 def precision(job: Job, device: torch.device) -> str:
@@ -41,7 +43,8 @@ def accelerator_for(job: Job) -> Accelerator:
     if mixed == "fp16" and state.device.type == "cpu":
         raise ConfigError("--precision fp16: a CPU cannot train in it", "use --precision no or bf16")
     AcceleratorState._reset_state()  # or a second run in one process keeps the precision of the first
-    return Accelerator(mixed_precision=mixed, cpu=state.device.type == "cpu")
+    accelerator: Accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=state.device.type == "cpu")
+    return accelerator
 
 
 def peak_memory(device: torch.device) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from finetune.families.family import Family
 from finetune.objectives.objective import Objective, per_picture
 from finetune.results import checkpoint
 from finetune.training import optimizer
+from finetune.training.accelerating import Accelerator, Steps
 from finetune.training.average import PowerAverages
 from finetune.training.schedule import learning_rate
 from finetune.training.step import Asked, Step
@@ -33,11 +34,11 @@ class Training:
     """What a step reads and changes. The state that outlives a step: `trainable`, `optimizer`, `shadow`."""
 
     job: Job
-    accelerator: Any
+    accelerator: Accelerator
     family: Family
     module: nn.Module  # Step, perhaps wrapped
     trainable: dict[str, nn.Parameter]
-    optimizer: Any
+    optimizer: Steps
     objective: Objective
     plan: IndexPlan
     encoded: Encoded
@@ -51,8 +52,7 @@ class Training:
     @property
     def step(self) -> Step:
         """The module without what wraps it."""
-        inner: Step = self.accelerator.unwrap_model(self.module)
-        return inner
+        return cast(Step, self.accelerator.unwrap_model(self.module))
 
     def state(self) -> checkpoint.State:
         out: checkpoint.State = {f"trainable/{n}": p for n, p in self.trainable.items()}
@@ -83,8 +83,7 @@ class Training:
 
     @property
     def inner(self) -> torch.optim.Optimizer:
-        inner: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        return inner
+        return cast(torch.optim.Optimizer, getattr(self.optimizer, "optimizer", self.optimizer))
 
 
 def draws(run: Training, step: int) -> Callable[[Sequence[int]], StepDraws]:
@@ -115,11 +114,11 @@ def gradient(run: Training, step: int) -> Tensor:
     """Adds the step's gradient up over micro-batches; returns this process's share of the loss, on the device."""
     accelerator, job, total = run.accelerator, run.job, run.plan.total_weight(step)
     share = torch.zeros((), device=accelerator.device)
-    made = batches(run, step)
-    for i, (slot, batch) in enumerate(made):
+    micro_batches = batches(run, step)
+    for i, (slot, batch) in enumerate(micro_batches):
         if job.method.dropout:
             torch.manual_seed(randomness.number(job.run.seed, "adapter dropout", step, slot, i))
-        last = i + 1 == len(made)
+        last = i + 1 == len(micro_batches)
         with nullcontext() if last else accelerator.no_sync(run.module):
             loss = loss_sum(run, batch, step) / total
             # DDP averages over processes; the loss is a sum.
@@ -151,16 +150,15 @@ def update(run: Training, step: int) -> Tensor:
     return dropped
 
 
-def look(run: Training) -> float:
+def mean_loss(run: Training) -> float:
     """The one place where the host reads the device: mean loss since the last look.
 
     Raises:
         FinetuneError: a loss or gradient was not finite, with its step and pictures.
     """
     steps = [s for s, _, _ in run.ring]
-    losses, dropped = (
-        run.accelerator.reduce(torch.stack(column), "sum").cpu() for column in ([r[1] for r in run.ring], [r[2] for r in run.ring])
-    )
+    losses = run.accelerator.reduce(torch.stack([loss for _, loss, _ in run.ring]), "sum").cpu()
+    dropped = run.accelerator.reduce(torch.stack([flag for _, _, flag in run.ring]), "sum").cpu()
     run.ring.clear()
     bad = [s for s, loss, d in zip(steps, losses, dropped, strict=True) if d > 0 or not torch.isfinite(loss)]
     if bad and run.accelerator.scaler is not None:
@@ -186,9 +184,10 @@ def check_moved(run: Training, before: dict[str, Tensor]) -> None:
     had = run.had_gradient or {}
     still = [n for n in before if not bool(had[n])]
     for group in run.inner.param_groups:
-        ours = {id(p) for p in group["params"]}
-        names = [n for n in before if id(run.trainable[n]) in ours]
-        still += names if all(torch.equal(run.trainable[n].detach(), before[n]) for n in names) else []
+        members = {id(p) for p in group["params"]}
+        names = [n for n in before if id(run.trainable[n]) in members]
+        if all(torch.equal(run.trainable[n].detach(), before[n]) for n in names):
+            still += names
     if still:
         raise FinetuneError(
             f"{len(set(still))} of {len(run.trainable)} trainable tensors had no gradient or did not move in {CANARY_STEPS} steps: "
@@ -201,15 +200,22 @@ def watched(run: Training, first: int) -> dict[str, Tensor]:
     """What the canary looks at, as it is before: all that still trains, if there are steps enough to tell."""
     if run.job.optim.steps - first < CANARY_STEPS:
         return {}
-    active = [p for g in run.inner.param_groups if not optimizer.over(g, first / run.job.optim.steps) for p in g["params"]]
     names = {id(p): n for n, p in run.trainable.items()}
-    return {names[id(p)]: p.detach().clone() for p in active}
+    before: dict[str, Tensor] = {}
+    for group in run.inner.param_groups:
+        if not optimizer.over(group, first / run.job.optim.steps):
+            before |= {names[id(p)]: p.detach().clone() for p in group["params"]}
+    return before
 
 
 def loop(
-    run: Training, first: int, stopping: Callable[[], bool], log: Callable[[int, float], None], look_at: Callable[[int], bool],
+    run: Training,
+    first: int,
+    stopping: Callable[[], bool],
+    log: Callable[[int, float], None],
+    look_at: Callable[[int], bool],
     save: Callable[[int], None],
-) -> int:  # fmt: skip
+) -> int:
     """Trains from `first` to the job's last step, or until `stopping` or `look_at` says so; returns the number of steps done."""
     job = run.job
     before = watched(run, first)
@@ -224,7 +230,7 @@ def loop(
             check_moved(run, before)
             before, run.had_gradient = {}, None
         if stop or end or done % job.run.log_every == 0 or done % job.run.checkpoint_every == 0:
-            log(done, look(run))
+            log(done, mean_loss(run))
         stop = stop or look_at(done)
         if stop or end or done % job.run.checkpoint_every == 0:
             save(done)

@@ -1,9 +1,9 @@
 """What is looked at during a run: the held-out loss against the base's, and samples beside the base's own pictures."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -18,16 +18,18 @@ from finetune.errors import DataError
 from finetune.evaluation import heldout
 from finetune.families import load, source
 from finetune.families.family import Family
+from finetune.results.summary import Measure
 from finetune.run_folder import RunFolder
 from finetune.sampling import draw
 from finetune.sampling.generate import compose
+from finetune.sampling.pipeline import Pipeline
 from finetune.training.loop import Training
 from finetune.training.optimizer import own_average
 from finetune.training.step import Asked
 from finetune.training.tracking import Tracker
 
 
-class Weights:
+class Replaced:
     """The trainable parameters replaced by others, for as long as the block runs."""
 
     def __init__(self, training: Training, state: dict[str, Tensor] | None) -> None:
@@ -49,12 +51,12 @@ class Weights:
             parameter.copy_(state[name])
 
 
-def averaged(training: Training) -> Weights:
+def averaged_weights(training: Training) -> Replaced:
     """The averaged weights in the place of the live ones, where the job keeps an average, or its optimizer does."""
     if OPTIMIZERS[training.job.optim.optimizer].averages:
-        return Weights(training, own_average(training.inner, training.trainable))
+        return Replaced(training, own_average(training.inner, training.trainable))
     shadow = training.shadow
-    return Weights(training, dict(zip(training.trainable, shadow, strict=True)) if shadow else None)
+    return Replaced(training, dict(zip(training.trainable, shadow, strict=True)) if shadow else None)
 
 
 class Best(NamedTuple):
@@ -77,8 +79,8 @@ class Observer:
     poll: Callable[[], None]  # called between pictures; what it raises breaks a look off, which is then taken again
     best: float = float("inf")
     looked: int = -1  # the last step that was looked at
-    baseline: Tensor | None = field(default=None)  # the base's held-out losses, [N, timesteps]
-    change: dict[str, Any] | None = None  # of the last held-out loss against the base's
+    baseline: Tensor | None = None  # the base's held-out losses, [N, timesteps]
+    change: Measure | None = None  # of the last held-out loss against the base's
     sheet: Path | None = None  # of the last pictures beside the base's
 
     def due(self, step: int) -> tuple[bool, bool]:
@@ -121,7 +123,7 @@ class Observer:
         training = self.training
         module = training.step
         module.eval()
-        with averaged(training), training.accelerator.autocast():
+        with averaged_weights(training), training.accelerator.autocast():
             table = heldout.losses(
                 training.accelerator.device,
                 lambda batch: Asked(module, module, batch),
@@ -132,7 +134,7 @@ class Observer:
             )
         module.train()
         mean = float(table.mean())
-        values: dict[str, Any] = {"held_out_loss": mean, "held_out_by_timestep": [float(x) for x in table.mean(0)]}
+        values: dict[str, float | list[float]] = {"held_out_loss": mean, "held_out_by_timestep": [float(x) for x in table.mean(0)]}
         text = f"held-out loss {mean:.4f} at step {step}"
         if step == 0:
             self.baseline = table
@@ -140,13 +142,14 @@ class Observer:
             change = heldout.paired(self.baseline.mean(1), table.mean(1))
             values |= {"held_out_change": change.mean, "held_out_change_low": change.low, "held_out_change_high": change.high}
             sure = f"95 % between {change.low:+.4f} and {change.high:+.4f}" if change.count > 1 else "one picture alone has no interval"
-            self.change = change.record() | {"loss": mean, "base": float(self.baseline.mean())}
+            low, high = change.ends
+            self.change = Measure(mean, float(self.baseline.mean()), change.mean, low, high, change.count)
             text += f", {change.mean:+.4f} against the base ({sure})"
         self.tracker.metrics(step, **values)
         self.tracker.say(text)
         if step > 0 and mean < self.best:
             self.best = mean
-            with averaged(training):
+            with averaged_weights(training):
                 state = files.sealed(training.trainable, {"step": str(step)})
             files.write_bytes(self.best_file, state)
 
@@ -160,9 +163,9 @@ class Observer:
         fresh = load.family(where, family.device, family.dtype)
         adapters = [(read(written["adapter"]), 1.0)] if "adapter" in written else []
         embeddings = [embedding.read(path) for kind, path in written.items() if kind.startswith("embedding")]
-        made = compose(fresh, adapters, embeddings, job.run.sample_prompt)
-        wanted = {p: made.texts[p] for p in job.run.sample_prompt}
-        return self.draw(fresh, made.pipeline, wanted, made.unconditional, job.optim.steps)
+        composed = compose(fresh, adapters, embeddings, job.run.sample_prompt)
+        wanted = {p: composed.texts[p] for p in job.run.sample_prompt}
+        return self.draw(fresh, composed.pipeline, wanted, composed.unconditional, job.optim.steps)
 
     @torch.no_grad()
     def sample(self, step: int) -> None:
@@ -173,7 +176,7 @@ class Observer:
         family, prompts, module = training.family, training.job.run.sample_prompt, training.step
         module.eval()
         try:
-            with averaged(training), training.accelerator.autocast():
+            with averaged_weights(training), training.accelerator.autocast():
                 *texts, unconditional = module.texts([*prompts, None])
                 pipeline = family.pipeline(module.nets["denoiser"])
                 self.draw(family, pipeline, dict(zip(prompts, texts, strict=True)), unconditional, step)
@@ -182,14 +185,14 @@ class Observer:
         family.parts.free("vae")
         module.train()
 
-    def draw(self, family: Family, pipeline: Any, texts: Mapping[str, Text], unconditional: Text, step: int) -> list[tuple[str, str]]:
+    def draw(self, family: Family, pipeline: Pipeline, texts: Mapping[str, Text], unconditional: Text, step: int) -> list[tuple[str, str]]:
         """Writes one picture a prompt, and from step 1 on a sheet that shows the base's beside them; returns prompts and file names.
 
         A prompt's seed and file name come from the prompt: the base's picture beside it is never another prompt's.
         """
         run = self.training.job.run
         steps, guidance = family.inference()
-        rows, folder, made = [], RunFolder(self.out), []
+        rows, folder, drawn = [], RunFolder(self.out), []
         for prompt, text in texts.items():
             self.poll()
             number = randomness.number(run.seed, "sample", prompt)
@@ -201,14 +204,14 @@ class Observer:
                 image = Image.new("RGB", (self.side, self.side))
             facts = {"prompt": prompt, "seed": seed, "steps": steps, "guidance": guidance, "trained_steps": step}
             path = folder.sample(step, name)
-            made.append((prompt, path.relative_to(self.out).as_posix()))
+            drawn.append((prompt, path.relative_to(self.out).as_posix()))
             draw.save_png(image, path, facts)
             rows.append((prompt, [*self._beside(folder.sample(0, name)), image]))
         if step > 0:
             columns = ["base", f"step {step}"] if all(len(images) == 2 for _, images in rows) else []
             self.sheet = folder.sheet(step)
             draw.save_png(draw.sheet(rows, columns), self.sheet, {})
-        return made
+        return drawn
 
     def _beside(self, base: Path) -> list[Image.Image]:
         """The base's own picture; none where it was not drawn, or is damaged, which is said."""

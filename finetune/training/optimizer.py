@@ -3,7 +3,7 @@ be kept. The torch-free table is config/optimizers.py."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,56 +12,67 @@ from torch.optim.adamw import adamw
 from finetune import randomness
 from finetune.config.optim import Optim
 from finetune.config.optimizers import check_rates
-from finetune.methods.trainees import Group
+from finetune.methods.trainees import ParameterGroup
 from finetune.results.checkpoint import State
 
-Rows = list[dict[str, Any]]  # parameter groups
+TorchGroups = list[dict[str, Any]]  # parameter groups
+Number = bool | int | float
 
 
-def _adamw(rows: Rows, o: Optim) -> torch.optim.Optimizer:
+class Averaging(Protocol):
+    """An optimizer that keeps an average of the weights, and puts it in their place when asked."""
+
+    def train(self) -> None:
+        """The weights that train."""
+
+    def eval(self) -> None:
+        """Their average."""
+
+
+def _adamw(rows: TorchGroups, o: Optim) -> torch.optim.Optimizer:
     """Fused: one kernel a step, and it takes `found_inf`, which drops an update on the device without a look from the host."""
     return torch.optim.AdamW(rows, betas=o.betas, fused=True)
 
 
-def _bitsandbytes(name: str) -> Callable[[Rows, Optim], torch.optim.Optimizer]:
-    def make(rows: Rows, o: Optim) -> torch.optim.Optimizer:
+def _bitsandbytes(name: str) -> Callable[[TorchGroups, Optim], torch.optim.Optimizer]:
+    def make(rows: TorchGroups, o: Optim) -> torch.optim.Optimizer:
         import bitsandbytes
 
-        made: torch.optim.Optimizer = getattr(bitsandbytes.optim, name)(rows, betas=o.betas)
-        return made
+        optimizer: torch.optim.Optimizer = getattr(bitsandbytes.optim, name)(rows, betas=o.betas)
+        return optimizer
 
     return make
 
 
-def _adafactor(rows: Rows, o: Optim) -> torch.optim.Optimizer:
+def _adafactor(rows: TorchGroups, o: Optim) -> torch.optim.Optimizer:
     """With our rate as it stands: its own, which goes by the size of a weight, would hardly move an adapter that begins at 0."""
     from transformers.optimization import Adafactor
 
-    made: torch.optim.Optimizer = Adafactor(rows, scale_parameter=False, relative_step=False, warmup_init=False)
-    return made
+    optimizer: torch.optim.Optimizer = Adafactor(rows, scale_parameter=False, relative_step=False, warmup_init=False)
+    return optimizer
 
 
-def _lion(rows: Rows, o: Optim) -> torch.optim.Optimizer:
+def _lion(rows: TorchGroups, o: Optim) -> torch.optim.Optimizer:
     from lion_pytorch import Lion
 
-    made: torch.optim.Optimizer = Lion(rows, betas=o.betas)
-    return made
+    optimizer: torch.optim.Optimizer = Lion(rows, betas=o.betas)
+    return optimizer
 
 
-def _prodigy(rows: Rows, o: Optim) -> torch.optim.Optimizer:
+def _prodigy(rows: TorchGroups, o: Optim) -> torch.optim.Optimizer:
     """With bias correction and without growth during warmup, as its authors advise for diffusion models."""
     from prodigyopt import Prodigy
 
-    made: torch.optim.Optimizer = Prodigy(rows, betas=o.betas, use_bias_correction=True, safeguard_warmup=True)
-    return made
+    optimizer: torch.optim.Optimizer = Prodigy(rows, betas=o.betas, use_bias_correction=True, safeguard_warmup=True)
+    return optimizer
 
 
-def _schedule_free(rows: Rows, o: Optim) -> torch.optim.Optimizer:
+def _schedule_free(rows: TorchGroups, o: Optim) -> torch.optim.Optimizer:
     from schedulefree import AdamWScheduleFree
 
-    made: Any = AdamWScheduleFree(rows, betas=o.betas)
-    made.train()
-    return made  # type: ignore[no-any-return]
+    optimizer: torch.optim.Optimizer = AdamWScheduleFree(rows, betas=o.betas)
+    cast(Averaging, optimizer).train()
+    return optimizer
 
 
 class RoundedAdamW(torch.optim.Optimizer):
@@ -71,12 +82,12 @@ class RoundedAdamW(torch.optim.Optimizer):
 
     found_inf: Tensor | None = None
 
-    def __init__(self, rows: Rows, o: Optim, seed: int) -> None:
+    def __init__(self, rows: TorchGroups, o: Optim, seed: int) -> None:
         super().__init__(rows, {"betas": o.betas, "eps": 1e-8, "rounds": 0})
         self.seed = seed
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         number = 0
         for group in self.param_groups:
             for p in group["params"]:
@@ -89,10 +100,22 @@ class RoundedAdamW(torch.optim.Optimizer):
                     state |= {"step": torch.zeros((), device=p.device), "exp_avg": zero, "exp_avg_sq": zero.clone()}
                 master = p.float()
                 adamw(
-                    [master], [p.grad.float()], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]], fused=True, amsgrad=False,
-                    beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"],
-                    eps=group["eps"], maximize=False, found_inf=self.found_inf,
-                )  # fmt: skip
+                    [master],
+                    [p.grad.float()],
+                    [state["exp_avg"]],
+                    [state["exp_avg_sq"]],
+                    [],
+                    [state["step"]],
+                    fused=True,
+                    amsgrad=False,
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    lr=group["lr"],
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    maximize=False,
+                    found_inf=self.found_inf,
+                )
                 g = torch.Generator(p.device).manual_seed(randomness.number(self.seed, "rounding", group["rounds"], number))
                 p.copy_(rounded(master, g))
             group["rounds"] += 1
@@ -104,7 +127,7 @@ def rounded(x: Tensor, generator: torch.Generator) -> Tensor:
     return ((x.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32).bfloat16()
 
 
-MAKERS: dict[str, Callable[[Rows, Optim], torch.optim.Optimizer]] = {
+MAKERS: dict[str, Callable[[TorchGroups, Optim], torch.optim.Optimizer]] = {
     "adamw": _adamw,
     "adamw8bit": _bitsandbytes("AdamW8bit"),
     "paged-adamw8bit": _bitsandbytes("PagedAdamW8bit"),
@@ -115,7 +138,7 @@ MAKERS: dict[str, Callable[[Rows, Optim], torch.optim.Optimizer]] = {
 }
 
 
-def make(rows: Rows, o: Optim, seed: int) -> torch.optim.Optimizer:
+def make(rows: TorchGroups, o: Optim, seed: int) -> torch.optim.Optimizer:
     """The optimizer of groups that hold `params`, `lr` and `weight_decay`.
 
     Raises:
@@ -130,10 +153,10 @@ def make(rows: Rows, o: Optim, seed: int) -> torch.optim.Optimizer:
 
 
 @torch.no_grad()
-def own_average(inner: Any, trainable: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def own_average(inner: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """What the optimizer's average is; its switch is not turned back, as that would round, but the weights are put in again."""
     live = {n: p.detach().clone() for n, p in trainable.items()}
-    inner.eval()
+    cast(Averaging, inner).eval()
     average = {n: p.detach().clone() for n, p in trainable.items()}
     for name, p in trainable.items():
         p.copy_(live[name])
@@ -142,7 +165,7 @@ def own_average(inner: Any, trainable: Mapping[str, nn.Parameter]) -> dict[str, 
     return average
 
 
-def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
+def torch_groups(groups: Sequence[ParameterGroup]) -> TorchGroups:
     """What trains as an optimizer takes it."""
     return [
         {"params": list(g.parameters.values()), "lr": g.lr, "weight_decay": g.weight_decay, "peak": g.lr, "until": g.until} for g in groups
@@ -183,17 +206,19 @@ def over(group: dict[str, Any], progress: float) -> bool:
 def state(optimizer: torch.optim.Optimizer, names: list[str]) -> State:
     """Flat `name/exp_avg`, `name/step` tensors, in the order the parameters were given; and numbers, those of groups as `group 0/d`."""
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
-    held = {f"{n}/{k}": v for n, p in zip(names, parameters, strict=True) for k, v in optimizer.state[p].items()}
+    held: dict[str, object] = {}
+    for name, parameter in zip(names, parameters, strict=True):
+        held |= {f"{name}/{key}": value for key, value in optimizer.state[parameter].items()}
     for i, group in enumerate(optimizer.param_groups):
-        held |= {f"group {i}/{k}": v for k, v in group.items() if k not in OURS and isinstance(v, bool | int | float | Tensor)}
-    return {k: _kept(v) for k, v in held.items() if isinstance(v, bool | int | float | Tensor)}
+        held |= {f"group {i}/{key}": value for key, value in group.items() if key not in OURS}
+    return {key: _kept(value) for key, value in held.items() if isinstance(value, Number | Tensor)}
 
 
 OURS = {"lr", "peak", "until", "params"}  # of a group: set before every step, or by the job
 NUMBERS = {torch.int64: int, torch.float64: float, torch.bool: bool}
 
 
-def _kept(value: Any) -> Tensor:
+def _kept(value: Number | Tensor) -> Tensor:
     """Numbers become tensors of the widest types, which nothing else here is of."""
     return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
 
@@ -207,8 +232,12 @@ def restore(optimizer: torch.optim.Optimizer, names: list[str], saved: State) ->
 
 
 def _entries(saved: State, prefix: str, device: torch.device) -> dict[str, Any]:
-    found = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
-    return {k: NUMBERS[v.dtype](v) if v.ndim == 0 and v.dtype in NUMBERS else v.to(device) for k, v in found.items()}
+    entries: dict[str, Any] = {}
+    for key, value in saved.items():
+        if key.startswith(prefix):
+            is_number = value.ndim == 0 and value.dtype in NUMBERS
+            entries[key.removeprefix(prefix)] = NUMBERS[value.dtype](value) if is_number else value.to(device)
+    return entries
 
 
 @torch.no_grad()

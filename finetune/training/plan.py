@@ -4,7 +4,8 @@ import io
 from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from finetune.config.optimizers import OPTIMIZERS
 from finetune.data.plan import IndexPlan
 from finetune.families.family import Family
 from finetune.methods import adapter
+from finetune.methods.layer import Weighted
 from finetune.methods.trainees import DENOISER, Counted, Trainees
 from finetune.preparation import automatic, base, data
 from finetune.preparation import work as works
@@ -37,11 +39,11 @@ def written(trainees: Trainees, skeleton: nn.Module, count: int) -> int:
     job = trainees.job
     if not trainees.of("adapter"):
         return count
-    layers: list[Any] = [skeleton.get_submodule(name) for name in trainees.layers]
+    weights = [cast(Weighted, skeleton.get_submodule(name)).weight for name in trainees.layers]
     if job.run.format == "svd":
-        return sum(job.method.rank * (len(layer.weight) + layer.weight[0].numel()) for layer in layers)
-    if export.held(job) == "full":
-        return sum(layer.weight.numel() for layer in layers)
+        return sum(job.method.rank * (len(weight) + weight[0].numel()) for weight in weights)
+    if export.file_kind(job) == "full":
+        return sum(weight.numel() for weight in weights)
     return count * (2 if job.method.init in adapter.FROM_BASE else 1)
 
 
@@ -71,19 +73,19 @@ def fit(job: Job) -> tuple[int, dict[str, int]]:
     Raises:
         FinetuneError: a setting does not fit the base.
     """
-    work = works.planned(job, base.weightless(job), None, data.planned(job), here())
+    work = works.planned(job, base.weightless(job), None, data.global_batch(job), here())
     return work.side, by_part(work.groups)
 
 
 def plan(job: Job) -> Plan:
-    gathered, batch = data.gathered(job), data.planned(job)
+    gathered, batch = data.gathered(job), data.global_batch(job)
     family = base.weightless(job)
     work = works.planned(job, family, gathered, batch, here())
     job, where, size = work.job, family.source, work.side
     lines: list[str] = []
     gathered.describe(lines.append)
     prepared = data.cut(job, family, gathered, batch)
-    pictures, trains, matched = prepared.pictures, by_part(work.groups), work.trainees.layers
+    pictures, trains = prepared.pictures, by_part(work.groups)
     long = works.report_long_captions(family, pictures.captions, lines.append)
     skeleton = family.parts.skeleton(where.spec.denoiser)
     lines += work.notes()
@@ -94,9 +96,11 @@ def plan(job: Job) -> Plan:
     flops = forward_flops(family, skeleton, size)
     # Weights, what trains with its gradient and the optimizer's state, and activations as a multiple of the latents' share of work.
     each = 12 if job.optim.masters == "bf16" else OPTIMIZERS[job.optim.optimizer].size
-    memory = frozen * width + count * each + job.optim.batch * flops / 2000 * (0.3 if job.run.gradient_checkpointing else 1)
+    kept = 0.3 if job.run.gradient_checkpointing else 1
+    memory = frozen * width + count * each + job.optim.batch * flops / 2000 * kept
     epoch = IndexPlan(pictures.train, prepared.batch, job.run.seed).groups[0]
     prepared.describe(lines.append)
+    sizes = Counter(sample.size for sample in pictures.train)
     facts = {
         "command": job.command,
         "base": where.id,
@@ -105,16 +109,16 @@ def plan(job: Job) -> Plan:
         "dropped": len(pictures.found.dropped),
         "class_pictures": job.subject.class_count if job.subject.prior else 0,
         "trigger": job.trigger,
-        "captions": len({c for s in pictures.train for c in s.captions}),
+        "captions": len(set(chain.from_iterable(sample.captions for sample in pictures.train))),
         "captions_cut": long,
         "resolution": size,
         "steps": job.optim.steps,
         "global_batch": batch,
         "epochs": round(job.optim.steps / epoch.steps, 2),
         "steps_per_epoch": epoch.steps,
-        "buckets": {str(size): count for size, count in sorted(Counter(s.size for s in pictures.train).items())},
+        "buckets": {str(size): count for size, count in sorted(sizes.items())},
         "fills_per_epoch": epoch.fills(0),
-        "adapted_layers": len(matched),
+        "adapted_layers": len(work.trainees.layers),
         "trainable_parameters": count,
         "trainable_by_part": trains,
         "groups": [asdict(group) for group in work.groups],
@@ -139,12 +143,20 @@ def _samples(f: dict[str, Any]) -> str:
     return f"samples: {named}, drawn before and after: {percent:.0f} % of the work of training{much}"
 
 
+def _share(part: str, count: int) -> str:
+    article = "" if part == "new_tokens" else "the "
+    return f"{count:,} of {article}{part.replace('_', ' ')}"
+
+
+def _rates(group: dict[str, Any]) -> str:
+    decay = f", decay {group['weight_decay']:g}" if group["weight_decay"] else ""
+    return f"{group['part'].replace('_', ' ')} {group['lr']:g}{decay}"
+
+
 def _text(f: dict[str, Any]) -> list[str]:
-    parts = ", ".join(f"{n:,} of {'' if p == 'new_tokens' else 'the '}{p.replace('_', ' ')}" for p, n in f["trainable_by_part"].items())
+    parts = ", ".join(_share(part, count) for part, count in f["trainable_by_part"].items())
     layers = f" in {f['adapted_layers']} layers" if f["adapted_layers"] else ""
-    rates = "; ".join(
-        f"{g['part'].replace('_', ' ')} {g['lr']:g}" + (f", decay {g['weight_decay']:g}" if g["weight_decay"] else "") for g in f["groups"]
-    )
+    rates = "; ".join(_rates(group) for group in f["groups"])
     prior = f", half of them of {f['class_pictures']} class pictures or more" if f["class_pictures"] else ""
     return [
         f"base: {f['base']} at {f['resolution']}x{f['resolution']}",

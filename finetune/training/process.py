@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from accelerate import Accelerator
 
 from finetune.config.job import Job
 from finetune.errors import Stopped
@@ -14,6 +13,7 @@ from finetune.preparation.encoding import Crew
 from finetune.results import lock
 from finetune.run_folder import RunFolder
 from finetune.training import device, signals
+from finetune.training.accelerating import Accelerator
 from finetune.training.tracking import Tracker
 
 
@@ -40,20 +40,18 @@ class Process:
     @property
     def main(self) -> bool:
         """Whether it is the one that writes."""
-        return bool(self.accelerator.is_main_process)
+        return self.accelerator.is_main_process
 
     @property
     def count(self) -> int:
         """Processes of the run."""
-        return int(self.accelerator.num_processes)
+        return self.accelerator.num_processes
 
     @property
     def crew(self) -> Crew:
         """Its part in what is encoded before training."""
         accelerator, tracker = self.accelerator, self.tracker
-        return Crew(
-            tracker.phase, tracker.say, self.stop.poll, accelerator.process_index, self.count, accelerator.wait_for_everyone
-        )  # fmt: skip
+        return Crew(tracker.phase, tracker.say, self.stop.poll, accelerator.process_index, self.count, accelerator.wait_for_everyone)
 
     def wait(self) -> None:
         """For all processes."""

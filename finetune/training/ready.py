@@ -1,16 +1,15 @@
 """All of a run that can be refused before its networks are loaded: base, data, work, and what an earlier run left in the folder."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from finetune import files
 from finetune.config.job import Job
 from finetune.data import prune
 from finetune.families import load, trust
-from finetune.header import tensors_file
 from finetune.preparation import base, data
 from finetune.preparation import work as works
-from finetune.preparation.class_pictures import ClassPictures
+from finetune.preparation.class_pictures import class_pictures
 from finetune.preparation.data import Data
 from finetune.preparation.work import Work
 from finetune.results import clean, record
@@ -54,38 +53,15 @@ def ready(process: Process, job: Job, fresh: bool) -> Ready:
         if fresh:
             record.clear(out)
     process.wait()
-    hashes = _hashes(work)
+    hashes = work.hashes()
     identity = record.identity(work.job, hashes, process.count)
     earlier = Earlier.of(work.job)
     earlier.refuse(identity)  # before class pictures are drawn for nothing
-    prepared = data.cut(work.job, family, pictures, batch, _class_pictures(process, work))
+    prepared = data.cut(work.job, family, pictures, batch, class_pictures(work, process.crew))
     prepared.describe(say)
     identity[record.PICTURES] = prepared.pictures.fingerprint()
     earlier.refuse_pictures(identity, prepared.pictures, say)
     process.wait()  # all have looked, before the first process removes anything
-    if earlier.facts is None and process.main:
+    if earlier.identity is None and process.main:
         record.clear(out)  # what one left that never got to a valid checkpoint
     return Ready(work, prepared, earlier, identity, hashes[where.spec.denoiser])
-
-
-def _hashes(work: Work) -> dict[str, str]:
-    """Of what the run is made from besides its pictures: the base's parts, and a file that it goes on from."""
-    where, start = work.family.source, work.job.method.start
-    hashes = {part: where.fingerprint(part) for part in (*where.spec.parts, *where.spec.tokenizers, "scheduler")}
-    return hashes if start is None else hashes | {"start": files.sha256(tensors_file(start))}
-
-
-def _class_pictures(process: Process, work: Work) -> list[Any]:
-    """Those that prior preservation asks for; the missing ones are drawn."""
-    if not work.job.subject.prior:
-        return []
-    family, say = work.family, process.tracker.say
-    if family.source.zero_snr:  # the base draws by its own schedule
-        family = load.family(replace(family.source, zero_snr=False), family.device, family.dtype)
-    pictures = ClassPictures(work.job, family, work.side)
-    pictures.ensure(process.accelerator.process_index, process.count, process.tracker.phase, process.stop.poll)
-    process.wait()
-    samples = pictures.samples()
-    say(f"class pictures: {len(samples)} in {pictures.folder}")
-    pictures.own.describe(say)
-    return samples

@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from finetune.errors import ConfigError, DataError, line
 from finetune.families import trust
 from finetune.families.family import Family
 from finetune.methods.adapter import Start
-from finetune.methods.trainees import Group, Trainees, trainees
+from finetune.methods.trainees import ParameterGroup, Trainees, trainees
 from finetune.preparation import base
 from finetune.preparation.data import side
 from finetune.preparation.start import start
@@ -31,10 +30,10 @@ class Rebuilt:
     folder: Path
     job: Job
     family: Family
-    nets: dict[str, Any]
+    nets: dict[str, nn.Module]
     start: Mapping[str, Start] | None
     trainees: Trainees
-    groups: list[Group]
+    groups: list[ParameterGroup]
 
     @classmethod
     def of(cls, folder: Path, named: str | None = None) -> "Rebuilt":
@@ -62,7 +61,10 @@ class Rebuilt:
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
-        return {n: p for g in self.groups for n, p in g.parameters.items()}
+        parameters: dict[str, nn.Parameter] = {}
+        for group in self.groups:
+            parameters |= group.parameters
+        return parameters
 
     @torch.no_grad()
     def put(self, tensors: Mapping[str, Tensor], what: str) -> None:
@@ -79,8 +81,8 @@ class Rebuilt:
         """What a run that ended at this step would have written, beside its own files; by kind."""
         job, family = self.job, self.family
         fingerprint = family.source.fingerprint(family.spec.denoiser)
-        said = export.contract(job, family, fingerprint, side(job, family), self.start, step)
-        return export.Outgoing(self.trainees, RunFolder(self.folder), said, data).write(self.nets, name)
+        contract = export.contract(job, family, fingerprint, side(job, family), self.start, step)
+        return export.Outgoing(self.trainees, RunFolder(self.folder), contract, data).write(self.nets, name)
 
 
 def write_step(folder: Path, step: int, base: str | None = None) -> dict[str, Path]:
@@ -105,9 +107,9 @@ def _average(run: Rebuilt, saved: State) -> State:
     o = run.job.optim
     if not OPTIMIZERS[o.optimizer].averages:
         return _under(saved, "ema/")
-    made = optimizer.make(optimizer.rows(run.groups), o, run.job.run.seed)
-    optimizer.restore(made, list(run.trainable), _under(saved, "optimizer/"))
-    return own_average(made, run.trainable)
+    restored = optimizer.make(optimizer.torch_groups(run.groups), o, run.job.run.seed)
+    optimizer.restore(restored, list(run.trainable), _under(saved, "optimizer/"))
+    return own_average(restored, run.trainable)
 
 
 def _under(tensors: State, prefix: str) -> State:

@@ -4,21 +4,25 @@ import contextlib
 import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from finetune.config.job import Job
 from finetune.data.plan import IndexPlan
 from finetune.errors import Stopped
-from finetune.methods import trainees
-from finetune.methods.trainees import Group
+from finetune.methods.networks import recompute
+from finetune.methods.trainees import DENOISER, ParameterGroup
 from finetune.preparation.encoding import encode
 from finetune.results import checkpoint, clean, export, finished, record, summary, verdict
+from finetune.results.progress import Progress
 from finetune.results.summary import Summary
 from finetune.run_folder import best_name
 from finetune.training import device, optimizer, signals
 from finetune.training.average import PowerAverages
 from finetune.training.loop import Training, loop
-from finetune.training.observe import Observer, Weights, averaged
+from finetune.training.observe import Observer, Replaced, averaged_weights
 from finetune.training.process import Process
 from finetune.training.ready import Ready, ready
 from finetune.training.schedule import learning_rate
@@ -26,16 +30,18 @@ from finetune.training.step import Step
 
 
 def train(job: Job, fresh: bool = False) -> dict[str, Any]:
-    """Trains `job` to its end and returns the summary; goes on where an earlier run of the same job stopped."""
+    """Trains `job` to its end and returns the summary's record, empty in all processes but the first; goes on where an earlier run of
+    the same job stopped."""
     process = Process.of(job)
     with process.holding():
         prepared = ready(process, job, fresh)
         if done := already(process, prepared):
-            return done
+            return done.record()
         process.stop.patient = True  # from here on there is something to save first
         run = begin(process, prepared)
         run.train()
-        return run.finish()
+        ended = run.finish()
+        return ended.record() if ended else {}
 
 
 def begun(job: Job, fresh: bool = False) -> "Run":
@@ -44,7 +50,7 @@ def begun(job: Job, fresh: bool = False) -> "Run":
     return begin(process, ready(process, job, fresh))
 
 
-def already(process: Process, prepared: Ready) -> dict[str, Any] | None:
+def already(process: Process, prepared: Ready) -> Summary | None:
     """What a finished run of this job said at its end."""
     job, done = prepared.work.job, prepared.earlier.finished
     if done is None:
@@ -55,7 +61,7 @@ def already(process: Process, prepared: Ready) -> dict[str, Any] | None:
             finished.write(job, prepared.work.family.source.folder, done)
     for text in finished.lines(job, done):
         process.tracker.say(text)
-    return done.record()
+    return done
 
 
 def drop_checkpoints(process: Process, job: Job) -> None:
@@ -71,25 +77,34 @@ def begin(process: Process, prepared: Ready) -> "Run":
     nets = work.trainees.load()
     groups = work.trainees.attach(nets)
     if job.run.gradient_checkpointing:
-        trainees.recompute(nets)
+        recompute(nets[DENOISER], [net for place, net in nets.items() if place != DENOISER])
     _say_groups(process, groups)
     step = Step(family, nets, texts, work.trainees.base(nets))
-    module, moves = accelerator.prepare(step, optimizer.make(optimizer.rows(groups), job.optim, job.run.seed))
-    parameters = {name: parameter for group in groups for name, parameter in group.parameters.items()}
+    module, steps = accelerator.prepare(step, optimizer.make(optimizer.torch_groups(groups), job.optim, job.run.seed))
+    parameters: dict[str, nn.Parameter] = {}
+    for group in groups:
+        parameters |= group.parameters
     samples = [*pictures.train, *pictures.classes]
     training = Training(
-        job, accelerator, family, module, parameters, moves, work.objective,
-        IndexPlan(samples, work.batch, job.run.seed, [len(pictures.train), len(pictures.classes)]), encoded,
+        job=job,
+        accelerator=accelerator,
+        family=family,
+        module=module,
+        trainable=parameters,
+        optimizer=steps,
+        objective=work.objective,
+        plan=IndexPlan(samples, work.batch, job.run.seed, [len(pictures.train), len(pictures.classes)]),
+        encoded=encoded,
         shadow=[p.detach().float().clone() for p in parameters.values()] if job.optim.ema else None,
         averages=PowerAverages.of(parameters) if job.optim.ema_posthoc else None,
         settle=lambda step: work.trainees.settle(nets, step / job.optim.steps),
-    )  # fmt: skip
+    )
     held = range(len(samples), len(encoded.samples))
     observer = Observer(training, process.folder.path, work.side, held, process.tracker, process.main, process.stop.poll)
     return Run(process, prepared, training, observer, restore(process, prepared, training, observer))
 
 
-def _say_groups(process: Process, groups: list[Group]) -> None:
+def _say_groups(process: Process, groups: list[ParameterGroup]) -> None:
     for group in groups:
         first, count = next(iter(group.parameters)), sum(p.numel() for p in group.parameters.values())
         what = "new tokens" if first.endswith(".new_tokens") else first.split(".")[0].replace("_", " ")
@@ -98,19 +113,20 @@ def _say_groups(process: Process, groups: list[Group]) -> None:
 
 def restore(process: Process, prepared: Ready, training: Training, observer: Observer) -> int:
     """Puts back what the newest checkpoint holds; the step that it stands at."""
-    if not prepared.earlier.checkpoint:
+    saved, progress = prepared.earlier.checkpoint, prepared.earlier.progress
+    if not (saved and progress):
         return 0
-    tensors, facts = checkpoint.load(prepared.earlier.checkpoint)
+    tensors, _ = checkpoint.load(saved)
     training.restore(tensors)
-    observer.best = float("inf") if facts["best"] is None else facts["best"]
-    observer.baseline, observer.looked = tensors.get("held-out/baseline"), facts["looked"]
-    observer.change = facts.get("change")
-    if scaler := process.accelerator.scaler:
-        scaler.load_state_dict(facts["scaler"])
-    training.skipped = facts.get("skipped", 0)
-    process.tracker.rewind(facts["step"])
-    process.tracker.say(f"resuming from step {facts['step']}")
-    return int(facts["step"])
+    observer.best = float("inf") if progress.best is None else progress.best
+    observer.baseline, observer.looked = tensors.get("held-out/baseline"), progress.looked
+    observer.change = progress.change
+    if (scaler := process.accelerator.scaler) and progress.scaler is not None:
+        scaler.load_state_dict(progress.scaler)
+    training.skipped = progress.skipped
+    process.tracker.rewind(progress.step)
+    process.tracker.say(f"resuming from step {progress.step}")
+    return progress.step
 
 
 @dataclass(frozen=True)
@@ -166,18 +182,19 @@ class Run:
             if observer.baseline is not None:
                 state["held-out/baseline"] = observer.baseline
             scaler = process.accelerator.scaler
-            facts = {
-                "identity": self.prepared.identity,
-                "steps": self.job.optim.steps,
-                "looked": observer.looked,
-                "change": observer.change,
-                "best": observer.best if observer.best < float("inf") else None,
-                "scaler": scaler.state_dict() if scaler else None,
-                "skipped": training.skipped,
-            }
+            progress = Progress(
+                step=step,
+                steps=self.job.optim.steps,
+                identity=self.prepared.identity,
+                looked=observer.looked,
+                best=observer.best if observer.best < float("inf") else None,
+                change=observer.change,
+                scaler=scaler.state_dict() if scaler else None,
+                skipped=training.skipped,
+            )
             if training.averages:
                 training.averages.put_down(process.folder.snapshot(step), self.outgoing.data)
-            checkpoint.save(process.folder.checkpoints, step, state, facts, self.job.run.keep)
+            checkpoint.save(process.folder.checkpoints, step, state, progress.record(), self.job.run.keep)
         process.wait()
 
     @property
@@ -188,32 +205,33 @@ class Run:
         data = export.of_pictures(self.job, train)
         return export.Outgoing(work.trainees, self.process.folder, contract, data, self.process.tracker.say)
 
-    def finish(self) -> dict[str, Any]:
-        """Writes the adapter; the written file, not the live model, draws the last samples; the summary comes last."""
+    def finish(self) -> Summary | None:
+        """Writes the files; what was written, not the live model, draws the last samples; the summary, which the first process returns,
+        comes last."""
         process, training, observer, outgoing = self.process, self.training, self.observer, self.outgoing
         process.wait()
         if not process.main:
-            return {}
+            return None
         job, best = self.job, observer.best_state()
         nets = dict(training.step.nets.items())
-        with averaged(training):
+        with averaged_weights(training):
             written = outgoing.write(nets, job.run.name)
-        files = {kind: str(path) for kind, path in written.items()}
+        of_best: dict[str, Path] = {}
         if best:
-            with Weights(training, best.tensors):
-                files["best"] = str(next(iter(outgoing.write(nets, best_name(job.run.name)).values())))
+            with Replaced(training, best.tensors):
+                of_best["best"] = next(iter(outgoing.write(nets, best_name(job.run.name)).values()))
         nets.clear()
         samples = observer.draw_written(written) if job.run.sample_prompt else []
         facts = self._facts(best is not None)
         licence = self.prepared.work.family.source.licence
         export.write_card(process.folder.path, job, outgoing.contract, written, licence, facts, samples)
-        ended = self._summary(files, best.step if best else None, bool(samples))
+        ended = self._summary(written | of_best, best.step if best else None, bool(samples))
         checkpoint.prune(process.folder.checkpoints, job.optim.steps, job.run.keep)
-        summary.write(process.folder.path, Summary.of(ended), self.prepared.identity)
-        finished.write(job, self.prepared.work.family.source.folder, Summary.of(ended))
+        summary.write(process.folder.path, ended, self.prepared.identity)
+        finished.write(job, self.prepared.work.family.source.folder, ended)
         drop_checkpoints(process, job)
         clean.sweep(process.folder.path)  # what was kept as long as it could have been the last whole copy
-        for text in [*(f"wrote {path}" for path in written.values()), *verdict.lines(job, Summary.of(ended))]:
+        for text in [*(f"wrote {path}" for path in written.values()), *verdict.lines(job, ended)]:
             process.tracker.say(text)
         process.tracker.close()
         return ended
@@ -231,24 +249,25 @@ class Run:
             facts["updates that the fp16 scaler skipped"] = self.training.skipped
         return facts
 
-    def _summary(self, files: Mapping[str, str], best_step: int | None, drawn: bool) -> dict[str, Any]:
+    def _summary(self, written: Mapping[str, Path], best_step: int | None, drawn: bool) -> Summary:
         job, process, observer, pictures = self.job, self.process, self.observer, self.prepared.data.pictures
         prompts = [*job.run.sample_prompt, *filter(None, [job.trigger]), pictures.train[0].caption]
-        return dict(files) | {
-            "files": sorted(files),
-            "out": str(process.folder.path),
-            "steps": job.optim.steps,
-            "pictures": len(pictures.train),
-            "distinct_pictures": len({s.content for s in pictures.train}),
-            "held_out": len(pictures.held),
-            **verdict.measured(observer.change),
-            "best_held_out_loss": observer.best if best_step is not None else None,
-            "best_step": best_step,
-            "sheet": str(observer.sheet) if drawn else None,
-            "prompt": prompts[0],
-            "processes": process.count,
-            "skipped_updates": self.training.skipped,
-            "peak_memory_bytes": device.peak_memory(process.accelerator.device),
-            "written_as": summary.written_as(job),
-            "versions": record.versions(),
-        }
+        return Summary(
+            written=written,
+            out=process.folder.path,
+            steps=job.optim.steps,
+            pictures=len(pictures.train),
+            distinct_pictures=len({s.content for s in pictures.train}),
+            held_out=len(pictures.held),
+            verdict=verdict.verdict(observer.change),
+            measure=observer.change,
+            best_held_out_loss=observer.best if best_step is not None else None,
+            best_step=best_step,
+            sheet=observer.sheet if drawn else None,
+            prompt=prompts[0],
+            processes=process.count,
+            skipped_updates=self.training.skipped,
+            peak_memory_bytes=device.peak_memory(process.accelerator.device),
+            written_as=summary.written_as(job),
+            versions=record.versions(),
+        )

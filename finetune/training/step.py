@@ -57,6 +57,6 @@ class Asked:
 
     def predict(self, x_t: Tensor, t: Tensor, captions: Sequence[str | None] | None = None, weights: Weights = "live") -> Tensor:
         net = self.step if weights == "base" else self.module  # what wraps it has no gradient to wait for
-        said = self.batch.captions if captions is None else captions
-        answer: Tensor = net(x_t, t, said, self.batch.columns, weights)
+        spoken = self.batch.captions if captions is None else captions
+        answer: Tensor = net(x_t, t, spoken, self.batch.columns, weights)
         return answer

@@ -3,10 +3,10 @@
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,14 +21,31 @@ from finetune.text import from_json
 SMOOTHING = 0.9
 
 
+class Board(Protocol):
+    """TensorBoard's writer."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Adds a number to a curve."""
+
+    def close(self) -> None:
+        """Writes what is not on disk yet."""
+
+
+class Log(Protocol):
+    """Told of the loss at a step, the learning rate, and every how many steps it is told."""
+
+    def __call__(self, step: int, loss: float, rate: float, every: int) -> None: ...
+
+
 class Tracker:
     """Messages go to stderr; stdout is for data. Every process but the first is silent."""
 
     def __init__(self, folder: Path, active: bool, tensorboard: bool = False) -> None:
-        self.folder, self.active = folder, active
+        self.active = active
         self.console = Console(stderr=True, quiet=not active, highlight=False)
-        self.path, self.smooth, self.bar, self.task = RunFolder(folder).metrics, None, None, None
-        self.board: Any = None
+        self.path = RunFolder(folder).metrics
+        self.smooth: float | None = None
+        self.board: Board | None = None
         if active and tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -37,10 +54,6 @@ class Tracker:
                     "run.tensorboard: the package tensorboard is not installed", "pip install tensorboard, or leave run.tensorboard out"
                 ) from e
             self.board = SummaryWriter(str(RunFolder(folder).tensorboard))
-
-    smooth: float | None
-    bar: Progress | None
-    task: Any
 
     def say(self, message: str) -> None:
         self.console.print(escape(unbroken(message)), soft_wrap=True)
@@ -54,7 +67,7 @@ class Tracker:
         if kept != lines:
             files.write_text(self.path, "".join(f"{line}\n" for line in kept))
 
-    def metrics(self, step: int, **values: Any) -> None:
+    def metrics(self, step: int, **values: float | list[float]) -> None:
         if not self.active:
             return
         metrics.append(self.path, step, values)
@@ -64,7 +77,7 @@ class Tracker:
                     self.board.add_scalar(name, value, step)
 
     @contextmanager
-    def phase(self, name: str, total: int) -> Iterator[Any]:
+    def phase(self, name: str, total: int) -> Iterator[Callable[[], None]]:
         """A bar on a terminal; off one, a line when the phase ends. Yields a function that counts one."""
         began, count = time.monotonic(), 0
         with self._progress(escape(unbroken(name)), total) as advance:
@@ -79,14 +92,14 @@ class Tracker:
             self.say(f"{name}: {count} in {time.monotonic() - began:.1f} s")
 
     @contextmanager
-    def drawing(self, name: str, total: int) -> Iterator[Any]:
+    def drawing(self, name: str, total: int) -> Iterator[Callable[[float], None]]:
         """A bar on a terminal, nothing off one. Yields a function that is told how many are done, parts included."""
         with self._progress(name, total) as advance:
             yield lambda done: advance(done, "")
 
     @contextmanager
-    def training(self, first: int, steps: int) -> Iterator[Any]:
-        """Yields `log(step, loss)`: the bar or a plain line with loss, steps/s and time left."""
+    def training(self, first: int, steps: int) -> Iterator[Log]:
+        """Yields what shows a step: the bar or a plain line with loss, steps/s and time left."""
         began = time.monotonic()
         with self._progress("training", steps, first) as advance:
 
@@ -104,7 +117,7 @@ class Tracker:
             yield log
 
     @contextmanager
-    def _progress(self, name: str, total: int, first: int = 0) -> Iterator[Any]:
+    def _progress(self, name: str, total: int, first: int = 0) -> Iterator[Callable[[float, str], None]]:
         if not (self.active and self.console.is_terminal):
             yield lambda done, text: None
             return

@@ -13,7 +13,7 @@ from vae import reconstruction_mse
 from finetune import randomness
 from finetune.bases import TINY
 from finetune.data import crop
-from finetune.evaluation.judge import Judge, found
+from finetune.evaluation.judge import Judge, among_top
 from finetune.sampling import draw
 
 NAMES, SHEET, GUIDANCE, STEPS, SEED = 200, 60, 4.0, 30, 2026
@@ -65,9 +65,9 @@ def train(node_modules: Path, out: Path) -> None:
     _, real, _ = judge([on_white(f) for f in real_files])
     held = [p for e in everyone if e.held_out and e.fluent for p in (e.fluent,)]
     facts = {
-        "judge": (found(named, right, 1), found(named, right, 5)),
-        "judge on the real pictures": (found(real, right, 1), found(real, right, 5)),
-        "CLIP": (found(scores, right, 1), found(scores, right, 5)),
+        "judge": (among_top(named, right, 1), among_top(named, right, 5)),
+        "judge on the real pictures": (among_top(real, right, 1), among_top(real, right, 5)),
+        "CLIP": (among_top(scores, right, 1), among_top(scores, right, 5)),
         "mse": reconstruction_mse(pipe.vae, torch.from_numpy(pixels([p for e in taught for p in e.pictures.values()]))),
         "mse fluent": reconstruction_mse(pipe.vae, torch.from_numpy(pixels(held))),
     }

@@ -20,7 +20,7 @@ from finetune.config.optim import Optim
 from finetune.data.inputs import PICTURE, Input
 from finetune.data.plan import IndexPlan, Slot
 from finetune.data.sample import Sample
-from finetune.methods.trainees import Group
+from finetune.methods.trainees import ParameterGroup
 from finetune.objectives.diffusion import Diffusion, Schedule
 from finetune.objectives.weights import MinSNR
 from finetune.results import checkpoint
@@ -164,7 +164,7 @@ def train(node_modules: Path, out: Path) -> None:
     objective = Diffusion(noise_schedule, MinSNR(5.0))
     plan = IndexPlan([Sample(n, {PICTURE: Input(n)}, (n,)) for n in data.names], BATCH, SEED)
     names, parameters = zip(*unet.named_parameters(), strict=True)
-    adamw = optimizer.make(optimizer.rows([Group(dict(zip(names, parameters, strict=True)), LR, 0.01)]), RATE, SEED)
+    adamw = optimizer.make(optimizer.torch_groups([ParameterGroup(dict(zip(names, parameters, strict=True)), LR, 0.01)]), RATE, SEED)
     shadow, first = [p.detach().clone() for p in parameters], 0
     for folder in checkpoint.valid(out / "checkpoints"):
         tensors, facts = checkpoint.load(folder)
