@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune import config
-from finetune.data.plan import IndexPlan
+from finetune.data.index_plan import IndexPlan
 from finetune.data.sample import UNKNOWN, Sample
 
 Settings = Callable[..., dict[str, Any]]

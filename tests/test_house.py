@@ -106,7 +106,7 @@ SPOKEN = {
     "cli/demo.py": {"sd15": "an example of a base"},
     "cli/examples.py": {"sdxl": "examples of bases and recipes", "sd15": "an example of a base"},
     "cli/flags.py": {"sd15": "the default base with an accelerator, as families/source.py has it"},
-    "config/load.py": {"recipes/sd15-style.yaml": "an example of a recipe"},
+    "config/precedence.py": {"recipes/sd15-style.yaml": "an example of a recipe"},
     "objectives/build.py": {"such as sd21": "an example of a base"},
     "config/objective.py": {"as in FLUX.1's sampling": "the source of a setting"},
 }

@@ -21,7 +21,7 @@ MARK = "trained with [finetune](https://pypi.org/project/finetune-diffusion)"
 MARKS = (MARK, "trained with [finetune](https://pypi.org/project/finetune)")  # the second stands in older cards
 
 
-def place(folder: Path, name: str) -> Path:
+def card_path(folder: Path, name: str) -> Path:
     """`README.md`, or another name where somebody's own README is."""
     path = RunFolder(folder).readme
     if not path.exists():

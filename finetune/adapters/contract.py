@@ -66,7 +66,7 @@ PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}  #
 SUFFIXES: dict[Kind, str] = {"adapter": "/lora", "embedding": "/textual-inversion", "model": ""}
 
 
-def header(
+def file_metadata(
     kind: Kind,
     contract: Contract,
     title: str,

@@ -7,7 +7,7 @@ from pathlib import Path
 from finetune.adapters import dense, embedding, landing
 from finetune.adapters.contract import for_rank
 from finetune.adapters.layouts import Modules, Place, usual
-from finetune.adapters.read import Adapter, named, read
+from finetune.adapters.read import AdapterFile, named, read
 from finetune.adapters.weights import Weights
 from finetune.adapters.write import export
 from finetune.errors import ConfigError, DataError
@@ -76,7 +76,7 @@ def _fitted(path: Path, family: str, modules: Modules) -> dict[Place, Weights]:
     if found is None:
         return dict(modules)
     name, of = found
-    if wrong := landing.misfit(of, modules):
+    if wrong := landing.shape_misfit(of, modules):
         raise DataError(f"{path}: was made for a model like {name}, which {wrong}", "`ft adapter inspect` shows what it holds")
     return {place: w.shaped(landing.weight_shape(of, place)) for place, w in modules.items()}
 
@@ -96,7 +96,7 @@ def _dense(
     return made
 
 
-def _write_embedding(adapter: Adapter, token: str, target: Path, say: Callable[[str], None]) -> None:
+def _write_embedding(adapter: AdapterFile, token: str, target: Path, say: Callable[[str], None]) -> None:
     path = target.with_name(f"{target.stem}-{embedding.slug(token)}.safetensors")
     if path.exists():
         raise ConfigError(f"{path}: is there already", "choose another --out")

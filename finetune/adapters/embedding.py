@@ -13,7 +13,7 @@ from torch import Tensor
 from finetune import files
 from finetune.adapters.contract import Contract
 from finetune.adapters.keys import EMBEDDED
-from finetune.adapters.read import Adapter
+from finetune.adapters.read import AdapterFile
 from finetune.adapters.write import DTYPES, hashed
 from finetune.errors import DataError, FinetuneError, line
 from finetune.header import header_of
@@ -54,7 +54,7 @@ class Embedding:
         return {part: self.rows[key] for part, key in keys.items()}
 
 
-def bundled(adapter: Adapter) -> list[Embedding]:
+def bundled(adapter: AdapterFile) -> list[Embedding]:
     """The embeddings that came along with an adapter, each as if it had a file of its own."""
     rows = {token: {k: t.float() for k, t in own.items()} for token, own in adapter.embeddings.items()}
     return [Embedding(adapter.path, token, own, adapter.metadata) for token, own in rows.items()]

@@ -34,7 +34,7 @@ def join(order: Sequence[str], members: Mapping[str, Weights], share: Share) -> 
     return lora(down, torch.cat(rows))
 
 
-def split(where: str, w: Weights, order: Sequence[str], share: Share) -> list[Weights | None]:
+def split_fused(where: str, w: Weights, order: Sequence[str], share: Share) -> list[Weights | None]:
     """A fused projection's adapter as one for each of those that it is of, in the order of its rows; None where it changes nothing.
 
     Raises:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.adapters import keys
+from finetune.adapters.compatibility import Reading, readings, sentences, traits
 from finetune.adapters.contract import Contract
 from finetune.adapters.leaves import RANKED
 from finetune.adapters.problems import problems
-from finetune.adapters.readers import Reading, readings, sentences, traits
 from finetune.adapters.strength import alphas_of
 from finetune.errors import DataError, line
 from finetune.families import catalogue
@@ -20,7 +20,7 @@ MOST_TEXT = 1000  # letters of a text that a header says
 
 
 @dataclass
-class Report:
+class Inspection:
     path: str
     layout: str
     family: str | None
@@ -73,17 +73,17 @@ def _counts(found: dict[Any, int]) -> str:
     return ", ".join(f"{name} {n}" for name, n in found.items())
 
 
-def inspect(path: Path, norms: bool = False) -> Report:
+def inspect(path: Path, norms: bool = False) -> Inspection:
     """Raises:
     DataError: no readable header. What is wrong beyond that is listed in `problems`.
     """
     file = tensors_file(path)
     top = header_of(file)
     contract = Contract.of(top.metadata)
-    found = keys.find(top.shapes, contract.family if contract else None)
+    found = keys.sort_keys(top.shapes, contract.family if contract else None)
     embedded = {key: shape[0] for key, shape in top.shapes.items()} if embeds(top) else {}  # vectors by key
     ranks = Counter(r for e in found.entries if (r := _rank(e, top)))
-    report = Report(
+    report = Inspection(
         path=str(path),
         layout="embedding" if embedded else found.layout,
         family=contract.family if contract else found.family,
@@ -119,7 +119,7 @@ def embeds(top: Header) -> bool:
     return bool(top.shapes) and top.shapes.keys() <= keys.EMBEDDED and all(len(s) == 2 for s in top.shapes.values())
 
 
-def _readers(found: keys.Found, top: Header) -> list[Reading]:
+def _readers(found: keys.FileModules, top: Header) -> list[Reading]:
     """What each tool makes of a whole file in one of the layouts that they know."""
     kinds = {e.kind for e in found.entries}
     names = catalogue.names_of(found.family)
@@ -131,11 +131,11 @@ def _readers(found: keys.Found, top: Header) -> list[Reading]:
     return readings(names, traits(names, found.layout, [str(k) for k in kinds], modules, ranks, more))
 
 
-def _rank(e: keys.Entry, top: Header) -> int:
+def _rank(e: keys.ModuleKeys, top: Header) -> int:
     return next((top.shapes[e.leaves[leaf]][0] for leaf in RANKED if leaf in e.leaves and top.shapes[e.leaves[leaf]]), 0)
 
 
-def _alphas(path: Path, found: keys.Found, top: Header) -> str:
+def _alphas(path: Path, found: keys.FileModules, top: Header) -> str:
     low_rank = [e for e in found.entries if _rank(e, top)]
     own = sum("alpha" in e.leaves for e in low_rank)
     if not low_rank:
@@ -151,7 +151,7 @@ def _alphas(path: Path, found: keys.Found, top: Header) -> str:
     return f"strength {', '.join(f'{s:g}' for s in sorted(s for s in said if s is not None))} from the config beside the tensors"
 
 
-def _problems(found: keys.Found, top: Header) -> list[str]:
+def _problems(found: keys.FileModules, top: Header) -> list[str]:
     out = [f"key {k} stands in the header more than once" for k in top.twice]
     out += ["mixed layouts: " + found.layout] if "+" in found.layout else []
     out += problems(found, top)

@@ -51,7 +51,7 @@ def shapes_of(family: Family) -> Shapes:
     return of
 
 
-def misfit(of: Shapes, modules: Modules) -> str | None:
+def shape_misfit(of: Shapes, modules: Modules) -> str | None:
     """What the base lacks for the first module that does not fit it, in words; None if all fit."""
     for (part, module), w in modules.items():
         there = of(part)
@@ -98,13 +98,13 @@ def known_base(family: str, modules: Modules) -> tuple[str, Shapes] | None:
     names = catalogue.of_name(family).names
     for name in names.known:
         of = _shipped(name, family)
-        if _told(of, modules, names.telling) or misfit(of, modules) is None:
+        if _told(of, modules, names.telling) or shape_misfit(of, modules) is None:
             return name, of
     return None
 
 
 def _told(of: Shapes, modules: Modules, telling: tuple[str, ...]) -> bool:
-    return any(place[1].endswith(telling) and misfit(of, {place: w}) is None for place, w in modules.items())
+    return any(place[1].endswith(telling) and shape_misfit(of, {place: w}) is None for place, w in modules.items())
 
 
 @cache
@@ -112,5 +112,5 @@ def _shipped(name: str, family: str) -> Shapes:
     from finetune.families import load, single_file
     from finetune.families.source import Source
 
-    configs = single_file.skeleton(single_file.shipped(name))
+    configs = single_file.skeleton(single_file.shipped_configs(name))
     return shapes_of(load.family(Source(name, configs, catalogue.of_name(family))))

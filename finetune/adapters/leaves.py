@@ -43,7 +43,7 @@ RANKED = ("down", "w1_b", "k2_b", "k1_b")  # tensors whose first axis is the ran
 _AXES = {"alpha": (0, 5), "rows": (1, 5), "diff": (1, 5), "diff_b": (1, 1), "up_bias": (1, 1), "blocks": (3, 3), "rescale": (0, 5)}
 
 
-def split(key: str) -> tuple[str, str | None]:
+def split_key(key: str) -> tuple[str, str | None]:
     """A key as the name of what it changes, and our name of the tensor; None where it ends in none that is known."""
     for ending, leaf in LEAVES.items():
         if key.endswith(ending):
@@ -97,7 +97,7 @@ def unpaired(leaves: Mapping[str, Sequence[int]]) -> tuple[str, str] | None:
     return None
 
 
-def size(leaves: Mapping[str, Sequence[int]]) -> tuple[int, int]:
+def layer_size(leaves: Mapping[str, Sequence[int]]) -> tuple[int, int]:
     """Outputs and inputs of the layer that tensors of these shapes fit; 0 where they do not tell."""
     t = leaves
     if "down" in t and "up" in t:

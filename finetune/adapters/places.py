@@ -25,7 +25,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Reading:
+class KeyReader:
     """How keys are read: as those of the first of `families` that has such a module."""
 
     families: Sequence[Names]

@@ -10,7 +10,7 @@ FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 INTEGERS = {"I64", "I32", "I16", "I8", "U8", "U16", "U32", "U64"}
 
 
-def problems(found: keys.Found, top: Header) -> list[str]:
+def problems(found: keys.FileModules, top: Header) -> list[str]:
     """What cannot be right whatever the base, a line each: keys that are unknown or stand for a layer twice, tensors that do not match,
     numbers of a kind that is none of weights."""
     if not found.entries:
@@ -26,7 +26,7 @@ def problems(found: keys.Found, top: Header) -> list[str]:
     return out
 
 
-def _misfits(e: keys.Entry, top: Header) -> list[str]:
+def _misfits(e: keys.ModuleKeys, top: Header) -> list[str]:
     where, shapes = f"{e.part}.{e.modules[0]}", e.shapes(top.shapes)
     if e.kind is None:
         return [f"{where} {leaves.odd(e.leaves)}"]
@@ -46,7 +46,7 @@ def _misfits(e: keys.Entry, top: Header) -> list[str]:
     ]
 
 
-def of_family(found: keys.Found) -> str:
+def of_family(found: keys.FileModules) -> str:
     return f" of {found.family}" if found.family else ""
 
 

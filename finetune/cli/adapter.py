@@ -87,7 +87,7 @@ def average(
     """Write the average of a run's weights over a length that is chosen now (Karras et al. 2024)."""
     from finetune import cli
 
-    present.run(files.home(run))
+    present.check_run_folder(files.home(run))
     from finetune.training.average import write
 
     written = [str(path) for path in write(files.home(run), length, name, base).values()]

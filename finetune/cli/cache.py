@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from finetune import files
-from finetune.cli.clean import size
+from finetune.cli.clean import in_bytes
 from finetune.errors import unbroken
 from finetune.results import stored
 
@@ -29,13 +29,15 @@ def ls(json_: Json = False) -> None:
     for row in rows:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["used"]))
         holder = f"; in use: {row['in_use']}" if row["in_use"] else ""
-        print(unbroken(f"{row['kind']:<14} {size(row['bytes']):>9}  {used}  {row['name'][:12]:<12}  {row['about']}{holder}"))
-    print(unbroken(f"{size(sum(e.size for e in there))} in {files.cache_root()}"))
+        print(unbroken(f"{row['kind']:<14} {in_bytes(row['bytes']):>9}  {used}  {row['name'][:12]:<12}  {row['about']}{holder}"))
+    print(unbroken(f"{in_bytes(sum(e.size for e in there))} in {files.cache_root()}"))
 
 
 @app.command("prune")
 def prune(
-    most: Annotated[str, typer.Option("--max-size", help="what may stay, such as 10GB; 0 is nothing", metavar="SIZE", show_default=False)],
+    most: Annotated[
+        str, typer.Option("--max-in_bytes", help="what may stay, such as 10GB; 0 is nothing", metavar="SIZE", show_default=False)
+    ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only list what would go")] = False,
     json_: Json = False,
 ) -> None:
@@ -50,8 +52,10 @@ def prune(
         cli.emit({"removed": [] if dry_run else _rows(goes), "can_go": _rows(goes) if dry_run else [], "bytes_left": stays})
         return
     for row in _rows(goes):
-        print(unbroken(f"{row['kind']:<14} {size(row['bytes']):>9}  {row['name'][:12]:<12}  {row['about'] if dry_run else ''}".rstrip()))
-    print(f"{'would free' if dry_run else 'freed'} {size(sum(e.size for e in goes))}; {size(stays)} stay")
+        print(
+            unbroken(f"{row['kind']:<14} {in_bytes(row['bytes']):>9}  {row['name'][:12]:<12}  {row['about'] if dry_run else ''}".rstrip())
+        )
+    print(f"{'would free' if dry_run else 'freed'} {in_bytes(sum(e.size for e in goes))}; {in_bytes(stays)} stay")
     if stays > limit:
         print("the rest is used by runs that are running: `ft cache ls`", file=sys.stderr)
 

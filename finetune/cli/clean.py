@@ -19,7 +19,7 @@ def command(
     places: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="RUN", help="folders of runs, or folders that hold some (runs)", show_default=False, autocompletion=complete.runs
+            metavar="RUN", help="folders of runs, or folders that hold some (runs)", show_default=False, autocompletion=complete.run_folders
         ),
     ] = None,
     whole: Annotated[bool, typer.Option("--whole", help="remove all that these runs wrote, what they learned too")] = False,
@@ -48,7 +48,7 @@ def command(
     if json_:
         cli.emit(_facts(done, dry_run))
     elif done is not found:
-        print(f"freed {size(done.size)}")
+        print(f"freed {in_bytes(done.size)}")
 
 
 def _runs(places: Sequence[Path] | None) -> list[Path]:
@@ -68,11 +68,11 @@ def _show(found: clean.Findings) -> None:
         path = item.run if item.kind == "run" and item.run else item.path
         lines[path] = item.kind, item.size + lines.get(path, ("", 0))[1]
     for path, (kind, count) in lines.items():
-        print(unbroken(f"{kind:<13} {size(count):>9}  {path}"))
+        print(unbroken(f"{kind:<13} {in_bytes(count):>9}  {path}"))
     _say_stays(found.stays, False)
-    print(f"{size(found.size)} can go" if found.items else "nothing to free")
+    print(f"{in_bytes(found.size)} can go" if found.items else "nothing to free")
     if cached := stored.total():
-        print(f"the cache holds {size(cached)} more: `ft cache ls`", file=sys.stderr)
+        print(f"the cache holds {in_bytes(cached)} more: `ft cache ls`", file=sys.stderr)
 
 
 def _say_stays(stays: dict[Path, str], quiet: bool) -> None:
@@ -105,7 +105,7 @@ def _row(item: clean.Item) -> dict[str, Any]:
     return {"kind": item.kind, "path": str(item.path), "bytes": item.size}
 
 
-def size(count: int) -> str:
+def in_bytes(count: int) -> str:
     """Bytes in words, as disks count them."""
     for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= power:

@@ -141,10 +141,10 @@ def caption(
     """Write a caption beside every picture that has none. The same command again goes on where it stopped."""
     from finetune import cli
 
-    folder = flags.place(pictures, data)
+    folder = flags.one_place(pictures, data)
     if folder is None:
         raise ConfigError("--data: missing", "for example ft data caption ./imgs --model MODEL")
-    present.place(Path(folder))
+    present.check_pictures_place(Path(folder))
     from finetune.training import dataset
 
     written, kept = dataset.caption(files.home(folder), model, prompt, tokens, batch, prefix, overwrite, _phase)
@@ -152,4 +152,4 @@ def caption(
 
 
 def _job(given: dict[str, Any], recipe: Path | None, sets: list[str] | None) -> Job:
-    return any_job(flags.settings(flags.DATA, given), recipe, sets or [], flags.names(flags.DATA))
+    return any_job(flags.nested_settings(flags.DATA, given), recipe, sets or [], flags.names(flags.DATA))

@@ -10,8 +10,8 @@ import typer
 
 from finetune.cli import complete
 from finetune.config import ADAPTERS
-from finetune.config.load import Settings, merge, section_model
 from finetune.config.method import EMBEDDED, usual_rate
+from finetune.config.precedence import Settings, merge_settings, section_model
 from finetune.errors import ConfigError, line
 
 # Flag -> setting. Everything else is reached with a recipe or --set.
@@ -143,7 +143,7 @@ def with_flags(table: Mapping[str, str], own: Settings | None = None) -> Callabl
     return add
 
 
-def settings(table: Mapping[str, str], given: dict[str, Any]) -> Settings:
+def nested_settings(table: Mapping[str, str], given: dict[str, Any]) -> Settings:
     """The flags that were given, as nested settings.
 
     Raises:
@@ -151,16 +151,16 @@ def settings(table: Mapping[str, str], given: dict[str, Any]) -> Settings:
     """
     out: Settings = {}
     if "--data" in table:
-        given = given | {"data": place(given.get("pictures"), given.get("data"))}
+        given = given | {"data": one_place(given.get("pictures"), given.get("data"))}
     for flag, setting in table.items():
         value = given.get(_name(flag))
         if value not in (None, []):
             section, key = setting.split(".")
-            out = merge(out, {section: {key: value}})
+            out = merge_settings(out, {section: {key: value}})
     return out
 
 
-def place(words: list[str] | None, flag: str | None) -> str | None:
+def one_place(words: list[str] | None, flag: str | None) -> str | None:
     """Where the pictures are, of what stands alone and what stands behind --data.
 
     Raises:

@@ -56,7 +56,7 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known = {name for param in self.get_params(ctx) for name in param.opts if name.startswith("--")}
         own = path(ctx)
-        meant = words.of_drawing() if own == "generate" else words.of_settings(TABLES[own]) if own in TABLES else {}
+        meant = words.words_of_drawing() if own == "generate" else words.words_of_settings(TABLES[own]) if own in TABLES else {}
         mine = words.translated(args, known, meant)
         try:
             return super().parse_args(ctx, list(mine))
@@ -73,7 +73,7 @@ class Command(TyperCommand):
         _examples(ctx, formatter)
 
 
-class Group(TyperGroup):
+class CommandGroup(TyperGroup):
     """Lists its commands in groups."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -93,9 +93,9 @@ class Group(TyperGroup):
 
 def _unknown(arguments: list[str], known: set[str]) -> str | None:
     """All flags of a command line that are not the command's, other tools' words with ours; None where there are no such words."""
-    own = {words.normal(flag) for flag in known}
+    own = {words.bare_flag(flag) for flag in known}
     names = dict.fromkeys(a.partition("=")[0] for a in arguments if a.startswith("--"))
-    told = {name: words.answer(name) for name in names if words.normal(name) not in own}
+    told = {name: words.answer(name) for name in names if words.bare_flag(name) not in own}
     if not any(told.values()):
         return None
     return "\n       ".join(f"{name}: {answer or 'no such flag'}" for name, answer in told.items())

@@ -22,14 +22,14 @@ def command(
     from finetune.families.catalogue import BASES
 
     if download is not None:
-        folder = source.resolve(download).folder
+        folder = source.resolve_base(download).folder
         cli.emit({"folder": str(folder)}) if json_ else print(folder)
         return
     if path is not None:
         known = BASES.get(path)
         if known and known.hub and not source.cached(known.hub):
             raise AccessError(f"--path {path}: not in the local cache", f"`ft models --download {path}` downloads it")
-        folder = source.resolve(path).folder
+        folder = source.resolve_base(path).folder
         cli.emit({"folder": str(folder)}) if json_ else print(folder)
         return
     if name is not None:

@@ -33,7 +33,7 @@ def of_job(job: Job, base: bool) -> None:
     if job.method.start is not None:
         header_of(tensors_file(files.home(job.method.start)))
     if base:
-        source.check(job.model.base)
+        source.check_base(job.model.base)
 
 
 class Drawn(NamedTuple):
@@ -53,7 +53,7 @@ def of_drawing(adapters: Iterable[str], embeddings: Iterable[Path], base: str | 
     drawn = Drawn([], [], base)
     if base:
         drawn = drawn._replace(base=_model(base))
-        source.check(str(drawn.base))
+        source.check_base(str(drawn.base))
     for text in adapters:
         drawn = _with_adapter(drawn, text)
     for path in embeddings:
@@ -129,7 +129,7 @@ def _number(text: str) -> bool:
     return False
 
 
-def place(folder: Path) -> None:
+def check_pictures_place(folder: Path) -> None:
     """Raises:
     DataError: no pictures can be there.
     """
@@ -138,7 +138,7 @@ def place(folder: Path) -> None:
     check_place(str(folder))
 
 
-def run(folder: Path) -> None:
+def check_run_folder(folder: Path) -> None:
     """Raises:
     DataError: it is no folder of a run.
     """

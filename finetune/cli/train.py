@@ -10,9 +10,9 @@ import typer
 
 from finetune.cli import complete, flags, hardware, present
 from finetune.config import Job, read_yaml, recipes, resolve
-from finetune.config.load import Settings, merge, user_config
 from finetune.config.method import trained, usual_rate
 from finetune.config.optimizers import OPTIMIZERS
+from finetune.config.precedence import Settings, merge_settings, user_config
 from finetune.errors import ConfigError, plain, unbroken
 from finetune.preparation import automatic
 from finetune.text import AUTO
@@ -59,10 +59,10 @@ def _command(name: str, table: Mapping[str, str], text: str) -> Callable[..., No
         json_: Annotated[bool, typer.Option("--json", help="print one JSON object at the end")] = False,
         **given: Any,
     ) -> None:
-        settings = flags.settings(table, given)
+        settings = flags.nested_settings(table, given)
         settings = _without(settings, "--no-holdout", "data.holdout", None) if no_holdout else settings
         settings = _without(settings, "--no-samples", "run.sample_prompt", []) if no_samples else settings
-        job = make_job(name, settings, recipes.find(recipe) if recipe else None, set_ or [], flags.names(table))
+        job = make_job(name, settings, recipes.recipe_path(recipe) if recipe else None, set_ or [], flags.names(table))
         if not fresh:
             job = automatic.as_before(job, settings)
         hardware.say_idle_card()
@@ -83,7 +83,7 @@ def _command(name: str, table: Mapping[str, str], text: str) -> Callable[..., No
             cli.emit(answer)
 
     command.__doc__ = text
-    return flags.with_flags(table, merge(DEFAULTS[name], AUTOMATIC[name]))(command)
+    return flags.with_flags(table, merge_settings(DEFAULTS[name], AUTOMATIC[name]))(command)
 
 
 def _without(given: Settings, flag: str, setting: str, nothing: Any) -> Settings:
@@ -95,7 +95,7 @@ def _without(given: Settings, flag: str, setting: str, nothing: Any) -> Settings
     section, key = setting.split(".")
     if key in given.get(section, {}):
         raise ConfigError(f"--{key.replace('_', '-')} and {flag}: give one of them")
-    return merge(given, {section: {key: nothing}})
+    return merge_settings(given, {section: {key: nothing}})
 
 
 def _plan(job: Job, json_: bool) -> None:
@@ -124,10 +124,10 @@ def make_job(name: str, given: Settings, recipe: Path | None, sets: list[str], n
         ConfigError: every mistake there is, or settings that belong to another command.
     """
     own = read_yaml(recipe) if recipe else {}
-    given = merge(given, _own_rate(given, own))
+    given = merge_settings(given, _own_rate(given, own))
 
     def resolved(flags: Settings) -> Job:
-        job = resolve(flags, recipe, sets, names, DEFAULTS[name] if recipe else merge(DEFAULTS[name], AUTOMATIC[name]))
+        job = resolve(flags, recipe, sets, names, DEFAULTS[name] if recipe else merge_settings(DEFAULTS[name], AUTOMATIC[name]))
         if job.command == name:
             return job
         if needed := NEEDED.get(name) if job.command == "lora" else None:
@@ -143,7 +143,7 @@ def any_job(given: Settings, recipe: Path | None, sets: list[str], names: Mappin
     Raises:
         ConfigError: every mistake there is.
     """
-    found = recipes.find(recipe) if recipe else None
+    found = recipes.recipe_path(recipe) if recipe else None
     return _with_base(lambda flags: resolve(flags, found, sets, names, {}), given, read_yaml(found) if found else {}, sets)
 
 
@@ -159,7 +159,7 @@ def _with_base(resolved: Callable[[Settings], Job], given: Settings, own: Settin
     mine = read_yaml(user_config()).get("model", {}).get("base") if user_config().exists() else None
     base, line = default_base(mine, accelerator=hardware.accelerator())
     print(line, file=sys.stderr)
-    return resolved(merge(given, {"model": {"base": base}}))
+    return resolved(merge_settings(given, {"model": {"base": base}}))
 
 
 def _own_rate(given: Settings, recipe: Settings) -> Settings:
@@ -171,7 +171,7 @@ def _own_rate(given: Settings, recipe: Settings) -> Settings:
         return {}
     if given.get("optim", {}).get("lr"):
         return {}
-    old, new = trained(recipe), trained(merge(recipe, given))
+    old, new = trained(recipe), trained(merge_settings(recipe, given))
     if usual_rate(*old) == usual_rate(*new):
         return {}
     alone = any(name in OPTIMIZERS and OPTIMIZERS[name].one_rate for name in (old[1], new[1]))

@@ -37,7 +37,7 @@ def addition(weight: "Tensor", delta: "Tensor") -> "Tensor":
 
 
 @dataclass(frozen=True)
-class Row:
+class AdapterType:
     """An adapter type: PEFT's config for it, and what its layers call the tensors that a file holds.
 
     `tensors` maps the names in `adapters/weights.py` to PEFT's attributes; without any, the change of the weight itself is written, which
@@ -102,31 +102,31 @@ def _turned(weight: "Tensor", turn: "Tensor") -> "Tensor":
 
 
 ROWS = {
-    "lora": Row(
+    "lora": AdapterType(
         "low-rank update, strength alpha / rank", "Hu et al. 2021, arXiv:2106.09685", "LoraConfig", _lora, "lora", PAIR, ("up",),
         RANKED | {"init", "max_norm", "lora_plus"}, begin="low_rank", after=frozenset({"full"}),
     ),
-    "rslora": Row(
+    "rslora": AdapterType(
         "LoRA with the strength alpha / sqrt(rank)", "Kalajdzievski 2023, arXiv:2312.03732", "LoraConfig",
         lambda m: {**_lora(m), "use_rslora": True}, "lora", PAIR, ("up",), RANKED | {"init", "max_norm", "lora_plus"},
         begin="low_rank", after=frozenset({"full"}),
     ),
-    "dora": Row(
+    "dora": AdapterType(
         "LoRA of the direction, and a norm for each row", "Liu et al. 2024, arXiv:2402.09353", "LoraConfig",
         lambda m: {**_lora(m), "use_dora": True}, "dora", {**PAIR, "rows": "lora_magnitude_vector"}, ("up",), RANKED | {"lora_plus"},
         {"algo": "lora", "dora_wd": "True"}, begin="decomposed", after=frozenset({"lora", "full"}),
     ),
-    "loha": Row(
+    "loha": AdapterType(
         "elementwise product of two low-rank matrices", "Hyeon-Woo et al. 2021, arXiv:2108.06098", "LoHaConfig",
         lambda m: {"rank_dropout": m.dropout}, "loha", LOHA, ("w1_a",), RANKED | {"max_norm"}, {"algo": "loha"},
         rate=3.0,
     ),
-    "lokr": Row(
+    "lokr": AdapterType(
         "Kronecker product of a small and a low-rank matrix", "Yeh et al. 2023, arXiv:2309.14859", "LoKrConfig",
         lambda m: {"rank_dropout": m.dropout, "rank_dropout_scale": True, "decompose_factor": m.factor}, "lokr", LOKR, ("k1", "k1_a"),
         RANKED | {"max_norm", "factor"}, {"algo": "lokr"}, rate=3.0,
     ),
-    "oft": Row(
+    "oft": AdapterType(
         "rotation of the inputs in blocks of `rank`; the file holds whole differences", "Qiu et al. 2023, arXiv:2306.07280", "OFTConfig",
         # PEFT's usual series of five terms is no rotation any more where it turns far.
         lambda m: {"oft_block_size": m.rank, "module_dropout": m.dropout, "use_cayley_neumann": False}, "full",

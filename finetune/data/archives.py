@@ -10,8 +10,8 @@ from finetune import files
 from finetune.data.captions import in_words
 from finetune.data.decode import EXTENSIONS
 from finetune.data.file import reading
-from finetune.data.folder import lines
-from finetune.data.sample import Found, Item, Problem
+from finetune.data.folder import caption_lines
+from finetune.data.sample import Item, Listing, Problem
 from finetune.data.tables import Columns, said
 from finetune.errors import DataError, line
 from finetune.text import decoded, from_json
@@ -33,7 +33,7 @@ def _part(path: str, offset: int, size: int, name: str) -> bytes:
         raise DataError(f"{name}: cannot be read ({e.strerror})") from e
 
 
-def tar_items(path: Path, label: str, found: Found, columns: Columns, each_line: bool) -> Iterator[Item]:
+def tar_items(path: Path, label: str, found: Listing, columns: Columns, each_line: bool) -> Iterator[Item]:
     """A webdataset shard: members whose names are the same up to the file name's first dot are one sample: `0001.jpg`, `0001.txt`.
 
     Nothing is unpacked: members are read where they lie, so that no name can lead anywhere. `label` is the shard's name in its source.
@@ -85,12 +85,12 @@ def _holds(path: Path, behind: int) -> bool:
         return any(part.strip(b"\0") for part in iter(partial(f.read, 2**20), b""))
 
 
-def _own(name: str, members: Mapping[str, Any], found: Found, columns: Columns, each_line: bool) -> tuple[str, ...]:
+def _own(name: str, members: Mapping[str, Any], found: Listing, columns: Columns, each_line: bool) -> tuple[str, ...]:
     """The caption of a sample: its text file, or the caption of its JSON file."""
     try:
         for end in TEXTS:
             if end in members:
-                return lines(decoded(members[end]()), each_line)
+                return caption_lines(decoded(members[end]()), each_line)
         if ".json" in members:
             row = from_json(members[".json"]())
             column = columns.caption_of(list(row)) if isinstance(row, dict) else None
@@ -101,7 +101,7 @@ def _own(name: str, members: Mapping[str, Any], found: Found, columns: Columns, 
     return ()
 
 
-def parquet_items(path: Path, label: str, found: Found, columns: Columns) -> Iterator[Item]:
+def parquet_items(path: Path, label: str, found: Listing, columns: Columns) -> Iterator[Item]:
     """A table whose picture column holds bytes, or a record of `bytes` and `path`, as `datasets` writes them.
 
     Raises:

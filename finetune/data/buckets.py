@@ -17,7 +17,7 @@ def largest_step(resolution: int, multiple: int) -> int:
 
 
 @cache
-def sizes(resolution: int, step: int, low: int, high: int) -> tuple[Size, ...]:
+def bucket_sizes(resolution: int, step: int, low: int, high: int) -> tuple[Size, ...]:
     """The square, and for every width from `low` to `high` by `step` the largest height that keeps within resolution² pixels.
 
     The same list as kohya's for the same numbers.
@@ -42,7 +42,7 @@ class Buckets:
     enlarge: bool = True  # pictures smaller than their bucket; else they get a bucket of fewer pixels
 
     def options(self, side: int) -> tuple[Size, ...]:
-        return (Size(side, side),) if self.square else sizes(side, self.step, min(self.low, side), max(self.high, side))
+        return (Size(side, side),) if self.square else bucket_sizes(side, self.step, min(self.low, side), max(self.high, side))
 
     def choose(self, original: Size, side: int) -> Size:
         """The bucket whose proportions are nearest, as a ratio: a portrait and its landscape get mirror images."""
@@ -85,7 +85,7 @@ class Buckets:
 
     def _share(self, samples: Sequence[Sample], size: Size) -> float:
         """The share that a size keeps of the picture which it suits least; 0 where it would enlarge what must not be."""
-        return min(share(s.original, size) if self.enlarge or _scale(s.original, size) <= 1 else 0 for s in samples)
+        return min(kept_share(s.original, size) if self.enlarge or _scale(s.original, size) <= 1 else 0 for s in samples)
 
     def moved(self, samples: Iterable[Sample]) -> list[Sample]:
         """Those with another size than their own proportions choose."""
@@ -103,9 +103,9 @@ def _scale(original: Size, size: Size) -> float:
 
 def kept(sample: Sample) -> float:
     """The share of a picture's area that its crop keeps."""
-    return share(sample.original, sample.size)
+    return kept_share(sample.original, sample.size)
 
 
-def share(original: Size, size: Size) -> float:
+def kept_share(original: Size, size: Size) -> float:
     """The share of a picture's area that is kept when it is cut to a size."""
     return min(1.0, size.height * size.width / (original.height * original.width * _scale(original, size) ** 2))

@@ -46,7 +46,7 @@ class Wording:
 
     def every(self, item: Item, own: Sequence[str], content: str) -> tuple[str, ...]:
         """All that may be said of a picture, its variants included."""
-        own = [spoken(self.caption, item)] if self.caption is not None else list(own)
+        own = [fill_template(self.caption, item)] if self.caption is not None else list(own)
         varied = [self._variant(c, content, i, v) for v in range(self._count) for i, c in enumerate(own)]
         return self.captions(varied)
 
@@ -92,7 +92,7 @@ def _choose(caption: str, *key: randomness.Key, plain: bool) -> str:
     return " ".join(caption.split())
 
 
-def spoken(template: str, item: Item) -> str:
+def fill_template(template: str, item: Item) -> str:
     """A caption for all, with what is the picture's own put in."""
     return template.replace("{name}", item.words).replace("{folder}", item.concept)
 

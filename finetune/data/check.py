@@ -13,7 +13,7 @@ from finetune.data import decode
 from finetune.data.buckets import kept
 from finetune.data.captions import tags
 from finetune.data.index import Index
-from finetune.data.sample import Found, Pictures, Sample
+from finetune.data.sample import Listing, Pictures, Sample
 from finetune.errors import DataError
 
 VERSION = 1  # of a look: raise it when the same picture would be told otherwise
@@ -68,7 +68,7 @@ class Report:
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 
-def check(found: Found, pictures: Pictures | None, trigger: str | None, tick: Callable[[], None]) -> Report:
+def check_data(found: Listing, pictures: Pictures | None, trigger: str | None, tick: Callable[[], None]) -> Report:
     """`found` is all that a scan found; `pictures` are the sides with their buckets, where there was nothing to refuse."""
     report = Report()
     for problem in found.problems:
@@ -111,7 +111,7 @@ def _looks(samples: Sequence[Sample], report: Report, tick: Callable[[], None]) 
 
     def fresh(sample: Sample) -> "Look | DataError":
         try:
-            return look(decode.decode(sample.read(), sample.name).image, sample.name)
+            return look_at(decode.decode_picture(sample.read(), sample.name).image, sample.name)
         except DataError as e:
             return e
 
@@ -133,7 +133,7 @@ def _looks(samples: Sequence[Sample], report: Report, tick: Callable[[], None]) 
     return {content: out[content] for content in unique if content in out}
 
 
-def look(image: Image.Image, name: str) -> Look:
+def look_at(image: Image.Image, name: str) -> Look:
     grey = image.convert("L")
     cells = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     bits = (cells[:, 1:] > cells[:, :-1]).flatten()

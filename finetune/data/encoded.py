@@ -12,8 +12,8 @@ from finetune.data import cache, decode
 from finetune.data.batch import Batch, columns
 from finetune.data.cache import Cache, Row
 from finetune.data.crop import Augment, Crop, View, cut
+from finetune.data.index_plan import Slot
 from finetune.data.inputs import LOSS_MASK, PICTURE, Input
-from finetune.data.plan import Slot
 from finetune.data.sample import Sample, Size
 from finetune.draws import StepDraws
 from finetune.errors import DataError
@@ -111,10 +111,10 @@ def picture_jobs(samples: Sequence[Sample], pixels: Pixels, plain: Sequence[Samp
     sizes: dict[tuple[Size, bool], list[Variant]] = {}
     for job in wanted.values():
         sizes.setdefault((job.sample.size, LOSS_MASK in job.sample.inputs), []).append(job)
-    return [jobs[i : i + at_once(size)] for (size, _), jobs in sizes.items() for i in range(0, len(jobs), at_once(size))]
+    return [jobs[i : i + pictures_at_once(size)] for (size, _), jobs in sizes.items() for i in range(0, len(jobs), pictures_at_once(size))]
 
 
-def at_once(size: Size) -> int:
+def pictures_at_once(size: Size) -> int:
     return max(1, min(AT_ONCE, PIXELS // (size.height * size.width)))
 
 
@@ -130,7 +130,7 @@ def prepared(sample: Sample, view: View, background: str) -> Prepared:
     """Raises:
     DataError: the file's bytes are no longer those that were looked at, or cannot be decoded.
     """
-    made = decode.decode(_bytes(sample.inputs[PICTURE], sample.name), sample.name, background)
+    made = decode.decode_picture(_bytes(sample.inputs[PICTURE], sample.name), sample.name, background)
     if made.image.size != (sample.original.width, sample.original.height):  # its bucket would be that of other proportions
         there, said = f"{made.image.width}x{made.image.height}", sample.original
         raise DataError(f"{sample.name}: is {there} when decoded, and its header says {said}", "save it again, upright")
@@ -140,7 +140,7 @@ def prepared(sample: Sample, view: View, background: str) -> Prepared:
         mask = made.alpha
     elif masked is not None:
         name = f"the mask of {sample.name}"
-        mask = decode.decode(_bytes(masked, name), name, "black").image.convert("L")
+        mask = decode.decode_picture(_bytes(masked, name), name, "black").image.convert("L")
     return Prepared(image, crop, mask)
 
 

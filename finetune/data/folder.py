@@ -10,8 +10,8 @@ from pathlib import Path
 from finetune import libraries
 from finetune.data.captions import in_words
 from finetune.data.decode import EXTENSIONS
-from finetune.data.file import File, text
-from finetune.data.sample import Found, Item, Problem
+from finetune.data.file import File, read_text
+from finetune.data.sample import Item, Listing, Problem
 from finetune.data.tables import METADATA, Columns, metadata
 from finetune.errors import DataError
 from finetune.run_folder import RECORD
@@ -26,8 +26,8 @@ CONCEPT = re.compile(r"(\d{1,3})_(.+)")
 NO_CAPTION = "put the caption in a .txt file of the same name, or give --caption or --trigger for all"
 
 
-def items(
-    folder: Path, found: Found, each_line: bool, columns: Columns, skip: Callable[[str], bool] = lambda name: False
+def folder_items(
+    folder: Path, found: Listing, each_line: bool, columns: Columns, skip: Callable[[str], bool] = lambda name: False
 ) -> Iterator[Item]:
     """The pictures of a folder by name; what is left out or wrong is noted in `found`, but for names to `skip`.
 
@@ -73,7 +73,7 @@ def _stamp(folder: Path, name: str) -> str:
     return f"{name}\n{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
 
-def walk(folder: Path, found: Found) -> Iterator[str]:
+def walk(folder: Path, found: Listing) -> Iterator[str]:
     """The names of files below a folder, in order, hidden ones and the folders of runs left out. No link leads out of the folder.
 
     Raises:
@@ -127,7 +127,7 @@ def _is_mask(name: str) -> bool:
     return f".{end.lower()}" in EXTENSIONS and bool(MASK.search(stem))
 
 
-def _usable(name: str, found: Found) -> bool:
+def _usable(name: str, found: Listing) -> bool:
     """Whether a file is a picture to train on; says so where it looks like one and is not read."""
     end = f".{name.rpartition('.')[2].lower()}"
     if end in HEIC and find_spec("pillow_heif") is None:
@@ -141,7 +141,7 @@ def _usable(name: str, found: Found) -> bool:
     return False
 
 
-def sidecars(names: Iterable[str], found: Found) -> dict[str, str]:
+def sidecars(names: Iterable[str], found: Listing) -> dict[str, str]:
     """The ending of each stem's caption file, whatever case it is in; .txt before .caption."""
     out: dict[str, str] = {}
     for name in sorted((n for n in names if n.lower().endswith(CAPTIONS)), key=lambda n: (n.lower().endswith(CAPTIONS[1]), n)):
@@ -160,7 +160,7 @@ def _alike(stems: Collection[str], others: Collection[str]) -> dict[str, str]:
     return {stem: other for stem, other in found.items() if other is not None}
 
 
-def _alone(names: Iterable[str], captions: Mapping[str, str], alike: Collection[str], found: Found) -> None:
+def _alone(names: Iterable[str], captions: Mapping[str, str], alike: Collection[str], found: Listing) -> None:
     """Notes what has no picture, as its name may be mistyped; what shares its name with another; and what is not used at all.
 
     `alike` are stems that belong to a picture although they are not written as its own.
@@ -184,7 +184,7 @@ def _alone(names: Iterable[str], captions: Mapping[str, str], alike: Collection[
             found.note("mask without a picture", name)
 
 
-def _concepts(pictures: Iterable[str], found: Found) -> dict[str, tuple[int, str]]:
+def _concepts(pictures: Iterable[str], found: Listing) -> dict[str, tuple[int, str]]:
     """Top folder -> repeats and name, where every picture lies in a folder such as `10_sks dog`."""
     tops = {n.partition("/")[0] if "/" in n else "" for n in pictures}
     named = {top: CONCEPT.fullmatch(top) for top in tops}
@@ -199,16 +199,16 @@ def _concepts(pictures: Iterable[str], found: Found) -> dict[str, tuple[int, str
     return out
 
 
-def _sidecar(folder: str, stem: str, endings: Mapping[str, str], found: Found, each_line: bool) -> tuple[str, ...]:
+def _sidecar(folder: str, stem: str, endings: Mapping[str, str], found: Listing, each_line: bool) -> tuple[str, ...]:
     """The captions of the file beside a picture."""
     if stem not in endings:
         return ()
     name = f"{stem}.{endings[stem]}"
-    contents = text(os.path.join(folder, name), name, found)
-    return ("?",) if contents is None else lines(contents, each_line)  # it has one, which is a problem of its own
+    contents = read_text(os.path.join(folder, name), name, found)
+    return ("?",) if contents is None else caption_lines(contents, each_line)  # it has one, which is a problem of its own
 
 
-def lines(text: str, each: bool) -> tuple[str, ...]:
+def caption_lines(text: str, each: bool) -> tuple[str, ...]:
     """A caption file's captions: all of it, or with `each` every line; one that is empty where there is none."""
     parts = [" ".join(line.split()) for line in (text.splitlines() if each else [text])]
     return tuple(part for part in parts if not blank(part)) or ("",)

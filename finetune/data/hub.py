@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.data.archives import image_bytes
 from finetune.data.file import read_file, reading
-from finetune.data.sample import Found, Item
+from finetune.data.sample import Item, Listing
 from finetune.data.tables import Columns, said
 from finetune.errors import AccessError, ConfigError, DataError
 
@@ -17,7 +17,7 @@ def saved(path: Path) -> bool:
     return (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()
 
 
-def items(place: str, split: str | None, found: Found, columns: Columns) -> Iterator[Item]:
+def dataset_items(place: str, split: str | None, found: Listing, columns: Columns) -> Iterator[Item]:
     """`place` is a folder of `save_to_disk`, or a Hub id with an optional @revision.
 
     Raises:

@@ -148,7 +148,7 @@ def _clings(character: str) -> bool:
     return unicodedata.category(character) in ("Mn", "Me", "Cf") or "\U0001f3fb" <= character <= "\U0001f3ff"
 
 
-def pieces(text: str) -> list[Piece]:
+def font_runs(text: str) -> list[Piece]:
     """The text from left to right, as far as `MOST_LETTERS`, each piece with the font that has it."""
     out: list[Piece] = []
     for character in _flat(text):
@@ -184,7 +184,7 @@ def _is_manner(character: str) -> bool:
 
 def length(text: str) -> float:
     """In pixels."""
-    return sum(piece.length for piece in pieces(text))
+    return sum(piece.length for piece in font_runs(text))
 
 
 def missing(texts: Iterable[str]) -> str:
@@ -227,11 +227,11 @@ def _end(text: str, width: float) -> int:
     return end
 
 
-def write(page: Image.Image, place: tuple[float, float], text: str, fill: str = "black") -> None:
+def write_line(page: Image.Image, place: tuple[float, float], text: str, fill: str = "black") -> None:
     """One line, its left upper corner at `place`."""
     x, y = place[0], place[1] + SIZE  # of the baseline, which all fonts share
     pen = ImageDraw.Draw(page)
-    for piece in pieces(text):
+    for piece in font_runs(text):
         if piece.face.scale == 1:
             pen.text((x, y), piece.text, fill=fill, font=piece.face.font, anchor="ls", embedded_color=True)
         else:

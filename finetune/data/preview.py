@@ -20,7 +20,7 @@ class Shown(NamedTuple):
     colour: str
 
 
-def shown(samples: Sequence[Sample], pixels: Pixels) -> list[Shown]:
+def preview_cells(samples: Sequence[Sample], pixels: Pixels) -> list[Shown]:
     """Every variant of every sample; what a mask leaves out is darkened."""
     sizes = sorted({s.size for s in samples})
     out = []
@@ -38,7 +38,7 @@ def shown(samples: Sequence[Sample], pixels: Pixels) -> list[Shown]:
     return out
 
 
-def sheet(cells: Sequence[Shown]) -> Image.Image:
+def preview_sheet(cells: Sequence[Shown]) -> Image.Image:
     columns = min(6, len(cells))
     height = CELL + LINES * lettering.LINE + 8
     page = Image.new("RGB", (columns * (CELL + 8), -(-len(cells) // columns) * height), "white")
@@ -50,5 +50,5 @@ def sheet(cells: Sequence[Shown]) -> Image.Image:
         pen.rectangle((left - 4, top - 4, left + image.width + 3, top + image.height + 3), fill=cell.colour)
         page.paste(image, (left, top))
         for line, text in enumerate(cell.lines):
-            lettering.write(page, (x, y + CELL + line * lettering.LINE), text, cell.colour if line == 0 else "black")
+            lettering.write_line(page, (x, y + CELL + line * lettering.LINE), text, cell.colour if line == 0 else "black")
     return page

@@ -86,7 +86,7 @@ class Problem(NamedTuple):
 
 
 @dataclass
-class Found:
+class Listing:
     """A source's samples in the order of their names, and what a person should know about it."""
 
     samples: list[Sample] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Found:
     def note(self, text: str, name: str) -> None:
         self.notes.setdefault(text, []).append(name)
 
-    def add(self, other: "Found", prefix: str = "") -> None:
+    def add(self, other: "Listing", prefix: str = "") -> None:
         self.samples += [replace(s, name=prefix + s.name) for s in other.samples]
         self.problems += [p._replace(name=prefix + p.name) for p in other.problems]
         self.dropped |= {f"{prefix}{name}": why for name, why in other.dropped.items()}
@@ -130,7 +130,7 @@ class Found:
 class Pictures:
     """The sides of the data: to train on, the class pictures beside them, and held out; in this order in `all`."""
 
-    found: Found
+    found: Listing
     train: list[Sample]
     held: list[Sample]
     classes: list[Sample] = field(default_factory=list)

@@ -17,7 +17,7 @@ from finetune.data.file import File
 from finetune.data.folder import NO_CAPTION
 from finetune.data.index import Index
 from finetune.data.inputs import ALPHA, LOSS_MASK, PICTURE, Input
-from finetune.data.sample import Found, Item, Pictures, Problem, Sample, Size
+from finetune.data.sample import Item, Listing, Pictures, Problem, Sample, Size
 from finetune.data.tables import USUAL, Columns
 from finetune.errors import ConfigError, DataError
 from finetune.text import AUTO, BRACES, WEIGHT, flaw
@@ -48,7 +48,7 @@ class Origin:
     skip: Callable[[str], bool] | None = None  # files of a folder that are as if they were not there
 
 
-def items(origin: Origin, found: Found) -> Iterator[Item]:
+def items(origin: Origin, found: Listing) -> Iterator[Item]:
     """What a place holds, whatever kind of place it is.
 
     Raises:
@@ -59,16 +59,16 @@ def items(origin: Origin, found: Found) -> Iterator[Item]:
     if path.is_file():
         yield from _shard(path, path.name, found, origin)
     elif not path.is_dir() or hub.saved(path):
-        yield from hub.items(str(path) if path.is_dir() else origin.place, origin.split, found, origin.columns)
+        yield from hub.dataset_items(str(path) if path.is_dir() else origin.place, origin.split, found, origin.columns)
     else:
         if origin.split or origin.columns.image:
             what = f"data.split {origin.split}" if origin.split else f"data.image_column {origin.columns.image}"
             raise ConfigError(f"{what}: {origin.place} is a folder of pictures, and no dataset or table", "leave it out")
         empty = True
-        for item in folder.items(path, found, origin.each_line, origin.columns, origin.skip or (lambda name: False)):
+        for item in folder.folder_items(path, found, origin.each_line, origin.columns, origin.skip or (lambda name: False)):
             empty = False
             yield item
-        for name in [name for name in folder.walk(path, Found()) if folder.is_archive(name)] if empty else []:
+        for name in [name for name in folder.walk(path, Listing()) if folder.is_archive(name)] if empty else []:
             found.dropped.pop(name)
             yield from _shard(path / name, name, found, origin)
 
@@ -88,7 +88,7 @@ def _is_id(place: str) -> bool:
     return bool(slash and owner and name) and "/" not in name and not place.startswith((".", "~", os.sep)) and not owner.startswith(".")
 
 
-def _shard(path: Path, label: str, found: Found, origin: Origin) -> Iterator[Item]:
+def _shard(path: Path, label: str, found: Listing, origin: Origin) -> Iterator[Item]:
     if path.suffix == ".parquet":
         return archives.parquet_items(path, label, found, origin.columns)
     if path.suffix in (".tar", ".gz", ".tgz"):
@@ -96,7 +96,7 @@ def _shard(path: Path, label: str, found: Found, origin: Origin) -> Iterator[Ite
     raise DataError(f"{path}: neither a folder nor an archive", hub.HINT)
 
 
-def scan(origin: Origin, given: Iterable[Item] | None = None) -> Found:
+def scan(origin: Origin, given: Iterable[Item] | None = None) -> Listing:
     """Looks at every picture's header and caption, so that what is wrong is known before a model is loaded.
 
     No pixels are decoded, but for files whose end looks wrong. A picture that was seen before and has the same size and time is not
@@ -105,7 +105,7 @@ def scan(origin: Origin, given: Iterable[Item] | None = None) -> Found:
     Raises:
         DataError, AccessError: there are no pictures at all; what is wrong with single ones is in the result's `problems`.
     """
-    found, count = Found(), 0
+    found, count = Listing(), 0
     stream = items(origin, found) if given is None else iter(given)
     index = Index(f"pictures of {os.path.abspath(origin.place)}", f"{decode.VERSION} {decode.HEADER_VERSION}")
     with ThreadPoolExecutor() as pool:
@@ -132,7 +132,7 @@ def _look(item: Item) -> "list[Any] | Problem":
     """Content, width, height, what will be converted, whether there is transparency, and whether this program drew it."""
     try:
         data = item.read()
-        return [decode.content(data), *decode.header(data, item.name)]
+        return [decode.content(data), *decode.picture_header(data, item.name)]
     except DataError as e:
         return Problem(item.name, e.message.removeprefix(f"{item.name}: "), e.hint)
 
@@ -145,7 +145,7 @@ def _is_row(row: Any) -> bool:
     return False
 
 
-def _add(item: Item, row: "list[Any] | Problem", origin: Origin, found: Found) -> None:
+def _add(item: Item, row: "list[Any] | Problem", origin: Origin, found: Listing) -> None:
     """The sample that an item makes, or what is wrong with it."""
     if isinstance(row, Problem):
         found.problems.append(row)
@@ -179,7 +179,7 @@ def _add(item: Item, row: "list[Any] | Problem", origin: Origin, found: Found) -
     found.samples.append(Sample(item.name, inputs, captions, original, times=times))
 
 
-def _note_syntax(item: Item, origin: Origin, captions: Sequence[str], found: Found) -> None:
+def _note_syntax(item: Item, origin: Origin, captions: Sequence[str], found: Listing) -> None:
     """What other tools read in a caption, and what is taken for plain words here."""
     if any(map(WEIGHT.search, captions)):
         found.note(WEIGHTS, item.name)
@@ -190,12 +190,12 @@ def _note_syntax(item: Item, origin: Origin, captions: Sequence[str], found: Fou
 _size, _times = cache(Size), cache(Fraction)  # one object for all that are equal: there may be millions
 
 
-def _check_mask(item: Item, read: Callable[[], bytes], picture: Size, found: Found) -> str:
+def _check_mask(item: Item, read: Callable[[], bytes], picture: Size, found: Listing) -> str:
     """The hash of a mask that fits its picture; a problem if it does not."""
     name = f"the mask of {item.name}"
     try:
         data = read()
-        head = decode.header(data, name)
+        head = decode.picture_header(data, name)
     except DataError as e:
         found.problems.append(Problem(item.name, e.message, e.hint))
         return ""
@@ -205,14 +205,14 @@ def _check_mask(item: Item, read: Callable[[], bytes], picture: Size, found: Fou
     return decode.content(data)
 
 
-def load(origins: Sequence[Origin], holdout: str | None, held_as: Origin) -> Pictures:
+def load_pictures(origins: Sequence[Origin], holdout: str | None, held_as: Origin) -> Pictures:
     """The pictures of all places, their sides, and how often an epoch shows each. `held_as` says how a --holdout folder is read.
 
     Raises:
         DataError: a picture or caption is wrong, with all their names.
         ConfigError: nothing would be left on one side.
     """
-    found, parts = Found(), []
+    found, parts = Listing(), []
     for origin in origins:
         part = scan(origin)
         prefix = f"{origin.place}/" if len(origins) > 1 else ""
@@ -234,7 +234,7 @@ def weigh(parts: list[list[Sample]], origins: Sequence[Origin]) -> list[Sample]:
     return [replace(s, times=s.times * share / least) for share, part in zip(shares, parts, strict=True) for s in part]
 
 
-def split(found: Found, holdout: str | None, origin: Origin) -> tuple[list[Sample], list[Sample]]:
+def split(found: Listing, holdout: str | None, origin: Origin) -> tuple[list[Sample], list[Sample]]:
     """Training and held-out samples. Of many pictures, a picture's side depends on its bytes alone: it stays when others come and go.
 
     Of fewer than `MANY`, whose hashes may all fall on one side, exactly the fraction is held out: those whose hashes come first.
@@ -251,7 +251,7 @@ def split(found: Found, holdout: str | None, origin: Origin) -> tuple[list[Sampl
     try:
         fraction = float(holdout)
     except ValueError:
-        other = Found()
+        other = Listing()
         other.add(scan(replace(origin, place=holdout)), f"{holdout}/")
         other.refuse()
         known = {s.content for s in other.samples}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune import files
-from finetune.data.file import reading, text
-from finetune.data.sample import Found, Problem
+from finetune.data.file import read_text, reading
+from finetune.data.sample import Listing, Problem
 from finetune.errors import DataError
 from finetune.text import Names, blank, from_json
 
@@ -51,7 +51,7 @@ def caption_list(value: object) -> tuple[str, ...] | None:
     return tuple(" ".join(v.split()) for v in parts if v and not blank(v))
 
 
-def said(value: object, name: str, found: Found) -> tuple[str, ...]:
+def said(value: object, name: str, found: Listing) -> tuple[str, ...]:
     """The captions of a cell; a problem where it holds something else."""
     captions = caption_list(value)
     if captions is None:
@@ -60,7 +60,7 @@ def said(value: object, name: str, found: Found) -> tuple[str, ...]:
     return captions
 
 
-def metadata(folder: Path, names: Sequence[str], found: Found, columns: Columns) -> dict[str, tuple[str, ...]] | None:
+def metadata(folder: Path, names: Sequence[str], found: Listing, columns: Columns) -> dict[str, tuple[str, ...]] | None:
     """file_name -> captions of the metadata file, or None where there is none."""
     there = [name for name in METADATA if name in names]
     if not there:
@@ -113,7 +113,7 @@ def _inside(root: str, file: str) -> str | None:
     return path[len(root) + 1 :].replace(os.sep, "/") if path.startswith(root + os.sep) else None
 
 
-def _rows(path: Path, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(path: Path, found: Listing) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each row stands, and the row."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
@@ -123,11 +123,11 @@ def _rows(path: Path, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
             rows = pq.read_table(path).to_pylist()
         yield from ((f"{path.name}, row {i}", row) for i, row in enumerate(rows))
         return
-    if (contents := text(str(path), path.name, found)) is not None:
+    if (contents := read_text(str(path), path.name, found)) is not None:
         yield from (_csv if path.suffix == ".csv" else _json_lines)(path.name, contents, found)
 
 
-def _csv(name: str, contents: str, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv(name: str, contents: str, found: Listing) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(contents, newline=""), strict=True)
     try:
         if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
@@ -143,7 +143,7 @@ def _csv(name: str, contents: str, found: Found) -> Iterator[tuple[str, dict[str
         found.problems.append(Problem(f"{name}, line {reader.line_num}", f"not CSV ({e})", "close every quote"))
 
 
-def _json_lines(name: str, contents: str, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_lines(name: str, contents: str, found: Listing) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(contents.split("\n"), 1):
         if not line.strip():
             continue

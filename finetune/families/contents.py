@@ -160,7 +160,7 @@ def _numbers(value: Any) -> list[int]:
 
 
 @contextmanager
-def shown(folder: Path, who: str, keys: Collection[str] | None = None) -> Iterator[Path]:
+def library_view(folder: Path, who: str, keys: Collection[str] | None = None) -> Iterator[Path]:
     """A component's folder as libraries may see it: itself, or where it holds more, a passing one of links and cleaned configs.
 
     What is dropped is said once; `who` is the base's name.
@@ -227,7 +227,7 @@ def copy(base: Path, component: str, to: Path, variant: str | None, who: str) ->
     """
     check_links(base, component)
     to.mkdir()
-    with shown(base / component, who) as folder:
+    with library_view(base / component, who) as folder:
         for path in sorted(p for p in folder.iterdir() if known(component, p.name)):
             shutil.copyfile(path, to / path.name)
     for file in sorted(to.glob(f"*.{variant}[.-]*")) if variant else ():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from finetune.families import autoencoder
-from finetune.families.family import Base, Columns, Cond, Nets, Text, rows
+from finetune.families.family import Base, Columns, Cond, Nets, Text, text_rows
 from finetune.families.patches import pack, positions, unpack
 from finetune.objectives.flow import ByResolution, Flow
 
@@ -36,7 +36,7 @@ class Flux:
         pooled = nets["text_encoder"](input_ids=self.base.ids("text_encoder", captions)).pooler_output
         with torch.autocast(self.base.device.type, enabled=False):  # T5 overflows in fp16
             hidden = nets["text_encoder_2"](self.base.ids("text_encoder_2", captions))[0]
-        return rows(hidden=hidden, pooled=pooled)
+        return text_rows(hidden=hidden, pooled=pooled)
 
     def condition(self, texts: Sequence[Text], columns: Columns) -> Cond:
         cond = self.base.stacked(texts)

@@ -44,7 +44,7 @@ class Checkpoint:
     @property
     def configs(self) -> dict[str, Any]:
         """The base's JSON files, by their path in a diffusers folder."""
-        found = shipped(self.name)
+        found = shipped_configs(self.name)
         if self.prediction:
             found["scheduler/scheduler_config.json"] |= {"prediction_type": self.prediction} | (ZERO_SNR if self.zero_snr else {})
         return found
@@ -99,7 +99,7 @@ def _unpickled(path: Path) -> Path:
     return files.cache_root() / "bases" / f"{file_hash(path)}.safetensors"
 
 
-def look(path: Path, prediction: str | None) -> Checkpoint:
+def identify(path: Path, prediction: str | None) -> Checkpoint:
     """What a file holds, from its keys.
 
     Raises:
@@ -148,7 +148,7 @@ def unknown_width(source: Any) -> int:
     return 0 if width in WIDTHS else width
 
 
-def shipped(name: str) -> dict[str, Any]:
+def shipped_configs(name: str) -> dict[str, Any]:
     """The JSON files of a known base, by their path in a diffusers folder."""
     found: dict[str, Any] = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
     return found
@@ -174,7 +174,7 @@ def skeleton(configs: dict[str, Any]) -> Path:
     return folder
 
 
-def unpack(checkpoint: Checkpoint) -> Path:
+def unpack_checkpoint(checkpoint: Checkpoint) -> Path:
     """The checkpoint as a diffusers folder in the cache, under the hash of its bytes and configs.
 
     Raises:

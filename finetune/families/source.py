@@ -82,7 +82,7 @@ class Source:
         """The folder that a library may read a component from, whose config has no other than these `keys`; and whatever the library
         raises for one that is missing or damaged, as an AccessError that names it."""
         try:
-            with contents.shown(self.folder / component, self.id, keys) as folder:
+            with contents.library_view(self.folder / component, self.id, keys) as folder:
                 yield folder
         except (AccessError, MemoryError):
             raise
@@ -158,7 +158,7 @@ def default_base(user_choice: str | None, accelerator: bool) -> tuple[str, str]:
     return "tiny", "base: tiny: draws 64-pixel emoji (no accelerator was found; --base chooses another, `ft models` lists them)"
 
 
-def resolve(
+def resolve_base(
     base: str, variant: str | None = None, weights: bool = True, prediction: str | None = None, allow_pickle: bool = False
 ) -> Source:
     """Finds a base; downloads from the Hub what is not in its cache (`weights=False`: only configs).
@@ -177,13 +177,13 @@ def resolve(
     if known and not weights:  # what they are is known to the package: no need to ask the Hub
         from finetune.families import single_file
 
-        return _read(base, single_file.skeleton(single_file.shipped(base)), None, None, known)
+        return _read(base, single_file.skeleton(single_file.shipped_configs(base)), None, None, known)
     path = home(base)
     if path.is_dir():
         return _read(path.resolve().name, path, None, variant, None)
     if path.is_file() or path.suffix in (".safetensors", ".ckpt", ".bin"):
         return _single_file(base, path, weights, prediction, allow_pickle)
-    check(base)
+    check_base(base)
     hub_id, _, revision = (known.hub if known and known.hub else base).partition("@")
     folder, commit = _download(hub_id, revision or None, variant, weights)
     return _read(hub_id, folder, commit, variant, known)
@@ -195,7 +195,7 @@ def known_name(base: str) -> str | None:
     return base if base in BASES else ids.get(base)
 
 
-def check(base: str) -> None:
+def check_base(base: str) -> None:
     """Raises:
     AccessError: it cannot be a base: it is no known name, is not on this disk, and cannot be a Hub id.
     """
@@ -228,8 +228,8 @@ def _single_file(base: str, path: Path, weights: bool, prediction: str | None, a
         name, path = path.stem, there or single_file.unpickle(path)
     else:
         name = path.stem
-    checkpoint = single_file.look(path, prediction)
-    folder = single_file.unpack(checkpoint) if weights else single_file.skeleton(checkpoint.configs)
+    checkpoint = single_file.identify(path, prediction)
+    folder = single_file.unpack_checkpoint(checkpoint) if weights else single_file.skeleton(checkpoint.configs)
     return _read(name, folder, None, None, None)
 
 

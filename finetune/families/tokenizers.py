@@ -7,7 +7,7 @@ import transformers
 from finetune.families.source import Source
 
 
-def load(source: Source, part: str) -> Any:
+def load_tokenizer(source: Source, part: str) -> Any:
     """The tokenizer of a text encoder.
 
     Raises:

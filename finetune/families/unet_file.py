@@ -107,7 +107,7 @@ def second(state: State) -> dict[str, Tensor]:
     return open_clip({**state, **more}) | {"text_projection": torch.eye(width), "logit_scale": torch.tensor(4.6052)}
 
 
-def whole(source: Source, parts: Mapping[str, State]) -> dict[str, Tensor]:
+def whole_file(source: Source, parts: Mapping[str, State]) -> dict[str, Tensor]:
     """The file's tensors, and the keys that readers know its base by, which have no value: `v_pred`, `ztsnr`."""
     spec, schedule = source.spec, source.config("scheduler")
     tensors = single(parts, openclip=spec.edition(source).version in spec.names.kohya_v2)  # version 2's text encoder is OpenCLIP's

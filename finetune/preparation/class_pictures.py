@@ -12,7 +12,7 @@ from finetune.config.job import Job
 from finetune.data import cache, folder, scan
 from finetune.data.captions import Wording
 from finetune.data.decode import EXTENSIONS
-from finetune.data.sample import Found, Sample
+from finetune.data.sample import Listing, Sample
 from finetune.data.scan import Origin
 from finetune.errors import ConfigError
 from finetune.families.family import Family
@@ -59,11 +59,11 @@ class ClassPictures:
         return self.folder / f"class-{self.key}-{number:06d}.png"
 
     @cached_property
-    def own(self) -> Found:
+    def own(self) -> Listing:
         """A person's pictures in the folder: all that no base drew, for this job or for another."""
-        there = list(folder.walk(self.folder, Found())) if self.folder.is_dir() else []
+        there = list(folder.walk(self.folder, Listing())) if self.folder.is_dir() else []
         if not any(_own(name) and Path(name).suffix.lower() in EXTENSIONS for name in there):
-            return Found()
+            return Listing()
         found = scan.scan(replace(self._origin, skip=lambda name: not _own(name)))
         found.refuse()
         return found
@@ -121,7 +121,7 @@ class ClassPictures:
 
     def samples(self) -> list[Sample]:
         """All of them, with the loss weight of the prior; a person's own captions have the class word in front."""
-        drawn = scan.scan(self._origin, [scan.file_item(self.path(n)) for n in range(self.count)]) if self.count else Found()
+        drawn = scan.scan(self._origin, [scan.file_item(self.path(n)) for n in range(self.count)]) if self.count else Listing()
         drawn.refuse()
         return [replace(s, weight=self.job.subject.prior_weight) for s in (*self.own.samples, *drawn.samples)]
 

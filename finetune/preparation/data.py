@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from finetune.config.job import Job
-from finetune.data import plan, scan
+from finetune.data import index_plan, scan
 from finetune.data.buckets import Buckets, largest_step
 from finetune.data.captions import Wording
 from finetune.data.crop import Augment
@@ -19,7 +19,7 @@ from finetune.families.family import Family
 
 def gathered(job: Job) -> Pictures:
     """The job's own pictures; class pictures need its base, and so do buckets."""
-    return scan.load(origins(job), job.data.holdout, held_as(job))
+    return scan.load_pictures(origins(job), job.data.holdout, held_as(job))
 
 
 def held_as(job: Job) -> Origin:
@@ -101,7 +101,7 @@ class Data:
     batch: int
 
     def describe(self, say: Callable[[str], None]) -> None:
-        plan.describe(self.pictures.train, self.batch, self.sizes, say)
+        index_plan.describe(self.pictures.train, self.batch, self.sizes, say)
 
 
 def cut(job: Job, family: Family, pictures: Pictures, global_batch: int, classes: Sequence[Sample] = ()) -> Data:

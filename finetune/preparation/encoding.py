@@ -14,7 +14,7 @@ from finetune import randomness
 from finetune.data import cache, decode, prune
 from finetune.data.cache import Cache
 from finetune.data.crop import cut_mask, to_tensor
-from finetune.data.encoded import VERSION, Encoded, Text, Variant, at_once, caption_keys, picture_jobs, prepared
+from finetune.data.encoded import VERSION, Encoded, Text, Variant, caption_keys, picture_jobs, pictures_at_once, prepared
 from finetune.data.inputs import LOSS_MASK
 from finetune.data.sample import Pictures, Size
 from finetune.errors import DataError
@@ -57,7 +57,7 @@ def encode(work: Work, pictures: Pictures, crew: Crew) -> tuple[Encoded, dict[st
     store, names = latents_of(family), {} if work.trainees.live else caption_keys(captions)
     if crew.rank == 0:
         used = {store.root: [j.name for batch in jobs for j in batch]}
-        prune.remember(crew.note or job.run.folder, used | ({texts_of(family).root: names.values()} if names else {}))
+        prune.note_use(crew.note or job.run.folder, used | ({texts_of(family).root: names.values()} if names else {}))
     _latents(family, jobs, shown.background, store, crew)
     made = Encoded(pictures.all, store, shown, lambda job: _again(family, job, shown.background, store))
     if family.device.type == "cuda":
@@ -131,7 +131,7 @@ def _encode(family: Family, jobs: Sequence[Variant], background: str, pool: Thre
         return []
     made = list(pool.map(lambda job: prepared(job.sample, job.view, background), jobs))
     pixels = torch.stack([to_tensor(p.image) for p in made])
-    padded = torch.cat([pixels, pixels[-1:].expand(at_once(jobs[0].sample.size) - len(jobs), *pixels.shape[1:])])
+    padded = torch.cat([pixels, pixels[-1:].expand(pictures_at_once(jobs[0].sample.size) - len(jobs), *pixels.shape[1:])])
     mean, deviation = (t[: len(jobs)].cpu() for t in family.encode(padded))
     if odd := next((job for job, *row in zip(jobs, mean, deviation, strict=True) if not all(t.isfinite().all() for t in row)), None):
         raise DataError(f"{odd.sample.name}: the autoencoder of {family.source.id} makes no finite numbers of it", "remove the picture")

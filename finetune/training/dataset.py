@@ -14,8 +14,8 @@ from finetune.data import captioner, check, preview, scan
 from finetune.data.check import Report
 from finetune.data.crop import PLAIN, to_image, to_tensor
 from finetune.data.encoded import picture_jobs, prepared
-from finetune.data.plan import Group, joined, repeated
-from finetune.data.sample import Found, Pictures, Problem, Sample, some
+from finetune.data.index_plan import SampleGroup, joined, repeated
+from finetune.data.sample import Listing, Pictures, Problem, Sample, some
 from finetune.errors import ConfigError, DataError
 from finetune.families import autoencoder, load
 from finetune.families.family import Family
@@ -30,7 +30,7 @@ ROUND_TRIP = 20.0  # dB of PSNR below which a picture is named: a base cannot dr
 WORST = 8
 
 
-def _sides(job: Job, found: Found) -> Pictures | None:
+def _sides(job: Job, found: Listing) -> Pictures | None:
     """The sides of the data, where nothing keeps a run from beginning."""
     if found.problems:
         return None
@@ -48,7 +48,7 @@ def report(job: Job, vae: str | None, phase: Phase) -> tuple[Report, Image.Image
         DataError, ConfigError: there is no data, or a setting does not fit the base.
     """
     family = base.weightless(job)
-    found, places = Found(), data.origins(job)
+    found, places = Listing(), data.origins(job)
     for origin in places:
         found.add(scan.scan(origin), f"{origin.place}/" if len(places) > 1 else "")
     sides = _sides(job, found)
@@ -56,10 +56,10 @@ def report(job: Job, vae: str | None, phase: Phase) -> tuple[Report, Image.Image
         prepared = data.cut(job, family, sides, data.planned(job))
         sides, sizes, batch = prepared.pictures, prepared.sizes, prepared.batch
     with phase("looking at pictures", len({s.content for s in found.samples})) as tick:
-        made = check.check(found, sides, job.trigger, tick)
+        made = check.check_data(found, sides, job.trigger, tick)
     made.facts = {"pictures": len(found.samples), "problems": len(found.problems), "base": family.source.id} | made.facts
     if sides:
-        epoch = Group(sides.train, 0, batch, 0)
+        epoch = SampleGroup(sides.train, 0, batch, 0)
         _add_numbers(job, sides, epoch, made)
         for what, names in joined(epoch, sizes).items():
             made.add("note", what, names)
@@ -71,7 +71,7 @@ def report(job: Job, vae: str | None, phase: Phase) -> tuple[Report, Image.Image
     return made, sheet
 
 
-def _add_numbers(job: Job, sides: Pictures, epoch: Group, made: Report) -> None:
+def _add_numbers(job: Job, sides: Pictures, epoch: SampleGroup, made: Report) -> None:
     made.facts |= {
         "to_train_on": len(sides.train),
         "held_out": len(sides.held),
@@ -158,7 +158,7 @@ def sheet(job: Job, count: int) -> tuple[Image.Image, int]:
     """The crops of the first `count` pictures, evenly taken, and how many there are in all."""
     sides = data.cut(job, base.weightless(job), data.gathered(job), data.planned(job)).pictures
     step = max(1, -(-len(sides.train) // count))
-    return preview.sheet(preview.shown(sides.train[::step], data.pixels(job))), len(sides.train)
+    return preview.preview_sheet(preview.preview_cells(sides.train[::step], data.pixels(job))), len(sides.train)
 
 
 def encode_ahead(job: Job, phase: Phase, say: Callable[[str], None]) -> dict[str, int]:
@@ -184,9 +184,9 @@ def caption(
     folder: Path, model: str, prompt: str | None, tokens: int, batch: int, prefix: str, overwrite: bool, phase: Phase
 ) -> tuple[int, int]:
     """Writes a caption beside every picture that has none; how many were written, and how many were there. No model is loaded for none."""
-    todo, kept = captioner.pictures(folder, overwrite)
+    todo, kept = captioner.uncaptioned(folder, overwrite)
     if not todo:
         return 0, kept
-    made = captioner.load(model, prompt, tokens)
+    made = captioner.load_captioner(model, prompt, tokens)
     with phase("captioning", len(todo)) as tick:
-        return captioner.write(folder, todo, made, batch, prefix, overwrite, tick), kept
+        return captioner.caption_folder(folder, todo, made, batch, prefix, overwrite, tick), kept

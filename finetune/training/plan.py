@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.config.job import Job
 from finetune.config.optimizers import OPTIMIZERS
-from finetune.data.plan import IndexPlan
+from finetune.data.index_plan import IndexPlan
 from finetune.families.family import Family
 from finetune.methods import adapter
 from finetune.methods.trainees import DENOISER, Counted, Trainees

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.config.job import Job
-from finetune.data.plan import IndexPlan
+from finetune.data.index_plan import IndexPlan
 from finetune.errors import Stopped
 from finetune.methods import trainees
 from finetune.methods.trainees import Group

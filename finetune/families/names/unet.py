@@ -24,7 +24,7 @@ from finetune.families.names.readers import (
     Rule,
     rules,
 )
-from finetune.families.names.text import CLIP_WORDS
+from finetune.families.names.text_encoders import CLIP_WORDS
 
 BLOCKS = ("input_blocks.", "output_blocks.", "middle_block.", "down_blocks.", "up_blocks.", "mid_block.")
 BEGINNINGS = ("down_blocks.", "up_blocks.", "mid_block.", "conv_", "time_embedding.", "add_embedding.")

@@ -41,7 +41,7 @@ def own_settings() -> Settings:
     path = user_config()
     own = read_yaml(path) if path.exists() else {}
     try:
-        Job.model_validate(merge({"data": {"path": "."}}, own))
+        Job.model_validate(merge_settings({"data": {"path": "."}}, own))
     except ValidationError as e:  # what contradicts what may change with the flags
         wrong = [_describe(error, {}) for error in e.errors() if len(error["loc"]) > 1 or error["type"] != "value_error"]
         if wrong:
@@ -69,13 +69,13 @@ def read_yaml(path: Path) -> Settings:
     return value
 
 
-def merge(*layers: Mapping[str, Any]) -> Settings:
+def merge_settings(*layers: Mapping[str, Any]) -> Settings:
     """Later layers win, key by key."""
     out: Settings = {}
     for layer in layers:
         for key, value in layer.items():
             both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-            out[key] = merge(out[key], value) if both else value
+            out[key] = merge_settings(out[key], value) if both else value
     return out
 
 
@@ -91,7 +91,7 @@ def assignments(pairs: Iterable[str]) -> Settings:
             value = parsed(text)
         except ValueError as e:
             raise ConfigError(f"--set {pair}: the value is not YAML") from e
-        out = merge(out, {section: {key: value}})
+        out = merge_settings(out, {section: {key: value}})
     return out
 
 
@@ -110,10 +110,10 @@ def resolve(
     """
     user = user_config()
     written = {path: read_yaml(path) for path in (user if user.exists() else None, recipe) if path}
-    said = merge(assignments(sets), flags)
+    said = merge_settings(assignments(sets), flags)
     if not _permits(said) and (path := next((p for p, settings in written.items() if _permits(settings)), None)):
         raise ConfigError(f"{path}: model.allow_pickle is a permission, which no file gives", "--allow-pickle gives it")
-    return parse(merge(defaults or {}, *written.values(), said), names)
+    return parse(merge_settings(defaults or {}, *written.values(), said), names)
 
 
 def _permits(settings: Settings) -> bool:

@@ -14,7 +14,7 @@ def pieces(token: str, vectors: int) -> list[str]:
     return [token] + [f"{token}_{i}" for i in range(1, vectors)]
 
 
-def whole(token: str) -> str:
+def token_pattern(token: str) -> str:
     """A pattern for a token; one that begins or ends like a word is no part of a longer word."""
     before, after = (r"\b" if re.match(r"\w", end) else "" for end in (token[0], token[-1]))
     return f"{before}{re.escape(token)}{after}"
@@ -57,7 +57,7 @@ class Words:
         if not self.added:
             return caption
         named = {token.lower(): token for token in self.added}
-        longest = "|".join(whole(token) for token in sorted(self.added, key=len, reverse=True))
+        longest = "|".join(token_pattern(token) for token in sorted(self.added, key=len, reverse=True))
 
         def written(found: re.Match[str]) -> str:
             token = named[found[0].lower()]

@@ -33,7 +33,7 @@ class Slot:
 
 
 @dataclass
-class Group:
+class SampleGroup:
     """Samples of which every step takes `batch`, all of one size. `first` is the index of the first in the dataset."""
 
     samples: Sequence[Sample]
@@ -187,7 +187,7 @@ class IndexPlan:
         self.samples, self.batch = samples, batch
         counts = [g for g in groups if g] or [len(samples)]
         firsts = [sum(counts[:i]) for i in range(len(counts))]
-        self.groups = [Group(samples[f : f + n], f, batch // len(counts), seed) for f, n in zip(firsts, counts, strict=True)]
+        self.groups = [SampleGroup(samples[f : f + n], f, batch // len(counts), seed) for f, n in zip(firsts, counts, strict=True)]
 
     @property
     def epoch_steps(self) -> int:
@@ -213,7 +213,7 @@ class IndexPlan:
 
 def describe(samples: Sequence[Sample], batch: int, buckets: Buckets, say: Callable[[str], None]) -> None:
     """What pictures are cut to, and what an epoch of them is, in batches of so many."""
-    group = Group(samples, 0, batch, 0)
+    group = SampleGroup(samples, 0, batch, 0)
     counts = Counter(s.size for s in samples)
     say("  cut to " + ", ".join(f"{size}: {count}" for size, count in sorted(counts.items())))
     if enlarged := sum(s.size.height > s.original.height or s.size.width > s.original.width for s in samples):
@@ -224,7 +224,7 @@ def describe(samples: Sequence[Sample], batch: int, buckets: Buckets, say: Calla
         say(f"  an epoch is {group.count(0)} steps; {fills} further draws fill the last batch")
 
 
-def joined(group: Group, buckets: Buckets) -> dict[str, list[str]]:
+def joined(group: SampleGroup, buckets: Buckets) -> dict[str, list[str]]:
     """What is cut like other pictures, as too few have its shape -> names."""
     out: dict[str, list[str]] = {}
     for s in buckets.moved(group.samples):
@@ -233,7 +233,7 @@ def joined(group: Group, buckets: Buckets) -> dict[str, list[str]]:
     return out
 
 
-def repeated(group: Group) -> dict[str, list[str]]:
+def repeated(group: SampleGroup) -> dict[str, list[str]]:
     """What stands several times in its batches, and what helps -> names."""
     out: dict[str, list[str]] = {}
     for size, own in group.sparse().items():
