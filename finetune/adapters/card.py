@@ -46,8 +46,10 @@ def front_matter(contract: Contract, files: Mapping[str, str], licence: str | No
     if contract.trigger:
         facts["instance_prompt"] = plain(contract.trigger)
     kinds = {"adapter": ("lora", "template:sd-lora"), "embedding": ("textual_inversion",), "model": ()}
-    own = [tag for kind, tags in kinds.items() if kind in files for tag in tags]
-    facts["tags"] = ["text-to-image", "diffusers", "diffusers-training", *own, *of_name(contract.family).names.tags]
+    tags = ["text-to-image", "diffusers", "diffusers-training"]
+    for kind, kind_tags in kinds.items():
+        tags += kind_tags if kind in files else ()
+    facts["tags"] = [*tags, *of_name(contract.family).names.tags]
     if samples:
         facts["widget"] = [{"text": plain(prompt), "output": {"url": str(PurePosixPath(path))}} for prompt, path in samples]
     yaml, text = YAML(), io.StringIO()
@@ -71,11 +73,11 @@ def _use(contract: Contract, files: Mapping[str, str], rows: Mapping[str, str]) 
     words += [f"--adapter {_word(files['adapter'])}"] if "adapter" in files else []
     words += [f"--embedding {_word(f)}" for kind, f in files.items() if kind.startswith("embedding")]
     line = f"ft generate {' '.join(words)} --prompt {_word(contract.trigger or '…')}"
-    said = f"    {line}\n\nor in diffusers:\n\n```python\n{_program(contract, files, rows)}```\n"
+    text = f"    {line}\n\nor in diffusers:\n\n```python\n{_program(contract, files, rows)}```\n"
     if "embedding" in files:
         names = [PurePosixPath(f).stem for kind, f in files.items() if kind.startswith("embedding")]
-        said += f"\nIn ComfyUI the word is the file's name: {' '.join(f'`embedding:{_code(n)}`' for n in names)}.\n"
-    return said
+        text += f"\nIn ComfyUI the word is the file's name: {' '.join(f'`embedding:{_code(n)}`' for n in names)}.\n"
+    return text
 
 
 def _program(contract: Contract, files: Mapping[str, str], rows: Mapping[str, str]) -> str:
@@ -122,7 +124,7 @@ def card(
     table = "\n".join(f"| {escape(k)} | {escape(str(v))} |" for k, v in settings.items())
     base = contract.base + (f" at revision {contract.base_revision}" if contract.base_revision else "")
     gallery = "<Gallery />\n\n" if samples else ""
-    read_by = "\n## Who reads it\n\n" + "\n".join(f"- {escape(said)}" for said in readers) + "\n" if readers else ""
+    read_by = "\n## Who reads it\n\n" + "\n".join(f"- {escape(sentence)}" for sentence in readers) + "\n" if readers else ""
     return f"""{front_matter(contract, files, licence, samples)}
 # {escape(title)}
 

@@ -56,16 +56,18 @@ def sort_keys(shapes: Mapping[str, Sequence[int]], family: str | None = None) ->
     """Sorts keys into modules, as those of the `family`, or of the only one that recognises them."""
     family = family or _family(shapes)
     names = catalogue.names_of(family)
-    found = _sorted(shapes, _reading(names))
-    found.family = family
+    contents = _sorted(shapes, _reading(names))
+    contents.family = family
     if names is None:
-        return found
-    foreign = [e for e in found.entries if not all(names.has(e.part, m) for m in e.modules)]
-    found.unknown = sorted([*found.unknown, *(key for e in foreign for key in e.leaves.values())])
-    found.entries = [e for e in found.entries if e not in foreign]
-    for e in found.entries:
+        return contents
+    foreign = [e for e in contents.entries if not all(names.has(e.part, m) for m in e.modules)]
+    for e in foreign:
+        contents.unknown += e.leaves.values()
+    contents.unknown.sort()
+    contents.entries = [e for e in contents.entries if e not in foreign]
+    for e in contents.entries:
         e.part = names.denoiser if e.part == DENOISER else e.part
-    return found
+    return contents
 
 
 def _reading(names: Names | None) -> KeyReader:
@@ -75,15 +77,19 @@ def _reading(names: Names | None) -> KeyReader:
 
 def _family(shapes: Mapping[str, Sequence[int]]) -> str | None:
     """The only family that recognises a file; None where none does, or several do."""
-    claims = [spec.name for spec in catalogue.FAMILIES if spec.names.recognises(_layers(_sorted(shapes, _reading(spec.names)), shapes))]
+    claims = []
+    for spec in catalogue.FAMILIES:
+        layers = _layers(_sorted(shapes, _reading(spec.names)), shapes)
+        if spec.names.recognises(layers):
+            claims.append(spec.name)
     return claims[0] if len(claims) == 1 else None
 
 
-def _layers(found: FileModules, shapes: Mapping[str, Sequence[int]]) -> list[Layer]:
+def _layers(contents: FileModules, shapes: Mapping[str, Sequence[int]]) -> list[Layer]:
     out = []
-    for e in found.entries:
-        told = e.shapes(shapes)
-        inputs = leaves.layer_size(told)[1] if leaves.misshapen(told) is None else 0
+    for e in contents.entries:
+        tensors = e.shapes(shapes)
+        inputs = leaves.layer_size(tensors)[1] if leaves.misshapen(tensors) is None else 0
         out += [Layer(e.part, module, e.original, inputs, e.label) for module in e.modules]
     return out
 
@@ -106,8 +112,10 @@ def _sorted(shapes: Mapping[str, Sequence[int]], reading: KeyReader) -> FileModu
         seen.add(place.layout)
         new = ModuleKeys(place.part, place.modules, place.original, place.label)
         entry = entries.setdefault((place.part, place.modules), new)
-        twice += [key] if leaf in entry.leaves else []
-        entry.leaves.setdefault(leaf, key)
+        if leaf in entry.leaves:
+            twice.append(key)
+        else:
+            entry.leaves[leaf] = key
     twice += _covered(entries.values())
     return FileModules("+".join(sorted(seen)) or "none", list(entries.values()), embeddings, unknown, twice, None)
 

@@ -103,9 +103,9 @@ def write(
             with source.reading(part):
                 contents.copy(source.folder, part, folder / part, source.variant, source.id)
         open_alike(folder)
-        own = folder / "scheduler" / "scheduler_config.json"
-        if json.loads(own.read_text(encoding="utf-8")) != schedule:
-            own.write_text(json.dumps(dict(schedule), indent=2, sort_keys=True), encoding="utf-8")
+        config = folder / "scheduler" / "scheduler_config.json"
+        if json.loads(config.read_text(encoding="utf-8")) != schedule:
+            config.write_text(json.dumps(dict(schedule), indent=2, sort_keys=True), encoding="utf-8")
 
     files.write(path, fill)
 

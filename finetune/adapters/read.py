@@ -59,20 +59,20 @@ def read(path: Path, family: str | None = None) -> AdapterFile:
     file = tensors_file(path)
     top = header_of(file)
     known = Contract.of(top.metadata)
-    found = keys.sort_keys(top.shapes, family or (known.family if known else None))
-    if found.family:
-        named(path, found.family)
-    if wrong := problems(found, top):
-        unknown = f"{len(found.unknown)} keys belong to no known layer{of_family(found)}: {next(iter(found.unknown), '')}"
-        raise DataError(f"{path}: {unknown if found.entries and found.unknown else wrong[0]}", _hint(top))
-    state = _state(path, file, found)
+    contents = keys.sort_keys(top.shapes, family or (known.family if known else None))
+    if contents.family:
+        named(path, contents.family)
+    if wrong := problems(contents, top):
+        unknown = f"{len(contents.unknown)} keys belong to no known layer{of_family(contents)}: {next(iter(contents.unknown), '')}"
+        raise DataError(f"{path}: {unknown if contents.entries and contents.unknown else wrong[0]}", _hint(top))
+    state = _state(path, file)
     alphas = alphas_of(path, top.metadata)
     modules: dict[layouts.Place, Weights] = {}
-    names = catalogue.names_of(found.family)
-    for entry in found.entries:
+    names = catalogue.names_of(contents.family)
+    for entry in contents.entries:
         modules |= _weights(path, entry, names, state, alphas)
-    embeddings = {token: {name: _rows(state[key]) for name, key in own.items()} for token, own in found.embeddings.items()}
-    return AdapterFile(path, found.layout, found.family, modules, top.metadata, embeddings)
+    embeddings = {token: {name: _rows(state[key]) for name, key in own.items()} for token, own in contents.embeddings.items()}
+    return AdapterFile(path, contents.layout, contents.family, modules, top.metadata, embeddings)
 
 
 def named(path: Path, family: str | None) -> Names:
@@ -100,7 +100,7 @@ def _hint(top: Header) -> str:
     return "`ft adapter inspect` lists all that is wrong with it"
 
 
-def _state(path: Path, file: Path, found: keys.FileModules) -> layouts.State:
+def _state(path: Path, file: Path) -> layouts.State:
     """All tensors, with eight-bit floats as sixteen-bit ones, which hold each of their values.
 
     Raises:

@@ -159,5 +159,10 @@ def _decomposed(weight: Tensor, change: Tensor, t: dict[str, Tensor]) -> Tensor:
 
 
 CHANGES: dict[str, Callable[[dict[str, Tensor], Weights, Tensor], Tensor]] = {
-    "lora": _lora, "dora": _lora, "loha": _loha, "lokr": _lokr, "oft": _oft, "full": _full,
-}  # fmt: skip
+    "lora": _lora,
+    "dora": _lora,
+    "loha": _loha,
+    "lokr": _lokr,
+    "oft": _oft,
+    "full": _full,
+}

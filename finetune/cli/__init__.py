@@ -192,7 +192,7 @@ def _print_answer(code: int, error: FinetuneError | None) -> None:
     print(json.dumps(_finite(facts), sort_keys=True, allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """The same with null for numbers that JSON does not have."""
     if isinstance(value, Mapping):
         return {str(k): _finite(v) for k, v in value.items()}

@@ -23,9 +23,11 @@ BAD_FILE = 3  # exit code: see finetune/errors.py
 
 @app.command("inspect")
 def inspect(
-    file: File, norms: Annotated[bool, typer.Option("--norms", help="also read the tensors, and show each block's change")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="exit with 3 where it lists problems")] = False, json_: Json = False,
-) -> None:  # fmt: skip
+    file: File,
+    norms: Annotated[bool, typer.Option("--norms", help="also read the tensors, and show each block's change")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="exit with 3 where it lists problems")] = False,
+    json_: Json = False,
+) -> None:
     """Method, layout, family, ranks, trigger, base, who reads it, and problems; reads the header alone unless norms are asked for."""
     from finetune import cli
     from finetune.adapters.inspect import inspect as look

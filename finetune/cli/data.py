@@ -1,6 +1,6 @@
 """`ft data`: check pictures and captions, show what training sees of them, caption them, encode them ahead."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,15 +18,18 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Recipe = Annotated[
     Path | None,
     typer.Option(
-        "--recipe", help="recipe whose data it is; flags win over it", show_default=False, metavar="RECIPE",
+        "--recipe",
+        help="recipe whose data it is; flags win over it",
+        show_default=False,
+        metavar="RECIPE",
         autocompletion=complete.known_recipes,
     ),
-]  # fmt: skip
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="any setting: section.key=value", metavar="TEXT", show_default=False)]
 
 
 @contextmanager
-def _phase(name: str, total: int) -> Iterator[Any]:
+def _phase(name: str, total: int) -> Iterator[Callable[[], None]]:
     """A progress bar on stderr, as a run has."""
     from finetune.training.tracking import Tracker
 

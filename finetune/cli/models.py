@@ -61,11 +61,11 @@ def _facts(name: str) -> dict[str, Any]:
     return facts
 
 
-def _lines(facts: dict[str, Any], said: str) -> list[str]:
+def _lines(facts: dict[str, Any], about: str) -> list[str]:
     lines = [f"{facts['name']}: {facts['about']}", f"licence: {facts['licence']}"]
     if facts["hub"]:
         where = "here" if facts["local"] else f"not downloaded yet: ft models --download {facts['name']}"
         return [*lines, f"hub: {facts['hub']} ({where})"]
     words = textwrap.fill(", ".join(facts["draws"]), 120, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
-    lines += [f"draws {len(facts['draws'])} things by these names, {said}:", words]
+    lines += [f"draws {len(facts['draws'])} things by these names, {about}:", words]
     return [*lines, f"each of them as it draws it: {facts['sheet']}"]

@@ -23,11 +23,11 @@ def ls(json_: Annotated[bool, typer.Option("--json", help="print JSON")] = False
     """The recipes that ship with the package."""
     from finetune import cli
 
-    found = {name: recipes.recipe_summary(path) for name, path in recipes.shipped_recipes().items()}
+    summaries = {name: recipes.recipe_summary(path) for name, path in recipes.shipped_recipes().items()}
     if json_:
-        cli.emit({"recipes": found})
+        cli.emit({"recipes": summaries})
         return
-    for name, about in found.items():
+    for name, about in summaries.items():
         print(f"{name:<18} {about[about.find('(') + 1 : -1]}")
 
 

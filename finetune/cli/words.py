@@ -157,7 +157,10 @@ def bare_flag(name: str) -> str:
 
 def _each(table: Mapping[str, str]) -> dict[str, str]:
     """word -> what it means."""
-    return {word: ours for ours, words in table.items() for word in words.split()}
+    out: dict[str, str] = {}
+    for ours, words in table.items():
+        out |= dict.fromkeys(words.split(), ours)
+    return out
 
 
 def words_of_settings(flags: Mapping[str, str]) -> dict[str, str]:
@@ -172,11 +175,11 @@ def words_of_drawing() -> dict[str, str]:
 
 def translated(arguments: Sequence[str], known: Iterable[str], words: Mapping[str, str]) -> list[str]:
     """A command's arguments in its own words; `known` are its own flags, which mean what they say."""
-    own, out = {bare_flag(flag) for flag in known}, list[str]()
+    own_flags, out = {bare_flag(flag) for flag in known}, list[str]()
     rest = iter(arguments)
     for argument in rest:
         name, equals, value = argument.partition("=")
-        ours = words.get(bare_flag(name)) if argument.startswith("--") and bare_flag(name) not in own else None
+        ours = words.get(bare_flag(name)) if argument.startswith("--") and bare_flag(name) not in own_flags else None
         if argument == "--":
             return [*out, argument, *rest]
         if ours is None:

@@ -78,9 +78,9 @@ def uncaptioned(folder: Path, overwrite: bool) -> tuple[list[Item], int]:
         raise DataError(f"{folder}: no such folder", "captions are written beside the pictures of a folder")
     if listed := [name for name in METADATA if (folder / name).exists()]:
         raise DataError(f"{folder}: its captions stand in {listed[0]}", "captions are written into files beside pictures; remove it first")
-    every = list(folder_items(folder, found := Listing(), False, USUAL))
+    every = list(folder_items(folder, listing := Listing(), False, USUAL))
     if not every:
-        raise DataError(f"{folder}: no pictures{''.join(f'; {n}: {w}' for n, w in list(found.dropped.items())[:5])}")
+        raise DataError(f"{folder}: no pictures{''.join(f'; {n}: {w}' for n, w in list(listing.dropped.items())[:5])}")
     stems: dict[Path, str] = {}
     for item in every:
         other = stems.setdefault((folder / item.name).with_suffix(""), item.name)
@@ -92,7 +92,9 @@ def uncaptioned(folder: Path, overwrite: bool) -> tuple[list[Item], int]:
 
 def _existing(folder: Path, item: Item) -> Path | None:
     """The caption file of a picture, even an empty one: someone may mean it."""
-    ends = [e for end in CAPTIONS for e in (end, end.upper())]
+    ends: list[str] = []
+    for end in CAPTIONS:
+        ends += [end, end.upper()]
     there = [path for end in ends if (path := (folder / item.name).with_suffix(end)).exists()]
     return there[0] if there else None
 

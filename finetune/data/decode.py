@@ -211,7 +211,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     most = float(values.max())
     if image.mode == "F":
-        top = 1.0 if most <= 1 else 255.0 if most <= 255 else 65535.0
+        top = next((full for full in (1.0, 255.0) if most <= full), 65535.0)
     else:  # "I" are whole numbers of 32 bits, of whatever range
         top = 65535.0 if image.mode != "I" or 255 < most <= 65535 else max(255.0, most)
     out, rows = np.empty(values.shape, np.uint8), max(1, STRIP // values.shape[1])

@@ -26,10 +26,10 @@ def preview_cells(samples: Sequence[Sample], pixels: Pixels) -> list[Shown]:
     out = []
     for sample in samples:
         for variant in range(pixels.augment.count):
-            made = prepared(sample, pixels.augment.view(sample.content, variant), pixels.background)
-            image = made.image
-            if made.mask is not None:
-                part = cut_mask(made.mask, sample.size, sample.size, pixels.augment.view(sample.content, variant))[0].numpy()
+            picture = prepared(sample, pixels.augment.view(sample.content, variant), pixels.background)
+            image = picture.image
+            if picture.mask is not None:
+                part = cut_mask(picture.mask, sample.size, sample.size, pixels.augment.view(sample.content, variant))[0].numpy()
                 shade = Image.fromarray((255 - part * 255).astype("uint8"), "L")
                 image = Image.composite(Image.blend(image, Image.new("RGB", image.size, "black"), 0.75), image, shade)
             caption = lettering.wrap(sample.captions[variant % len(sample.captions)], CELL, LINES - 1)

@@ -50,8 +50,8 @@ def use_notes() -> Iterator[Note]:
     """Of all runs that used the cache; a damaged one counts as none."""
     for path in sorted(_folder().glob("*.json")):
         with suppress(OSError, ValueError, LookupError, TypeError):
-            told = from_json(files.read_text(path))
-            yield Note(path, Path(told["out"]), dict(told["used"]), path.stat().st_mtime)
+            note = from_json(files.read_text(path))
+            yield Note(path, Path(note["out"]), dict(note["used"]), path.stat().st_mtime)
 
 
 def _note(out: Path) -> Path:

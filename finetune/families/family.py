@@ -37,10 +37,10 @@ class Base:
 
     def _window(self, part: str) -> int:
         """Tokens that a text encoder reads, start and end included."""
-        told = self.source.spec.edition(self.source).windows.get(part)
-        if told is None:
+        window = self.source.spec.edition(self.source).windows.get(part)
+        if window is None:
             return int(self.source.config(part)["max_position_embeddings"])
-        return min(told, int(self.words.tokenizers[part].model_max_length))
+        return min(window, int(self.words.tokenizers[part].model_max_length))
 
     def ids(self, part: str, captions: Sequence[str]) -> Tensor:
         """[B, window] on the device for the text encoder `part`, padded and cut as in inference."""

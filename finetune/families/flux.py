@@ -49,11 +49,15 @@ class Flux:
         """The denoiser's velocity; `t` is sigma [B] in [0, 1]."""
         dtype, (h, w) = self.base.dtype, x_t.shape[-2:]
         out = nets["denoiser"](
-            hidden_states=pack(x_t).to(dtype), timestep=t.to(dtype), guidance=cond.get("guidance"),
-            encoder_hidden_states=cond["hidden"], pooled_projections=cond["pooled"],
+            hidden_states=pack(x_t).to(dtype),
+            timestep=t.to(dtype),
+            guidance=cond.get("guidance"),
+            encoder_hidden_states=cond["hidden"],
+            pooled_projections=cond["pooled"],
             txt_ids=torch.zeros(cond["hidden"].shape[1], 3, device=x_t.device, dtype=dtype),
-            img_ids=positions(h, w, x_t.device).to(dtype), return_dict=False,
-        )  # fmt: skip
+            img_ids=positions(h, w, x_t.device).to(dtype),
+            return_dict=False,
+        )
         return unpack(cast(Tensor, out[0]), h, w)
 
     def example(self, side: int, device: str) -> dict[str, Any]:

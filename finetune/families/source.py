@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,8 @@ RESCALE = 0.7  # of guidance, which would overexpose otherwise: the same paper, 
 # Files of the embedded base that were mended without a change to what a run sees, by the hash that earlier runs and caches know:
 # the text encoder's config said float16, as which transformers 5 opens it beside networks that diffusers opens as float32.
 MENDED = {
-    "1c00af14cec11a8e79e2039dd511aef245b47361cea974160f224aa2550f13c6":
-    "e9483a5be04ef61fb86d7e16e049c76d47870bb736b8978fb2acd419f8f0c24b",
-}  # fmt: skip
+    "1c00af14cec11a8e79e2039dd511aef245b47361cea974160f224aa2550f13c6": "e9483a5be04ef61fb86d7e16e049c76d47870bb736b8978fb2acd419f8f0c24b",
+}
 CONFIG_FILES = ["model_index.json", "*/*.json", "*/*.txt"]
 VARIANTS = "*/*.*.safetensors"  # such as fp16 and non_ema, beside the weights themselves: what diffusers opens only when asked
 
@@ -123,9 +123,9 @@ class Source:
         """sha256 over the names and bytes of the components' configs and weights."""
         digest = hashlib.sha256()
         for component in components:
-            texts = [p for kind in ("*.json", "*.txt") for p in (self.folder / component).glob(kind)]
+            folder = self.folder / component
             weights = self.weights(component) if component in self.spec.parts else []
-            for path in sorted([*texts, *weights]):
+            for path in sorted([*folder.glob("*.json"), *folder.glob("*.txt"), *weights]):
                 digest.update(f"{component}/{path.name} {file_hash(path)}\n".encode())
         return digest.hexdigest()
 
@@ -136,8 +136,8 @@ def file_hash(path: Path) -> str:
     if blob.parent.name == "blobs" and len(blob.name) == 64:
         digest = blob.name
     else:
-        found = path.stat()
-        digest = _read_once(path, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        stat = path.stat()
+        digest = _read_once(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     return MENDED.get(digest, digest)
 
 
@@ -243,10 +243,10 @@ def _read(name: str, folder: Path, revision: str | None, variant: str | None, kn
     for spec in FAMILIES:
         if pipeline in spec.pipelines:
             guidance = known.guidance if known else _told_guidance(folder)
-            made = Source(name, folder, spec, revision, variant, guidance, known.licence if known else None)
-            _check_understood(made)
-            return made
-    pipelines = ", ".join(p for spec in FAMILIES for p in spec.pipelines)
+            source = Source(name, folder, spec, revision, variant, guidance, known.licence if known else None)
+            _check_understood(source)
+            return source
+    pipelines = ", ".join(chain.from_iterable(spec.pipelines for spec in FAMILIES))
     if family := not_yet(name, pipeline):
         raise AccessError(f"--base {name}: {family} is not supported yet; known pipelines are: {pipelines}", "`ft models` lists bases")
     raise AccessError(
@@ -272,21 +272,21 @@ def _check_understood(source: Source) -> None:
     for part, settings in spec.understood.items():
         for key, values in settings.items():
             if key in configs[part] and not any(configs[part][key] == v for v in values):
-                said = line(json.dumps(configs[part][key]), 60)
+                value = line(json.dumps(configs[part][key]), 60)
                 known = ", ".join(json.dumps(v) for v in values)
-                raise AccessError(f"--base {source.id}: {part} has {key} {said}; {spec.name} is known with {known}", UNKNOWN)
+                raise AccessError(f"--base {source.id}: {part} has {key} {value}; {spec.name} is known with {known}", UNKNOWN)
 
     def size(name: str) -> Any:
         part, _, key = name.partition(".")
         return configs[part].get(key)
 
     for whole, summands in spec.sums.items():
-        told, parts = size(whole), [size(name) for name in summands]
-        if told is None or None in parts:  # the class's own, or shown to be none when it is loaded
+        total, parts = size(whole), [size(name) for name in summands]
+        if total is None or None in parts:  # the class's own, or shown to be none when it is loaded
             continue
-        if not all(isinstance(n, int) for n in (told, *parts)) or told != sum(parts):
-            said = " + ".join(f"{name} {line(str(n), 20)}" for name, n in zip(summands, parts, strict=True))
-            raise AccessError(f"--base {source.id}: its {whole} is {line(str(told), 20)}, and {said} do not add up to it", UNKNOWN)
+        if not all(isinstance(n, int) for n in (total, *parts)) or total != sum(parts):
+            value = " + ".join(f"{name} {line(str(n), 20)}" for name, n in zip(summands, parts, strict=True))
+            raise AccessError(f"--base {source.id}: its {whole} is {line(str(total), 20)}, and {value} do not add up to it", UNKNOWN)
 
 
 def _download(hub_id: str, revision: str | None, variant: str | None, weights: bool) -> tuple[Path, str]:

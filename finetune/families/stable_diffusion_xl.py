@@ -34,14 +34,14 @@ class StableDiffusionXL:
         return self.base.stacked(texts) | {"ids": to_device(columns["crop"], self.base.device).to(self.base.dtype)}
 
     def predict(self, nets: Nets, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        told = {"text_embeds": cond["pooled"], "time_ids": cond["ids"]}
+        added = {"text_embeds": cond["pooled"], "time_ids": cond["ids"]}
         x_t = x_t.to(self.base.dtype)
-        out = nets["denoiser"](x_t, t, encoder_hidden_states=cond["hidden"], added_cond_kwargs=told, return_dict=False)
+        out = nets["denoiser"](x_t, t, encoder_hidden_states=cond["hidden"], added_cond_kwargs=added, return_dict=False)
         return cast(Tensor, out[0])
 
     def example(self, side: int, device: str) -> dict[str, Any]:
         config = self.base.source.config("unet")
         pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-        told = {"text_embeds": torch.zeros(1, pooled, device=device), "time_ids": torch.zeros(1, 6, device=device)}
+        added = {"text_embeds": torch.zeros(1, pooled, device=device), "time_ids": torch.zeros(1, 6, device=device)}
         example = noise_schedule.unet_example(self.base.source, side, self.base.windows["text_encoder"], device)
-        return example | {"added_cond_kwargs": told}
+        return example | {"added_cond_kwargs": added}

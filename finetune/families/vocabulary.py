@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from tokenizers import AddedToken
 
@@ -20,10 +20,20 @@ def token_pattern(token: str) -> str:
     return f"{before}{re.escape(token)}{after}"
 
 
+class Tokenizer(Protocol):
+    """What is used of a tokenizer of transformers."""
+
+    model_max_length: int
+
+    def __len__(self) -> int: ...
+    def __call__(self, text: str | list[str], **how: Any) -> Mapping[str, Any]: ...
+    def add_tokens(self, new_tokens: list[AddedToken]) -> int: ...
+
+
 class Words:
     """`tokenizers` by the name of the text encoder that reads their ids."""
 
-    def __init__(self, tokenizers: Mapping[str, Any]) -> None:
+    def __init__(self, tokenizers: Mapping[str, Tokenizer]) -> None:
         self.tokenizers = dict(tokenizers)
         self.size = {part: len(t) for part, t in self.tokenizers.items()}  # before anything was added
         self.added: dict[str, int] = {}
@@ -49,8 +59,8 @@ class Words:
 
     def ids(self, part: str, text: str) -> list[int]:
         """A caption's ids, without marks."""
-        found: list[int] = self.tokenizers[part](self.expand(text), add_special_tokens=False)["input_ids"]
-        return found
+        ids: list[int] = self.tokenizers[part](self.expand(text), add_special_tokens=False)["input_ids"]
+        return ids
 
     def expand(self, caption: str) -> str:
         """The caption with every added token written out as its pieces, in whatever case it is said, as the tokenizers read it."""
@@ -59,8 +69,8 @@ class Words:
         named = {token.lower(): token for token in self.added}
         longest = "|".join(token_pattern(token) for token in sorted(self.added, key=len, reverse=True))
 
-        def written(found: re.Match[str]) -> str:
-            token = named[found[0].lower()]
+        def written(match: re.Match[str]) -> str:
+            token = named[match[0].lower()]
             return " ".join(pieces(token, self.added[token]))
 
         return re.sub(longest, written, caption, flags=re.IGNORECASE)

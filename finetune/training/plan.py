@@ -102,7 +102,7 @@ def plan(job: Job) -> Plan:
         "base": where.id,
         "pictures": len(pictures.train),
         "held_out": len(pictures.held),
-        "dropped": len(pictures.found.dropped),
+        "dropped": len(pictures.listing.dropped),
         "class_pictures": job.subject.class_count if job.subject.prior else 0,
         "trigger": job.trigger,
         "captions": len({c for s in pictures.train for c in s.captions}),

@@ -115,8 +115,8 @@ def alike(layers: Sequence[Layer]) -> bool:
 
 def text_width(layers: Sequence[Layer]) -> int:
     """Of what the first cross-attention in a file reads; 0 where none tells."""
-    told = (layer.inputs for layer in layers if layer.part == DENOISER and layer.module.endswith(CROSS))
-    return next((width for width in told if width), 0)
+    widths = (layer.inputs for layer in layers if layer.part == DENOISER and layer.module.endswith(CROSS))
+    return next((width for width in widths if width), 0)
 
 
 _AXIS = "takes DoRA's norms along the other axis: 7 to 9 times the whole change"
