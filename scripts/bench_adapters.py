@@ -90,7 +90,7 @@ def speed(out: Path, rounds: int = 40) -> None:
     runs = {}
     for name, cell in cells(out).items():
         runner = begun(config.parse(settings(cell["kind"], cell["method"], run={"out": str(out / "speed" / name.replace(", ", "-"))})))
-        runs[name] = runner.assemble()[0]
+        runs[name] = runner.training
     times: dict[str, list[float]] = {name: [] for name in runs}
     for step in range(rounds + 3):
         for name, training in runs.items():

@@ -233,10 +233,10 @@ def test_a_working_folder_whose_name_is_no_text(ft: Run, base: Path, tmp_path: P
 
 
 def test_a_black_picture_is_refused_and_of_a_run_said(base: Path, imgs: Path, ft: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune.families.stable_diffusion import StableDiffusion
+    from finetune.families.family import Family
 
-    decode = StableDiffusion.decode
-    monkeypatch.setattr(StableDiffusion, "decode", lambda *words: decode(*words) * float("nan"))
+    decode = Family.decode
+    monkeypatch.setattr(Family, "decode", lambda *words: decode(*words) * float("nan"))
     code, _, err = ft("generate", "--base", base, "--prompt", "a", "--steps", 2)
     assert code == 1 and "the picture of seed 0 is black" in err and "--guidance" in err
     words = ("--sample-prompt", "a", "--sample-every", 1, "--steps", 1, "--out", "out")

@@ -73,7 +73,7 @@ def test_a_step_is_the_published_formula(name: str, bases: Bases, settings: Call
     )  # fmt: skip
     runner = begun(config.parse(job))
     net = runner.prepared.work.family.parts.load(runner.prepared.work.family.spec.denoiser)
-    training, _ = runner.assemble()
+    training = runner.training
     g = torch.Generator().manual_seed(3)
     for p in training.trainable.values():
         p.data = 0.2 * torch.randn(p.shape, generator=g)

@@ -25,7 +25,7 @@ from finetune.config.optim import Optim
 from finetune.config.precedence import merge_settings
 from finetune.data.captions import Wording
 from finetune.errors import ConfigError, DataError, FinetuneError
-from finetune.families import contents, load, source
+from finetune.families import contents, hashes, load, source
 from finetune.methods import adapter, textual_inversion
 from finetune.methods.trainees import Group
 from finetune.preparation.class_pictures import ClassPictures
@@ -301,10 +301,10 @@ def test_class_pictures_are_kept_topped_up_and_all_used(make: Make, tmp_path: Pa
 def test_the_weights_are_read_once_for_their_fingerprint(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many class pictures there are: half an hour before every run, where the base is an SDXL on this disk."""
     read = Counter[Path]()
-    monkeypatch.setattr(source, "sha256", lambda path: read.update([path]) or files.sha256(path))
+    monkeypatch.setattr(hashes, "sha256", lambda path: read.update([path]) or files.sha256(path))
     monkeypatch.setattr(ClassPictures, "ensure", lambda *_: None)
     monkeypatch.setattr(ClassPictures, "samples", lambda made: [made.path(n) for n in range(made.count)] and [])
-    source._read_once.cache_clear()
+    hashes._read_once.cache_clear()
     settings = make("sd", "dreambooth lora", subject={"class_data": str(tmp_path / "class"), "class_count": 50})
     readied(config.parse(settings))
     assert len(read) > 5 and set(read.values()) == {1}

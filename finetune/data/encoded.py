@@ -69,7 +69,7 @@ class Encoded:
         """Posterior draw, variant, choice and dropout of the caption are functions of (seed, step, slot)."""
         samples, count = [self.samples[slot.sample] for slot in slots], self.pixels.augment.count
         rows, captions = [], []
-        dropout = draws.uniform("dropout")
+        dropout: list[float] = draws.uniform("dropout").tolist()
         for i, sample in enumerate(samples):
             rows.append(self.row(sample, draws.number("variant", i) % count if count > 1 else 0))
             caption = sample.captions[draws.number("caption", i) % len(sample.captions)]

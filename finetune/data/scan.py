@@ -73,13 +73,16 @@ def items(origin: Origin, listing: Listing) -> Iterator[Item]:
             yield from _shard(path / name, name, listing, origin)
 
 
+DEMO = "finetune/bases/demo"  # enough wherever the package is installed: see `files.pictures`
+
+
 def check_place(place: str) -> None:
     """Raises:
     DataError: pictures cannot be there: it is no folder, no file, and cannot be a dataset's id.
     """
     path = files.pictures(place)
     if not (path.is_dir() or path.is_file() or _is_id(place)):
-        raise DataError(f"{place}: no such folder or file", hub.HINT)
+        raise DataError(f"{place}: no such folder or file", f"{hub.HINT}. To try it: --data {DEMO}")
 
 
 def _is_id(place: str) -> bool:

@@ -1,6 +1,7 @@
 """From a resolved source to the family that speaks for it."""
 
 import importlib
+import logging
 
 import diffusers
 import torch
@@ -10,6 +11,8 @@ from finetune import libraries
 from finetune.families.family import Base, Family, Network
 from finetune.families.source import Source
 
+# diffusers warns of a list of modules that is empty for all families here, whenever a network is moved to a precision.
+logging.getLogger("diffusers.models.modeling_utils").addFilter(lambda record: "kept in float32: []" not in record.getMessage())
 # One bar per component is noise in a run that has its own.
 transformers.utils.logging.disable_progress_bar()
 diffusers.utils.logging.disable_progress_bar()

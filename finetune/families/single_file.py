@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from finetune import files
 from finetune.errors import AccessError, ConfigError
+from finetune.families.hashes import file_hash
 from finetune.families.spec import ZERO_SNR, Configs
 
 if TYPE_CHECKING:
@@ -96,8 +97,6 @@ def unpickled(path: Path) -> Path | None:
 
 
 def _unpickled(path: Path) -> Path:
-    from finetune.families.source import file_hash
-
     return files.cache_root() / "bases" / f"{file_hash(path)}.safetensors"
 
 
@@ -228,7 +227,5 @@ def _whole(folder: Path) -> bool:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    from finetune.families.source import file_hash
-
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != HASHES)
     return {path.relative_to(folder).as_posix(): file_hash(path) for path in paths}

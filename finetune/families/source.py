@@ -8,7 +8,6 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,11 @@ from finetune.bases import TINY
 from finetune.errors import AccessError, ConfigError, line
 from finetune.families import contents
 from finetune.families.catalogue import BASES, FAMILIES, PARTS, not_yet
+from finetune.families.hashes import file_hash
 from finetune.families.spec import ZERO_SNR, FamilySpec, KnownBase
-from finetune.files import home, sha256
+from finetune.files import home
 
 RESCALE = 0.7  # of guidance, which would overexpose otherwise: the same paper, section 3.4
-# Files of the embedded base that were mended without a change to what a run sees, by the hash that earlier runs and caches know:
-# the text encoder's config said float16, as which transformers 5 opens it beside networks that diffusers opens as float32.
-MENDED = {
-    "1c00af14cec11a8e79e2039dd511aef245b47361cea974160f224aa2550f13c6": "e9483a5be04ef61fb86d7e16e049c76d47870bb736b8978fb2acd419f8f0c24b",
-}
 CONFIG_FILES = ["model_index.json", "*/*.json", "*/*.txt"]
 VARIANTS = "*/*.*.safetensors"  # such as fp16 and non_ema, beside the weights themselves: what diffusers opens only when asked
 
@@ -128,23 +123,6 @@ class Source:
             for path in sorted([*folder.glob("*.json"), *folder.glob("*.txt"), *weights]):
                 digest.update(f"{component}/{path.name} {file_hash(path)}\n".encode())
         return digest.hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file; the Hub's cache names its large files by it, which saves reading them twice."""
-    blob = path.resolve()
-    if blob.parent.name == "blobs" and len(blob.name) == 64:
-        digest = blob.name
-    else:
-        stat = path.stat()
-        digest = _read_once(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    return MENDED.get(digest, digest)
-
-
-@cache
-def _read_once(path: Path, *stamp: int) -> str:
-    """A file of some GB is read once in a process, and again when its `stamp` says that it changed."""
-    return sha256(path)
 
 
 def default_base(user_choice: str | None, accelerator: bool) -> tuple[str, str]:
