@@ -185,6 +185,13 @@ SHARED_NAMES = {
     "Data Objective Run Source": "a section of the recipes, whose schema says it; and what is made of it",
     "encode decode": "pixels and latents; and all of a run's pictures",
     "uniform": "the distribution: of times, of weights, of numbers",
+    "remove left_behind sweep opened": "of files; and of what a room keeps in them",
+    "lines notes": "what there is to say of the module's subject",
+    "grid": "a sheet of pictures, and its file's name",
+    "train restore": "of processes; of one run; and of its parts",
+    "cut planned": "of one picture, and of all of them; of data, and of all work",
+    # Two things yet, outside of what this table was made with:
+    "Item Size Weights averaged check held layers look prune sheet": "to be named apart",
 }
 
 

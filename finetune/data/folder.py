@@ -15,7 +15,7 @@ from finetune.data.sample import Item, Listing, Problem
 from finetune.data.tables import METADATA, Columns, metadata
 from finetune.errors import DataError
 from finetune.run_folder import RECORD
-from finetune.text import HALF, Names, blank
+from finetune.text import HALF, UnicodeNames, blank
 
 PICTURE_LIKE = {".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".eps", ".raw", ".dng", ".cr2", ".nef"}
 HEIC = {".heic", ".heif"}
@@ -155,7 +155,7 @@ def sidecars(names: Iterable[str], listing: Listing) -> dict[str, str]:
 
 def _alike(stems: Collection[str], others: Collection[str]) -> dict[str, str]:
     """Pictures whose caption or mask is named alike but in the other of Unicode's ways: the stem of each, and that of the other file."""
-    known = Names(other for other in others if other not in stems)
+    known = UnicodeNames(other for other in others if other not in stems)
     spellings = {stem: known.find(stem) for stem in stems if not stem.isascii() and stem not in others}
     return {stem: other for stem, other in spellings.items() if other is not None}
 

@@ -11,7 +11,7 @@ from finetune import files
 from finetune.data.file import read_caption_file, reading
 from finetune.data.sample import Listing, Problem
 from finetune.errors import DataError
-from finetune.text import Names, blank, from_json
+from finetune.text import UnicodeNames, blank, from_json
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
@@ -67,7 +67,7 @@ def metadata(folder: Path, names: Sequence[str], listing: Listing, columns: Colu
         return None
     path, listed = folder / there[0], {}
     listing.dropped |= dict.fromkeys(there[1:], f"not used, as there is a {path.name}")
-    root, known, problems = os.path.realpath(folder), Names(names), len(listing.problems)
+    root, known, problems = os.path.realpath(folder), UnicodeNames(names), len(listing.problems)
     for where, row in _rows(path, listing):
         try:
             name = columns.caption_of(list(row))

@@ -20,7 +20,7 @@ def token_pattern(token: str) -> str:
     return f"{before}{re.escape(token)}{after}"
 
 
-class Tokenizer(Protocol):
+class TextTokenizer(Protocol):
     """What is used of a tokenizer of transformers."""
 
     model_max_length: int
@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
 class Words:
     """`tokenizers` by the name of the text encoder that reads their ids."""
 
-    def __init__(self, tokenizers: Mapping[str, Tokenizer]) -> None:
+    def __init__(self, tokenizers: Mapping[str, TextTokenizer]) -> None:
         self.tokenizers = dict(tokenizers)
         self.size = {part: len(t) for part, t in self.tokenizers.items()}  # before anything was added
         self.added: dict[str, int] = {}
