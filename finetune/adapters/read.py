@@ -71,7 +71,7 @@ def read(path: Path, family: str | None = None) -> AdapterFile:
     names = catalogue.names_of(contents.family)
     for entry in contents.entries:
         modules |= _weights(path, entry, names, state, alphas)
-    embeddings = {token: {name: _rows(state[key]) for name, key in own.items()} for token, own in contents.embeddings.items()}
+    embeddings = {token: {name: _rows(state[key]) for name, key in keys_of.items()} for token, keys_of in contents.embeddings.items()}
     return AdapterFile(path, contents.layout, contents.family, modules, top.metadata, embeddings)
 
 

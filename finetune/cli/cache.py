@@ -35,9 +35,7 @@ def ls(json_: Json = False) -> None:
 
 @app.command("prune")
 def prune(
-    most: Annotated[
-        str, typer.Option("--max-in_bytes", help="what may stay, such as 10GB; 0 is nothing", metavar="SIZE", show_default=False)
-    ],
+    most: Annotated[str, typer.Option("--max-size", help="what may stay, such as 10GB; 0 is nothing", metavar="SIZE", show_default=False)],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only list what would go")] = False,
     json_: Json = False,
 ) -> None:
@@ -45,9 +43,11 @@ def prune(
     made again when a run needs it. `ft data cache --prune` removes what no run's folder refers to."""
     from finetune import cli
 
-    goes, stays = stored.shrunk(limit := stored.size_of(most))
-    for entry in goes if not dry_run else ():
-        stored.remove(entry)
+    limit = stored.size_of(most)
+    goes, stays = stored.shrunk(limit)
+    if not dry_run:
+        for entry in goes:
+            stored.remove(entry)
     if json_:
         cli.emit({"removed": [] if dry_run else _rows(goes), "can_go": _rows(goes) if dry_run else [], "bytes_left": stays})
         return

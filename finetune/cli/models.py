@@ -34,7 +34,7 @@ def command(
         return
     if name is not None:
         facts = _facts(name)
-        cli.emit(facts) if json_ else print("\n".join(map(unbroken, _lines(facts, BASES[name].said))))
+        cli.emit(facts) if json_ else print("\n".join(map(unbroken, _lines(facts, BASES[name].wording))))
         return
     rows = [{"name": n, "hub": b.hub, "about": b.about, "local": b.hub is None or source.cached(b.hub)} for n, b in BASES.items()]
     if json_:
