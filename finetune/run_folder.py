@@ -15,7 +15,7 @@ _STEP = re.compile(r"step-(\d+)")
 _SAMPLE = re.compile(r"step-(\d{6,})-([0-9a-f]{6})\.png")
 
 
-class Sample(NamedTuple):
+class DrawnSample(NamedTuple):
     """A picture that was drawn at a step; those of one prompt have one `key`, six hexadecimal digits."""
 
     step: int
@@ -130,10 +130,10 @@ class RunFolder:
         return sorted(self.samples.glob(f"{STEPS}.png"))
 
     @property
-    def pictures_drawn(self) -> list[Sample]:
+    def pictures_drawn(self) -> list[DrawnSample]:
         """The pictures that are there, in the order of their steps, without the sheets."""
         named = ((path, _SAMPLE.fullmatch(path.name)) for path in self.drawn)
-        return sorted(Sample(int(name[1]), name[2], path) for path, name in named if name)
+        return sorted(DrawnSample(int(name[1]), name[2], path) for path, name in named if name)
 
     @property
     def parts(self) -> tuple[Path, Path, Path]:

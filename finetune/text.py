@@ -69,7 +69,7 @@ def normal(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-class Names:
+class UnicodeNames:
     """Known names, found also where they are written in the other of Unicode's ways."""
 
     def __init__(self, known: Iterable[str]) -> None:

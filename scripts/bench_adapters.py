@@ -29,7 +29,7 @@ from views import views
 
 from finetune import config
 from finetune.config.adapter_types import ROWS
-from finetune.config.load import merge
+from finetune.config.precedence import merge_settings
 from finetune.errors import FinetuneError, Stopped
 from finetune.evaluation import subject
 from finetune.evaluation.heldout import paired
@@ -49,7 +49,7 @@ PICTURES = Path(__file__).parents[1] / "tests" / "fluent"
 def settings(kind: str, method: dict[str, Any], **more: Any) -> dict[str, Any]:
     quiet = {"run": {"holdout_every": 10**6, "checkpoint_every": 10**6}, "optim": {"steps": STEPS, "batch": 2}}
     own = {"method": {"kind": kind, "targets": "all-linear", **method}, "data": {"path": str(PICTURES)}}
-    return merge(COMMON, quiet, own, more)
+    return merge_settings(COMMON, quiet, own, more)
 
 
 def parameters(kind: str, method: dict[str, Any]) -> int:

@@ -25,7 +25,7 @@ from finetune.data.buckets import Buckets
 from finetune.data.cache import Cache
 from finetune.data.captions import Wording
 from finetune.data.encoded import Encoded, Pixels
-from finetune.data.plan import IndexPlan
+from finetune.data.index_plan import IndexPlan
 from finetune.data.sample import Sample
 from finetune.data.scan import Origin
 from finetune.training.loop import gradient, update

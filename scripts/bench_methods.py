@@ -24,7 +24,7 @@ from data import Emoji, emojis
 from views import STYLES, views
 
 from finetune import config
-from finetune.config.load import merge
+from finetune.config.precedence import merge_settings
 from finetune.evaluation import subject
 from finetune.evaluation.clip import Clip
 from finetune.evaluation.heldout import Interval, paired
@@ -53,8 +53,8 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "DreamBooth full, without prior": {"subject": _WITHOUT, "method": {"kind": "full"}, "optim": {"lr": 2e-4, "batch": 2}},
     "DreamBooth full, prior": {"subject": _OWN, "method": {"kind": "full"}, "optim": {"lr": 2e-4}},
-    "Textual Inversion, 1 vector": merge(_TOKEN, {"method": {"kind": "none", "vectors": 1}}),
-    "Textual Inversion, 4 vectors": merge(_TOKEN, {"method": {"kind": "none", "vectors": 4}}),
+    "Textual Inversion, 1 vector": merge_settings(_TOKEN, {"method": {"kind": "none", "vectors": 1}}),
+    "Textual Inversion, 4 vectors": merge_settings(_TOKEN, {"method": {"kind": "none", "vectors": 4}}),
     "pivotal tuning, 4 vectors": {
         "method": {**_LORA, "vectors": 4, "token_lr": 1e-2, "token_until": 0.5},
         "optim": {"lr": 2e-3, "batch": 2},
@@ -119,8 +119,8 @@ class Bench:
         e, slug = self.emoji[name], "".join(c if c.isalnum() else "-" for c in method.lower())
         place = self.out / "runs" / f"{name}-{slug}-{seed}".replace(" ", "-")
         data, held = views(e, self.out / "data" / name / "train", False), views(e, self.out / "data" / name / "held", True)
-        settings = merge(COMMON, {"data": {"path": str(data), "holdout": str(held)}}, METHODS[method])
-        settings = merge(settings, {"run": {"out": str(place), "seed": seed, "holdout_every": 10**6, "checkpoint_every": 10**6}})
+        settings = merge_settings(COMMON, {"data": {"path": str(data), "holdout": str(held)}}, METHODS[method])
+        settings = merge_settings(settings, {"run": {"out": str(place), "seed": seed, "holdout_every": 10**6, "checkpoint_every": 10**6}})
         tokens = "vectors" in settings["method"]
         own = {"method": {"new_tokens": ["<x>"], "init_word": e.kind}} if tokens else {"subject": {"class_word": e.kind}}
         if "objective" in settings:
@@ -128,7 +128,7 @@ class Bench:
         before = self.before(e)
         base = self.figures(e, before["class"], data, held)
         began = time.monotonic()
-        summary = train(config.parse(merge(settings, own)), fresh=True)
+        summary = train(config.parse(merge_settings(settings, own)), fresh=True)
         seconds = time.monotonic() - began
         written = {
             "adapters": [summary["adapter"]] if "adapter" in summary else [],

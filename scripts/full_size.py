@@ -28,8 +28,8 @@ def write_base(name: str, folder: Path, dtype: torch.dtype) -> None:
     """The base's configs and tokenizers, and for every part random weights in `dtype`."""
     if (folder / "done").exists():
         return
-    single_file.write_configs(single_file.shipped(name), folder)
-    family = load.family(source.resolve(str(folder), weights=False))
+    single_file.write_configs(single_file.shipped_configs(name), folder)
+    family = load.family(source.resolve_base(str(folder), weights=False))
     for part in family.spec.parts:
         cls, config = family.parts.kinds[part][0], family.source.config(part)
         default = torch.get_default_dtype()
@@ -62,7 +62,7 @@ def main() -> None:
     base, data, run = args.out / args.name, args.out / "pictures", args.out / f"run-{args.name}"
     began = time.monotonic()
     write_base(args.name, base, torch.bfloat16)
-    family = load.family(source.resolve(str(base)))
+    family = load.family(source.resolve_base(str(base)))
     side = args.resolution or family.resolution
     write_pictures(data, side)
     made = time.monotonic() - began

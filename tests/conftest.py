@@ -48,7 +48,7 @@ def _own_places(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture
 def settings(base: Path, imgs: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """`settings(optim={"steps": 3})`: a small job with alpha different from rank."""
-    from finetune.config.load import merge
+    from finetune.config.precedence import merge_settings
 
     def make(**sections: Any) -> dict[str, Any]:
         small = {
@@ -58,7 +58,7 @@ def settings(base: Path, imgs: Path, tmp_path: Path) -> Callable[..., dict[str, 
             "optim": {"steps": 6, "batch": 2, "lr": 1e-3},
             "run": {"out": str(tmp_path / "out"), "save_dtype": "fp32"},
         }
-        return merge(small, sections)
+        return merge_settings(small, sections)
 
     return make
 

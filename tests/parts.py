@@ -9,7 +9,7 @@ import pytest
 
 from finetune import config
 from finetune.config import Job
-from finetune.config.load import merge
+from finetune.config.precedence import merge_settings
 from finetune.training.process import Process
 from finetune.training.ready import Ready, ready
 from finetune.training.run import Run, train
@@ -17,8 +17,8 @@ from finetune.training.run import Run, train
 
 def in_two_parts(settings: Mapping[str, Any], root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The summaries of the whole run and of the one in two parts, in `root`; the settings must make two checkpoints."""
-    whole = train(config.parse(merge(settings, {"run": {"out": str(root / "whole")}})))
-    job = config.parse(merge(settings, {"run": {"out": str(root / "parts")}}))
+    whole = train(config.parse(merge_settings(settings, {"run": {"out": str(root / "whole")}})))
+    job = config.parse(merge_settings(settings, {"run": {"out": str(root / "parts")}}))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         train(job)

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' reader
 
 def random_adapter(bases: Bases, name: str, seed: int, text: bool = True) -> dict[tuple[str, str], Weights]:
     """LoRA on a random half of the modules, with random ranks, alphas and one number format."""
-    of, rng, g = load.family(source.resolve(str(bases(name)))), random.Random(seed), torch.Generator().manual_seed(seed)  # noqa: S311
+    of, rng, g = load.family(source.resolve_base(str(bases(name)))), random.Random(seed), torch.Generator().manual_seed(seed)  # noqa: S311
     dtype = rng.choice([torch.float32, torch.float16, torch.bfloat16])
     out: dict[tuple[str, str], Weights] = {}
     for part in (of.spec.denoiser, *(of.spec.text if text else ())):
@@ -263,26 +263,26 @@ def test_the_card_has_the_hubs_front_matter_and_escapes_what_users_wrote(train: 
 
 
 def test_cards_of_older_versions_are_known_as_ours_and_nobody_elses_are(tmp_path: Path) -> None:
-    from finetune.adapters.card import MARK, place
+    from finetune.adapters.card import MARK, card_path
 
     readme = tmp_path / "README.md"
-    assert place(tmp_path, "x") == readme and "finetune-diffusion" in MARK
+    assert card_path(tmp_path, "x") == readme and "finetune-diffusion" in MARK
     for ours in (MARK, "trained with [finetune](https://pypi.org/project/finetune)"):
         readme.write_text(f"# x\n\nA LoRA for tiny, {ours} for 3 steps.\n")
-        assert place(tmp_path, "x") == readme, ours
+        assert card_path(tmp_path, "x") == readme, ours
     readme.write_text("# Mine, trained with [finetune](https://example.org)")
-    assert place(tmp_path, "x") == tmp_path / "x-card.md"
+    assert card_path(tmp_path, "x") == tmp_path / "x-card.md"
 
 
 def test_a_hub_bases_licence_is_said(bases: Bases) -> None:
     from finetune.adapters.card import card, escape
-    from finetune.adapters.contract import Contract, Labels, header
+    from finetune.adapters.contract import Contract, Labels, file_metadata
 
     contract = Contract("owner/name", "abc", "0", "flux", "flow", 1024, None, 3.5, 28, "euler", 8, 8.0, 100)
     text = card(contract, "x", {"adapter": "x.safetensors"}, {"a|b": "<b>"}, "apache-2.0", [])
     assert "base_model: owner/name" in text and "license: apache-2.0" in text and "&lt;b&gt;" in text and "<Gallery />" not in text
     labels = Labels("flux-1-dev", "flux1", {"adapter": "diffusers"})
-    assert header("adapter", contract, "x", labels, "apache-2.0")["modelspec.license"] == "apache-2.0"
+    assert file_metadata("adapter", contract, "x", labels, "apache-2.0")["modelspec.license"] == "apache-2.0"
     assert escape("a\nb [x](y)") == r"a b \[x\]\(y\)"
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from finetune import cli, config
 from finetune.adapters.read import read
 from finetune.config.adapter_types import ROWS
-from finetune.config.load import merge
+from finetune.config.precedence import merge_settings
 from finetune.errors import ConfigError
 from finetune.run_folder import RunFolder
 from finetune.training import average
@@ -85,10 +85,12 @@ def test_a_run_writes_an_average_of_any_length(settings: Callable[..., dict[str,
 
 
 def test_it_goes_on_to_the_same_averages(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    whole = merge(settings(optim={"steps": 8, "ema_posthoc": True}, run={"checkpoint_every": 4}), {"run": {"out": str(tmp_path / "whole")}})
+    whole = merge_settings(
+        settings(optim={"steps": 8, "ema_posthoc": True}, run={"checkpoint_every": 4}), {"run": {"out": str(tmp_path / "whole")}}
+    )
     train(config.parse(whole))
     for steps in (4, 8):
-        train(config.parse(merge(whole, {"optim": {"steps": steps}, "run": {"out": str(tmp_path / "parts")}})))
+        train(config.parse(merge_settings(whole, {"optim": {"steps": steps}, "run": {"out": str(tmp_path / "parts")}})))
     for path in sorted((tmp_path / "whole" / "averages").iterdir()):
         assert path.read_bytes() == (tmp_path / "parts" / "averages" / path.name).read_bytes()
 

@@ -19,8 +19,8 @@ from finetune import config
 from finetune.data.batch import Batch
 from finetune.data.crop import Augment
 from finetune.data.encoded import Encoded, Pixels
+from finetune.data.index_plan import IndexPlan
 from finetune.data.inputs import LOSS_MASK
-from finetune.data.plan import IndexPlan
 from finetune.data.sample import Sample, Size
 from finetune.draws import StepDraws
 from finetune.training.run import begun

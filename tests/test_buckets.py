@@ -8,21 +8,21 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.buckets import Buckets, kept, largest_step, sizes
+from finetune.data.buckets import Buckets, bucket_sizes, kept, largest_step
 from finetune.data.crop import PLAIN, View, box
-from finetune.data.plan import Group, joined, repeated
+from finetune.data.index_plan import SampleGroup, joined, repeated
 from finetune.data.sample import Sample, Size
 
 
 def test_the_lists_are_the_published_ones() -> None:
     # kohya's sd-scripts 0.10.1 for the same numbers: 17 buckets for 512, 41 for 1024, run and counted.
-    listed = sizes(512, 64, 256, 1024)
+    listed = bucket_sizes(512, 64, 256, 1024)
     landscape = [(832, 256), (896, 256), (960, 256), (1024, 256), (704, 320), (768, 320), (640, 384), (576, 448)]
     assert {(s.width, s.height) for s in listed} == {(512, 512), *landscape, *((h, w) for w, h in landscape)} and len(listed) == 17
-    large = sizes(1024, 64, 256, 2048)
+    large = bucket_sizes(1024, 64, 256, 2048)
     assert len(large) == 41 and {Size(1536, 640), Size(1344, 768), Size(1216, 832), Size(1152, 896), Size(1088, 960)} <= set(large)
     assert Size(1024, 1088) not in large
-    assert len(sizes(768, 64, 256, 1024)) == 19
+    assert len(bucket_sizes(768, 64, 256, 1024)) == 19
 
 
 def bucket_set(side: int = 512, step: int = 64, **more: bool) -> Buckets:
@@ -49,7 +49,7 @@ def test_a_bucket_is_the_nearest_and_a_portrait_mirrors_its_landscape(width: int
 @given(SIDES, SIDES)
 def test_without_enlarging_a_bucket_is_no_larger_than_its_picture(width: int, height: int) -> None:
     chosen = bucket_set(enlarge=False).choose(Size(height, width), 512)
-    smallest = min(width, height) < 256 or chosen in sizes(256, 64, 256, 1024)
+    smallest = min(width, height) < 256 or chosen in bucket_sizes(256, 64, 256, 1024)
     assert (chosen.width <= width and chosen.height <= height) or smallest
     square = bucket_set(enlarge=False, square=True).choose(Size(height, width), 512)
     assert square.width == square.height and (square.width <= min(width, height) or square.width == 256)
@@ -101,7 +101,7 @@ def test_of_a_few_pictures_of_as_many_shapes_no_batch_is_all_one_picture() -> No
 
 def test_what_is_left_uneven_is_said_with_names_and_a_remedy() -> None:
     made = bucket_set()
-    group = Group(made.assign(PHOTOS, batch=4), 0, 4, 0)
+    group = SampleGroup(made.assign(PHOTOS, batch=4), 0, 4, 0)
     (cut,), (rare,) = joined(group, made).items(), repeated(group).items()
     assert "; 80% of it is kept" in cut[0] and cut[1] == ["11.jpg"]
     assert "several times in a batch" in rare[0] and "--batch" in rare[0] and rare[1] == ["12.jpg"]

@@ -18,7 +18,7 @@ from finetune.data import encoded, prune
 from finetune.data.cache import Cache
 from finetune.data.crop import Augment
 from finetune.data.encoded import Encoded, Pixels
-from finetune.data.plan import Slot
+from finetune.data.index_plan import Slot
 from finetune.data.sample import Size
 from finetune.draws import StepDraws
 from finetune.errors import DataError
@@ -36,7 +36,7 @@ def own(base: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def family(own: Path) -> load.Family:
-    return load.family(source.resolve(str(own)))
+    return load.family(source.resolve_base(str(own)))
 
 
 def change(path: Path, **values: Any) -> None:
@@ -56,7 +56,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def encode(base: Path, root: Path, side: int = 16, pixels: Pixels = ALL) -> tuple[Encoded, int]:
     """What a run would train on, squares of `side` pixels, and how many pictures had to be encoded for it."""
-    family = load.family(source.resolve(str(base)))
+    family = load.family(source.resolve_base(str(base)))
     samples = [replace(s, size=Size(side, side)) for s in look(root, pixels.background).samples]
     jobs, store = encoded.picture_jobs(samples, pixels), encoding.latents_of(family)
     missing = sum(job.name not in store for batch in jobs for job in batch)
@@ -65,7 +65,7 @@ def encode(base: Path, root: Path, side: int = 16, pixels: Pixels = ALL) -> tupl
 
 
 def encode_texts(base: Path, *captions: str) -> tuple[Cache, int]:
-    family = load.family(source.resolve(str(base)))
+    family = load.family(source.resolve_base(str(base)))
     names, store = encoded.caption_keys(captions), encoding.texts_of(family)
     missing = sum(name not in store for name in names.values())
     encoding.encode_captions(family, names, store, lambda: None)
@@ -101,7 +101,7 @@ def test_a_picture_that_changes_under_way_is_refused(base: Path, tmp_path: Path)
     stat = (root / "01.png").stat()
     tiny.picture(77).save(root / "01.png")
     os.utime(root / "01.png", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    family = load.family(source.resolve(str(base)))
+    family = load.family(source.resolve_base(str(base)))
     store = encoding.latents_of(family)
     with pytest.raises(DataError, match=r"01\.png: changed while the run was starting"):
         encoding.encode_pictures(family, encoded.picture_jobs(samples, ALL), "white", store, lambda count: None)
@@ -142,7 +142,7 @@ def test_what_was_encoded_is_kept_when_a_signal_breaks_it_off(base: Path, tmp_pa
         if len(done) == 2:
             raise KeyboardInterrupt
 
-    family = load.family(source.resolve(str(base)))
+    family = load.family(source.resolve_base(str(base)))
     jobs = encoded.picture_jobs([replace(s, size=Size(16, 16)) for s in look(root).samples], ALL)
     with pytest.raises(KeyboardInterrupt):
         encoding.encode_pictures(family, jobs, "white", encoding.latents_of(family), interrupt)
@@ -150,7 +150,7 @@ def test_what_was_encoded_is_kept_when_a_signal_breaks_it_off(base: Path, tmp_pa
 
 
 def test_runs_that_share_a_cache_see_each_others_rows(base: Path, tmp_path: Path) -> None:
-    family = load.family(source.resolve(str(base)))
+    family = load.family(source.resolve_base(str(base)))
     one, two = encoding.texts_of(family), encoding.texts_of(family)
     names = encoded.caption_keys(["a", "b"])
     encoding.encode_captions(family, {"a": names["a"]}, one, lambda: None)
@@ -167,8 +167,8 @@ def test_prune_removes_what_no_run_refers_to(base: Path, tmp_path: Path) -> None
     out, gone = tmp_path / "out", tmp_path / "gone"
     out.mkdir()
     (out / "run.yaml").write_text("")
-    prune.remember(out, {all_five.latents.root: kept})
-    prune.remember(gone, {all_five.latents.root: {all_five.pixels.key(all_five.samples[4], 0)}})
+    prune.note_use(out, {all_five.latents.root: kept})
+    prune.note_use(gone, {all_five.latents.root: {all_five.pixels.key(all_five.samples[4], 0)}})
     assert prune.prune()[::2] == (2, 2), "a run that has just begun counts, though its folder is not there yet"
     for path in (tmp_path / "cache" / "runs").glob("*.json"):
         os.utime(path, (0, 0))
@@ -261,7 +261,7 @@ def test_rows_that_are_damaged_again_and_again(count: int, own: Path, tmp_path: 
         for _ in range(3):
             made = encode(own, root)[0]
             made.encode_again = lambda job, made=made: encoding.encode_pictures(  # type: ignore[misc]
-                load.family(source.resolve(str(own))), [[job]], "white", made.latents, lambda count: None
+                load.family(source.resolve_base(str(own))), [[job]], "white", made.latents, lambda count: None
             )
             assert all(torch.equal(made.row(s)["x_0.mean"], mean) for s, mean in zip(made.samples, first, strict=True))
 

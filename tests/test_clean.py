@@ -198,8 +198,8 @@ def key(letter: str) -> bytes:
 
 
 def note(out: Path, space: Path, keys: list[bytes], used: float) -> None:
-    prune.remember(out, {space: keys})
-    os.utime(next(n.path for n in prune.notes() if n.out == out.resolve()), (used, used))
+    prune.note_use(out, {space: keys})
+    os.utime(next(n.path for n in prune.use_notes() if n.out == out.resolve()), (used, used))
 
 
 def test_the_longest_unused_goes_first(cache: Path, tmp_path: Path) -> None:
@@ -232,13 +232,13 @@ def test_nothing_of_a_running_run_goes(cache: Path, tmp_path: Path, capsys: pyte
     os.utime(base, (0, 0))
     with lock.held(out):
         note(out, read.parent, [key("a")], 150)
-        prune.begin(out)
+        prune.note_beginning(out)
         files.touch(base)
         assert cli.run(["cache", "prune", "--max-size", "0"]) == 0
         assert [p.exists() for p in (read, written, base, unused)] == [True, True, True, False]
         assert "the rest is used by runs" in capsys.readouterr().err
         assert cli.run(["cache", "ls"]) == 0 and capsys.readouterr().out.count(f"in use: process {os.getpid()}") == 2
-    assert next(iter(prune.notes())).used, "what a run used before is still known when it begins again"
+    assert next(iter(prune.use_notes())).used, "what a run used before is still known when it begins again"
     assert cli.run(["cache", "prune", "--max-size", "0"]) == 0 and stored.entries() == [] and not base.exists()
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from finetune import cli
 from finetune.cli import demo, hardware
 from finetune.config import Job
-from finetune.config.load import section_model
+from finetune.config.precedence import section_model
 from finetune.families import trust
 
 Run = Callable[..., tuple[int, str, str]]
@@ -293,7 +293,7 @@ def test_help_tells_a_commands_own_defaults(command: str, needs: str, imgs: Path
 
     table = {"lora": flags.LORA, "dreambooth": flags.DREAMBOOTH, "textual-inversion": flags.TEXTUAL_INVERSION}[command]
     words = dict(zip(needs.split()[::2], needs.split()[1::2], strict=True))
-    given = flags.settings(
+    given = flags.nested_settings(
         table, {w.strip("-").replace("class", "class_"): [v] if v == "<x>" else v for w, v in words.items()} | {"data": str(imgs)}
     )
     job = train.make_job(command, given, None, [], flags.names(table))
@@ -510,7 +510,7 @@ def test_half_precision_trains_and_draws(ft: Run, imgs: Path, base: Path, tmp_pa
     from finetune.sampling import draw
 
     for dtype in (torch.bfloat16, torch.float16):  # what an accelerator draws with
-        family = load.family(source.resolve(str(base)), dtype=dtype)
+        family = load.family(source.resolve_base(str(base)), dtype=dtype)
         pair = (family.texts(["a"])[0], family.unconditional(family.texts([""])[0]))
         assert draw.draw(family, family.pipeline(), [pair], [0], 2, 3.0, 16)[0].size == (16, 16)
 
@@ -584,7 +584,7 @@ def test_a_recipes_rate_is_for_what_the_recipe_trains(imgs: Path, capsys: pytest
     data = {"data": {"path": str(imgs)}}
 
     def rates(command: str, name: str, cases: list[dict[str, Any]]) -> list[float]:
-        return [make_job(command, data | flags, recipes.find(Path(name)), [], {}).optim.lr for flags in cases]
+        return [make_job(command, data | flags, recipes.recipe_path(Path(name)), [], {}).optim.lr for flags in cases]
 
     lora, given = {"method": {"kind": "lora"}}, {"optim": {"lr": 1e-4}}
     assert rates("dreambooth", "sd15-dreambooth", [{}, lora, lora | given, {"method": {"kind": "full"}}]) == [5e-6, 1e-4, 1e-4, 5e-6]

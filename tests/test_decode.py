@@ -28,7 +28,7 @@ def png(image: Image.Image, **options: Any) -> bytes:
 
 
 def decoded(data: bytes, background: str = "white") -> tuple[np.ndarray, tuple[str, ...]]:
-    made = decode.decode(data, "x", background)
+    made = decode.decode_picture(data, "x", background)
     assert made.image.mode == "RGB"
     return np.asarray(made.image), made.notes
 
@@ -80,7 +80,7 @@ def test_heic_is_read_where_its_package_is_installed() -> None:
 
     out = io.BytesIO()
     pillow_heif.from_pillow(tiny.picture(0).resize((64, 48))).save(out, quality=100)
-    header = decode.header(out.getvalue(), "x.heic")
+    header = decode.picture_header(out.getvalue(), "x.heic")
     assert header[:2] == (64, 48) and decoded(out.getvalue())[0].shape == (48, 64, 3)
 
 
@@ -88,7 +88,7 @@ def test_a_header_says_what_decoding_converts() -> None:
     import bad_pictures
 
     for data, note in bad_pictures.CONVERTED.values():
-        seen, made = decode.header(data, "x"), decode.decode(data, "x")
+        seen, made = decode.picture_header(data, "x"), decode.decode_picture(data, "x")
         assert seen.notes and tuple(n.replace("{background}", "white") for n in seen.notes) == made.notes and made.notes[0] == note
         assert (seen.width, seen.height) == made.image.size and seen.alpha == (made.alpha is not None)
 
@@ -101,11 +101,11 @@ def test_a_picture_that_was_cut_short_is_found_without_decoding_the_others(monke
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: (loads.append(self.format), real(self))[1])
     for kind in ("JPEG", "PNG", "WEBP"):
         data = bad_pictures.saved(bad_pictures.photo(0), kind)
-        decode.header(data, "x")
-        decode.header(data + b"\0" * 3 if kind == "JPEG" else data, "x")
+        decode.picture_header(data, "x")
+        decode.picture_header(data + b"\0" * 3 if kind == "JPEG" else data, "x")
         assert not loads
         with pytest.raises(DataError, match=r"x: not a (readable )?picture"):
-            decode.header(data[: len(data) // 2], "x")
+            decode.picture_header(data[: len(data) // 2], "x")
         loads.clear()
 
 
@@ -120,8 +120,8 @@ def test_what_a_header_says_of_transparency_is_what_decoding_does() -> None:
         (keyed, {"transparency": (255, 0, 0), "icc_profile": profile}),
     ):
         data = png(image, **options)
-        made = decode.decode(data, "x")
-        assert decode.header(data, "x").alpha and made.alpha is not None and made.alpha.getextrema() == (0, 0)
+        made = decode.decode_picture(data, "x")
+        assert decode.picture_header(data, "x").alpha and made.alpha is not None and made.alpha.getextrema() == (0, 0)
         assert np.asarray(made.image).min() == 255, "the hidden red is not seen"
 
 
@@ -148,8 +148,8 @@ def test_a_size_that_the_header_did_not_tell_is_refused(tmp_path: Path) -> None:
 def test_a_profile_that_cannot_be_read_is_left_aside(junk: bytes, kind: str) -> None:
     buffer = io.BytesIO()
     tiny.picture(0).save(buffer, kind, icc_profile=junk)
-    assert decode.header(buffer.getvalue(), "x").notes == ("unreadable ICC profile ignored",)
-    made = decode.decode(buffer.getvalue(), "x")
+    assert decode.picture_header(buffer.getvalue(), "x").notes == ("unreadable ICC profile ignored",)
+    made = decode.decode_picture(buffer.getvalue(), "x")
     assert made.notes == ("unreadable ICC profile ignored",) and made.image.size == (24, 20)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from finetune import cli, config
 from finetune.bases import TINY
-from finetune.data.sample import Found, Pictures
+from finetune.data.sample import Listing, Pictures
 from finetune.errors import ConfigError
 from finetune.preparation import automatic
 from finetune.results import checkpoint, finished, verdict
@@ -149,7 +149,7 @@ def test_a_better_step_than_the_last_is_named(settings: Any) -> None:
 
 
 def sides(count: int) -> Pictures:
-    return Pictures(Found(), [tiny.sample(f"{i}", f"{i:04d}", (f"caption {i % 5}",)) for i in range(count)], [])
+    return Pictures(Listing(), [tiny.sample(f"{i}", f"{i:04d}", (f"caption {i % 5}",)) for i in range(count)], [])
 
 
 def test_as_many_pictures_as_a_tenth_of_the_work_holds(settings: Any) -> None:

@@ -80,7 +80,7 @@ def test_folders_draw_with_no_argument_and_in_half_precision(settings: Any, base
         base = half(bases(of), tmp_path / f"base-{name}", said)
         if of == "sd":
             guard(base)
-        job = config.load.merge({**FULL, "model": {"base": str(base)}, "run": {"out": str(tmp_path / name)}}, more)
+        job = config.precedence.merge_settings({**FULL, "model": {"base": str(base)}, "run": {"out": str(tmp_path / name)}}, more)
         folders.append(train(config.parse(settings(**job)))["model"])
     drawn = json.loads(python("-c", OPEN_EACH, *folders))
     assert len(drawn) == 20
@@ -91,7 +91,7 @@ def test_folders_draw_with_no_argument_and_in_half_precision(settings: Any, base
 
 def test_the_embedded_base_is_known_by_what_earlier_runs_noted() -> None:
     """Its text encoder's config once said float16, which runs and caches of that time hold the hash of."""
-    where = source.resolve("tiny")
+    where = source.resolve_base("tiny")
     assert where.fingerprint("text_encoder") == "baabfcb67044f9090b97703fa21a1b75611ce46e702d34809afebaec4246fa9a"
     assert where.fingerprint("unet") == "d8d84320657a2fef2011920283b6cbf6fea3668b1f0bfeeb26436635a570144d"
 
@@ -111,7 +111,7 @@ def test_the_lines_of_a_card_draw(settings: Callable[..., dict[str, Any]], bases
     programs = []
     for what, (name, more) in CARDS.items():
         common = {"model": {"base": str(bases(name))}, "data": {"resolution": 16}, "run": {"out": str(tmp_path / what)}}
-        made = settings(**config.load.merge(common, more))
+        made = settings(**config.precedence.merge_settings(common, more))
         made["optim"]["steps"] = 1
         out = Path(train(config.parse(made))["out"])
         card = (out / "README.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune import config
-from finetune.data.plan import IndexPlan
+from finetune.data.index_plan import IndexPlan
 from finetune.data.sample import UNKNOWN, Sample
 
 Settings = Callable[..., dict[str, Any]]
@@ -104,7 +104,8 @@ def test_every_split_of_a_batch_holds_the_same_slots(count: int, batch: int, wor
         size = batch // world
         merged = [s for rank in range(world) for micro in plan.micro_batches(step, size, rank, world) for s in micro]
         assert sorted(merged, key=lambda s: s.slot) == plan.slots(step)
-    steps = plan.epoch_steps
+    (group,) = plan.groups
+    steps = group.count(0)
     epochs = [tuple(s.sample for step in range(e * steps, (e + 1) * steps) for s in plan.slots(step))[:count] for e in range(3)]
     assert all(sorted(e) == list(range(count)) for e in epochs), "an epoch shows every picture once"
     assert len(set(epochs)) == 3 or count < 7

@@ -74,7 +74,7 @@ def whole(kind: str, way: frozenset[str], width: int, norms: str = "dora") -> St
 
 
 def family(folder: Path) -> Family:
-    return load.family(source.resolve(str(folder)))
+    return load.family(source.resolve_base(str(folder)))
 
 
 def effect(path: Path, of: Family, net: Any) -> Tensor:
@@ -255,8 +255,8 @@ def test_the_original_names_of_stable_diffusion_are_known_at_every_level(prefix:
 
 
 def single_file_net(name: str) -> Any:
-    configs = single_file.shipped(name)
-    spec = source.resolve(str(TINY)).spec
+    configs = single_file.shipped_configs(name)
+    spec = source.resolve_base(str(TINY)).spec
     return load.family(source.Source(name, single_file.skeleton(configs), spec)).parts.skeleton("unet")
 
 
@@ -366,7 +366,7 @@ def test_a_file_that_fits_no_model_of_its_family_is_not_converted(tmp_path: Path
 @pytest.fixture
 def pivotal(tmp_path: Path) -> Path:
     """A LoRA of the embedded base's, with two tokens."""
-    net: Any = load.family(source.resolve("tiny")).parts.skeleton("unet")
+    net: Any = load.family(source.resolve_base("tiny")).parts.skeleton("unet")
     width = net.get_submodule(Q).weight.shape[0]
     state = LAYOUTS["kohya"]({("unet", Q): lora(random(2, width), random(width, 2))}, of_name("stable-diffusion").names)
     state |= {"bundle_emb.zed.emb_params": random(2, 128), "bundle_emb.yak.string_to_param.*": random(1, 128)}
@@ -418,7 +418,7 @@ def test_strict_inspection_and_its_one_line_texts(tmp_path: Path, capsys: pytest
 
 def test_verify_says_by_how_much_diffusers_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a file whose modules' alphas differ it takes one for all; of DoRA in kohya's layout it leaves the norms out."""
-    net: Any = load.family(source.resolve("tiny")).parts.skeleton("unet")
+    net: Any = load.family(source.resolve_base("tiny")).parts.skeleton("unet")
     ends = ("mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "mid_block.attentions.0.transformer_blocks.0.attn1.to_v")
     width = net.get_submodule(ends[0]).weight.shape[0]
     path = tmp_path / "x.safetensors"
@@ -444,7 +444,7 @@ def test_verify_says_by_how_much_diffusers_differs(tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize("kind", ["dora", "oft", "loha"])
 def test_any_file_as_whole_differences_or_as_a_lora(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From the command line, on the base that is given: the same change, and the share that the LoRA misses is what it says."""
-    net: Any = load.family(source.resolve("tiny")).parts.load("unet")
+    net: Any = load.family(source.resolve_base("tiny")).parts.load("unet")
     weight = net.get_submodule(Q).weight
     way = {"dora": {"down", "up", "dora"}, "oft": {"blocks"}, "loha": {"w1_a", "w1_b", "w2_a", "w2_b"}}[kind]
     state = {STEM + ending(leaf): tensor(leaf, shapes(len(weight))[leaf]) for leaf in way}

@@ -147,7 +147,7 @@ def test_a_captioner_goes_on_where_it_stopped_and_respects_an_edit(tmp_path: Pat
     root = tiny.folder(tmp_path / "imgs", 4)
     for path in root.glob("*.txt"):
         path.unlink()
-    todo, kept = captioner.pictures(root, overwrite=False)
+    todo, kept = captioner.uncaptioned(root, overwrite=False)
     assert (len(todo), kept) == (4, 0)
 
     def slow(images: list[Image.Image]) -> list[str]:
@@ -158,9 +158,9 @@ def test_a_captioner_goes_on_where_it_stopped_and_respects_an_edit(tmp_path: Pat
         return ["by the model"] * len(images)
 
     with pytest.raises(KeyboardInterrupt):
-        captioner.write(root, todo, slow, 1, "", False, lambda: None)  # type: ignore[arg-type]
+        captioner.caption_folder(root, todo, slow, 1, "", False, lambda: None)  # type: ignore[arg-type]
     assert {p.name: p.read_text().strip() for p in root.glob("*.txt")} == {"00.txt": "by the model", "01.txt": "written by hand meanwhile"}
-    assert [i.name for i in captioner.pictures(root, overwrite=False)[0]] == ["02.png", "03.png"]
+    assert [i.name for i in captioner.uncaptioned(root, overwrite=False)[0]] == ["02.png", "03.png"]
 
 
 REFUSED = [

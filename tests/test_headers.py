@@ -11,7 +11,7 @@ import tiny
 
 from finetune import config
 from finetune.adapters.contract import KEY, Contract
-from finetune.config.load import merge
+from finetune.config.precedence import merge_settings
 from finetune.header import header_of
 from finetune.results import record
 from finetune.training import average
@@ -42,7 +42,7 @@ def make(settings: Callable[..., dict[str, Any]], bases: Bases) -> Make:
     def one_step(of: str, method: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         form = {"format": "single"} if method["kind"] == "full" else {}
         small = {"model": {"base": str(bases(of))}, "method": dict(method), "data": {"resolution": 16}, "optim": {"steps": 1}, "run": form}
-        return settings(**merge(small, more))
+        return settings(**merge_settings(small, more))
 
     return one_step
 
@@ -100,7 +100,7 @@ def test_tags_are_counted_only_where_they_may_be_published(make: Make, tmp_path:
     facts = facts_of(silent)
     assert facts["ss_num_train_images"] == "9" and not {"ss_tag_frequency", "ss_dataset_dirs"} & facts.keys()
     assert "disc" not in str(facts) and "private" not in str(facts)
-    told = facts_of(merge(silent, {"run": {"publish_tags": True}}))  # the run is finished: it writes its file again
+    told = facts_of(merge_settings(silent, {"run": {"publish_tags": True}}))  # the run is finished: it writes its file again
     assert json.loads(told["ss_tag_frequency"]) == {"pictures": {"red": 2, "blue": 1, "disc": 3}}
     assert "private" not in str(told) and "another" not in str(told)
     assert facts_of(silent) == facts
@@ -114,7 +114,7 @@ def test_a_run_of_an_earlier_version_goes_on_and_stays_finished(make: Make, tmp_
     recipe.write_text("".join(line for line in recipe.read_text().splitlines(keepends=True) if "publish_tags" not in line))
     stamp = Path(summary["adapter"]).stat().st_mtime_ns
     assert train(config.parse(job)) == summary and Path(summary["adapter"]).stat().st_mtime_ns == stamp
-    assert train(config.parse(merge(job, {"optim": {"steps": 2}})))["steps"] == 2
+    assert train(config.parse(merge_settings(job, {"optim": {"steps": 2}})))["steps"] == 2
 
 
 def test_an_average_says_of_the_data_what_the_runs_file_says(make: Make, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,7 @@ SPOKEN = {
     "cli/demo.py": {"sd15": "an example of a base"},
     "cli/examples.py": {"sdxl": "examples of bases and recipes", "sd15": "an example of a base"},
     "cli/flags.py": {"sd15": "the default base with an accelerator, as families/source.py has it"},
-    "config/load.py": {"recipes/sd15-style.yaml": "an example of a recipe"},
+    "config/precedence.py": {"recipes/sd15-style.yaml": "an example of a recipe"},
     "objectives/build.py": {"such as sd21": "an example of a base"},
     "config/objective.py": {"as in FLUX.1's sampling": "the source of a setting"},
 }
@@ -162,6 +163,66 @@ def test_the_names_of_a_runs_folder_are_written_in_one_module() -> None:
 def test_every_module_says_what_it_is() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+# Files of one name, and why: each is looked for by the name.
+SHARED_FILES = {
+    "adapter": "a command group, and what it is about",
+    "cache": "a command group, and what it is about",
+    "clean": "a command, and what it does",
+    "data": "a command group, the recipes' section, and the stage of preparation",
+    "demo": "a command, and what it does",
+    "generate": "a command, and what it does",
+    "objective": "the recipes' section, and the protocol that it chooses from",
+    "errors": "what people can mend; what a run measures of pictures",
+    "weights": "an adapter's tensors; those of a loss",
+}
+# Functions and classes of one name, and why. A command's function is named as the command is, and is not looked at.
+SHARED_NAMES = {
+    "read write save": "what the module is about",
+    "attach result": "what each method answers",
+    "members original holds recognises": "what each family's names answer",
+    "Data Objective Run Source": "a section of the recipes, whose schema says it; and what is made of it",
+    "encode decode": "pixels and latents; and all of a run's pictures",
+    "uniform": "the distribution: of times, of weights, of numbers",
+    "remove left_behind sweep opened": "of files; and of what a room keeps in them",
+    "lines notes": "what there is to say of the module's subject",
+    "grid": "a sheet of pictures, and its file's name",
+    "train restore": "of processes; of one run; and of its parts",
+    "cut planned": "of one picture, and of all of them; of data, and of all work",
+    # Two things yet:
+    "Item Size Weights averaged check held layers look prune sheet": "to be named apart",
+}
+
+
+def shared(names: Iterable[tuple[str, Path]]) -> dict[str, list[str]]:
+    """Names that stand in several modules, with these."""
+    places: dict[str, list[str]] = {}
+    for name, path in names:
+        places.setdefault(name, []).append(path.relative_to(PACKAGE).as_posix())
+    return {name: where for name, where in places.items() if len(where) > 1}
+
+
+def test_no_two_modules_share_a_name() -> None:
+    """A family's facts, names and network are three files of the family's name."""
+    paths = [p for p in PACKAGE.rglob("*.py") if p.stem != "__init__"]
+    families = {p.stem for p in (PACKAGE / "families" / "facts").glob("*.py")}
+    assert not {name: where for name, where in shared((p.stem, p) for p in paths).items() if name not in SHARED_FILES.keys() | families}
+
+
+def public(path: Path) -> Iterator[str]:
+    """A module's own functions and classes; of commands none."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            decorators = " ".join(ast.unparse(d) for d in node.decorator_list)
+            if ".command(" not in decorators and node.name != "command":
+                yield node.name
+
+
+def test_no_two_public_things_share_a_name() -> None:
+    names = [(name, path) for path in PACKAGE.rglob("*.py") for name in public(path)]
+    allowed = {name for group in SHARED_NAMES for name in group.split()}
+    assert not {name: where for name, where in shared(names).items() if name not in allowed}
 
 
 def test_the_command_line_loads_no_torch_and_is_quick() -> None:

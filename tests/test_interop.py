@@ -37,7 +37,7 @@ SD, FLUX = of_name("stable-diffusion").names, of_name("flux").names
 
 
 def family(folder: Path) -> Family:
-    return load.family(source.resolve(str(folder)))
+    return load.family(source.resolve_base(str(folder)))
 
 
 @torch.no_grad()

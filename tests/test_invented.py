@@ -115,4 +115,4 @@ def test_without_its_files_it_is_no_family(package: Path) -> None:
     from finetune.families import source
 
     with pytest.raises(AccessError, match="its pipeline is CogView4Pipeline; known are"):
-        source.resolve(str(package / "base"))
+        source.resolve_base(str(package / "base"))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from finetune import config
 from finetune.adapters.read import read
-from finetune.config.load import merge
+from finetune.config.precedence import merge_settings
 from finetune.errors import ConfigError
 from finetune.families import load, source
 from finetune.objectives.build import objective
@@ -33,7 +33,7 @@ Bases = Callable[[str], Path]
 def make(settings: Make, bases: Bases) -> Make:
     def made(name: str = "sd", **more: Any) -> dict[str, Any]:
         small = {"model": {"base": str(bases(name))}, "data": {"resolution": 16}, "optim": {"steps": 4, "lr": 1e-2}}
-        return settings(**merge(small, more))
+        return settings(**merge_settings(small, more))
 
     return made
 
@@ -45,7 +45,7 @@ def test_settings_reach_the_objective(make: Make, bases: Bases) -> None:
         "input_perturbation": 0.2,
     }  # fmt: skip
     job = config.parse(make(objective=more))
-    made = objective(load.family(source.resolve(str(bases("sd")))).schedule(), job.objective)
+    made = objective(load.family(source.resolve_base(str(bases("sd")))).schedule(), job.objective)
     assert isinstance(made, Diffusion) and made.weight == P2(0.5) and made.error == PseudoHuber(0.2, "constant", smooth=True)
     assert made.density == Mode(-0.5) and (made.low, made.high) == (0.1, 0.8)
     how = made.noise
@@ -83,7 +83,7 @@ def test_keeping_a_concept_keeps_its_answers(make: Make, tmp_path: Path) -> None
     moved: dict[str, dict[str, float]] = {}
     words = ["thing a disc", "sks a disc", ""]
     for name, more in (("plain", {}), ("kept", {"objective": {"preserve": "thing", "preserve_weight": 3.0}})):
-        job = merge(
+        job = merge_settings(
             make(data={"trigger": "sks", "caption": "a disc", "caption_dropout": 0.3}, optim={"steps": 40}),
             {"run": {"out": str(tmp_path / name)}},
             more,
@@ -153,7 +153,7 @@ def test_a_whole_model_says_it_in_its_schedule(make: Make) -> None:
     summary = train(config.parse(make("sd-v", **ZERO, method={"kind": "full"}, optim={"lr": 1e-4})))
     said = json.loads((Path(summary["model"]) / "scheduler" / "scheduler_config.json").read_text())
     assert said["rescale_betas_zero_snr"] is True and said["timestep_spacing"] == "trailing"
-    again = load.family(source.resolve(summary["model"]))
+    again = load.family(source.resolve_base(summary["model"]))
     assert float(again.schedule().alphas_cumprod[-1]) == 0 and again.source.guidance_rescale == 0.7
 
 
@@ -176,7 +176,7 @@ def test_a_base_that_draws_otherwise_is_written_with_a_sampler_that_can(make: Ma
     for path in (base / "model_index.json", base / "scheduler" / "scheduler_config.json"):
         path.write_text(re.sub(r"(DDIM|DDPM|PNDM)Scheduler", "PNDMScheduler", path.read_text()))
     settings = make("sd-v", **ZERO, method={"kind": "full"}, optim={"lr": 1e-4})
-    summary = train(config.parse(merge(settings, {"model": {"base": str(base)}})))
+    summary = train(config.parse(merge_settings(settings, {"model": {"base": str(base)}})))
     scheduler = DiffusionPipeline.from_pretrained(summary["model"]).scheduler
     assert type(scheduler).__name__ == "DDIMScheduler" and float(scheduler.alphas_cumprod[-1]) < 1e-6
     assert scheduler.config.timestep_spacing == "trailing"

@@ -39,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FT_CACHE", str(out / "cache"))
-        yield train(config.parse(config.load.merge(recipe, more)))
+        yield train(config.parse(config.precedence.merge_settings(recipe, more)))
 
 
 def test_the_held_out_loss_falls(trained: dict[str, Any]) -> None:
@@ -118,7 +118,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found["base"] = {"class": features("bird", base="tiny")}
     common = {"model": {"base": "tiny"}, "data": {"path": str(OWL), "holdout": str(VIEWS)}, "optim": {"schedule": "cosine"}}
     for name, own in SHORT.items():
-        job = config.load.merge(common, own, {"run": {"out": str(out / name), "holdout_every": 120}})
+        job = config.precedence.merge_settings(common, own, {"run": {"out": str(out / name), "holdout_every": 120}})
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FT_CACHE", str(out / "cache"))
             summary = train(config.parse(job))

@@ -44,13 +44,13 @@ def some(letters: str, emoji: bool = False) -> Face:
 
 
 def said(text: str) -> list[str]:
-    return [piece.text for piece in lettering.pieces(text)]
+    return [piece.text for piece in lettering.font_runs(text)]
 
 
 def test_each_piece_is_in_a_font_that_has_it(fonts: Fonts) -> None:
     chinese, emoji = some("狐狸雪"), some("🦊雪1", emoji=True)
     fonts(emoji, chinese)
-    made = lettering.pieces("a 狐狸 1 雪🦊 b")
+    made = lettering.font_runs("a 狐狸 1 雪🦊 b")
     assert [p.text for p in made] == ["a ", "狐狸 ", "1 ", "雪", "🦊", " b"]
     assert [p.face for p in made] == [lettering._own(), chinese, lettering._own(), chinese, emoji, lettering._own()]
     assert lettering.note(["a 狐狸", "b"]) is None
@@ -130,7 +130,7 @@ def test_a_bitmap_font_is_brought_to_our_size(fonts: Fonts) -> None:
     large = lettering._own().font.font_variant(size=120)
     fonts(Some(large, lettering.SIZE / 120, True, "🦊"))
     page = Image.new("RGB", (40, 20), "white")
-    lettering.write(page, (2, 2), "🦊")
+    lettering.write_line(page, (2, 2), "🦊")
     y, x = np.nonzero(np.asarray(page.convert("L")) < 128)
     assert 0 < np.ptp(x) < 14 and 0 < np.ptp(y) < 14 and lettering.length("🦊") < 14
 

@@ -10,7 +10,7 @@ import torch
 
 from finetune import files, header
 from finetune.adapters import embedding, inspect, problems, strength
-from finetune.config import load as settings
+from finetune.config import precedence as settings
 from finetune.config import yaml
 from finetune.data import decode, file
 from finetune.errors import ConfigError, DataError

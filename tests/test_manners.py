@@ -18,7 +18,7 @@ from finetune import __version__, cli, config
 from finetune.cli import complete, flags, help, train, words
 from finetune.cli.examples import EXAMPLES
 from finetune.config.job import Job
-from finetune.config.load import assignments, section_model
+from finetune.config.precedence import assignments, section_model
 from finetune.errors import ConfigError
 
 ROOT: Any = typer.main.get_command(cli.app)
@@ -113,7 +113,7 @@ def test_every_word_leads_to_a_setting_or_flag_that_is_there() -> None:
         assert flag in FLAGS, told
         if flag == "--set":
             own = assignments(shlex.split(value))
-            config.parse(config.load.merge({} if "sources" in own.get("data", {}) else {"data": {"path": "x"}}, own))
+            config.parse(config.precedence.merge_settings({} if "sources" in own.get("data", {}) else {"data": {"path": "x"}}, own))
 
 
 def test_a_word_has_one_meaning() -> None:
@@ -122,7 +122,7 @@ def test_a_word_has_one_meaning() -> None:
     answered = [w for ws in (*words.ANSWERS, *words.NEEDLESS) for w in ws.split()]
     for some in (settings + answered, drawing + answered):
         assert len(some) == len(set(some))
-        assert all(w == words.normal(w) for w in some)
+        assert all(w == words.bare_flag(w) for w in some)
 
 
 def test_exact_synonyms_do_the_same(imgs: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,8 +141,8 @@ def test_every_synonym_of_a_setting_is_understood() -> None:
     """On each command: what it means is a flag of that command, or goes by --set."""
     for path, table in help.TABLES.items():
         own = {flag for p in COMMANDS[path].params for flag in p.opts}
-        for word, meant in words.of_settings(table).items():
-            made = words.translated([f"--{word}", "1"], own, words.of_settings(table))
+        for word, meant in words.words_of_settings(table).items():
+            made = words.translated([f"--{word}", "1"], own, words.words_of_settings(table))
             assert made[0] in own, (path, word)
             if f"--{word}" not in own and not meant.startswith("--"):
                 assert made[0] == "--set" and made[1].startswith(f"{meant}="), (path, word)
@@ -151,7 +151,7 @@ def test_every_synonym_of_a_setting_is_understood() -> None:
 def test_words_of_drawing(capsys: pytest.CaptureFixture[str]) -> None:
     own = {flag for p in COMMANDS["generate"].params for flag in p.opts}
     line = ["--num_inference_steps", "3", "--lora=x", "--prompt", "a", "--", "--sampler"]
-    assert words.translated(line, own, words.of_drawing()) == ["--steps", "3", "--adapter=x", "--prompt", "a", "--", "--sampler"]
+    assert words.translated(line, own, words.words_of_drawing()) == ["--steps", "3", "--adapter=x", "--prompt", "a", "--", "--sampler"]
     assert cli.run(["generate", "--prompt", "x", "--lora_scale", "0.5"]) == 2
     assert "--lora_scale: here it is --adapter FILE:0.8" in capsys.readouterr().err
 
@@ -236,6 +236,6 @@ def test_errors_have_colour_on_a_terminal_alone(variables: dict[str, str], red: 
         monkeypatch.setenv(name, value)
     for stream, painted in ((Terminal(), red), (io.StringIO(), False)):
         monkeypatch.setattr(sys, "stderr", stream)
-        assert cli.report(ConfigError("x\x1b[2J", "y")) == 2
+        assert cli.report_error(ConfigError("x\x1b[2J", "y")) == 2
         text = stream.getvalue()
         assert text == ("\033[1;31merror:\033[0m x?[2J\n\033[36mhint:\033[0m y\n" if painted else "error: x?[2J\nhint: y\n")

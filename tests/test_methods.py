@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from finetune import cli, config, files
 from finetune.adapters import embedding
 from finetune.adapters.read import read
-from finetune.config.load import merge
 from finetune.config.optim import Optim
+from finetune.config.precedence import merge_settings
 from finetune.data.captions import Wording
 from finetune.errors import ConfigError, DataError, FinetuneError
 from finetune.families import contents, hashes, load, source
@@ -58,13 +58,13 @@ def make(bases: Bases, imgs: Path, tmp_path: Path) -> Make:
             "model": {"base": str(bases(family))}, "data": {"path": str(imgs), "caption_dropout": 0.5, "resolution": 16},
             "optim": {"steps": 4, "batch": 4, "lr": 1e-3}, "run": {"out": str(tmp_path / "out"), "save_dtype": "fp32"},
         }  # fmt: skip
-        return merge(small, METHODS[name], more)
+        return merge_settings(small, METHODS[name], more)
 
     return settings
 
 
 def family_of(base: Path | str) -> load.Family:
-    return load.family(source.resolve(str(base)))
+    return load.family(source.resolve_base(str(base)))
 
 
 def weights(family: load.Family) -> dict[str, Tensor]:
@@ -312,7 +312,7 @@ def test_the_weights_are_read_once_for_their_fingerprint(make: Make, tmp_path: P
 
 def test_weights_that_change_have_another_fingerprint(bases: Bases, tmp_path: Path) -> None:
     shutil.copytree(bases("sd"), tmp_path / "base")
-    where = source.resolve(str(tmp_path / "base"))
+    where = source.resolve_base(str(tmp_path / "base"))
     before, weights = where.fingerprint("vae"), where.weights("vae")[0]
     assert where.fingerprint("vae") == before
     data = bytearray(weights.read_bytes())
@@ -391,10 +391,10 @@ def test_a_token_is_read_in_any_case_and_never_inside_a_word(bases: Bases) -> No
 def test_a_pivotal_run_goes_on_after_its_tokens_have_settled(make: Make, tmp_path: Path) -> None:
     """What trains no longer is not looked for by the canary of the second part."""
     settings = make("sd", "pivotal", method={"token_until": 0.25}, optim={"steps": 24, "batch": 1, "schedule": "constant"})
-    whole = train(config.parse(merge(settings, {"run": {"out": str(tmp_path / "whole"), "checkpoint_every": 12}})))
+    whole = train(config.parse(merge_settings(settings, {"run": {"out": str(tmp_path / "whole"), "checkpoint_every": 12}})))
     checkpoints = tmp_path / "whole" / "checkpoints"
     shutil.copytree(checkpoints / "step-00000012", tmp_path / "parts" / "checkpoints" / "step-00000012")
-    parts = train(config.parse(merge(settings, {"run": {"out": str(tmp_path / "parts"), "checkpoint_every": 12}})))
+    parts = train(config.parse(merge_settings(settings, {"run": {"out": str(tmp_path / "parts"), "checkpoint_every": 12}})))
     assert all(Path(whole[k]).read_bytes() == Path(parts[k]).read_bytes() for k in ("adapter", "embedding"))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from finetune.config.optim import Optim
-from finetune.data.plan import Slot
+from finetune.data.index_plan import Slot
 from finetune.errors import FinetuneError
 from finetune.evaluation.heldout import paired, student_t
 from finetune.methods.trainees import ParameterGroup
@@ -68,7 +68,7 @@ def test_min_snr_is_finite_at_zero_terminal_snr() -> None:
 def test_the_schedule_is_the_models_own(base: Path) -> None:
     from finetune.families import load, source
 
-    s = load.family(source.resolve(str(base))).schedule()
+    s = load.family(source.resolve_base(str(base))).schedule()
     assert torch.allclose(s.alphas_cumprod, ALPHAS, atol=1e-6) and s.prediction_type == "epsilon"
 
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from finetune import config
 from finetune.config import optimizers as config_optimizers
-from finetune.config.load import merge
 from finetune.config.optim import Optim
 from finetune.config.optimizers import OPTIMIZERS
+from finetune.config.precedence import merge_settings
 from finetune.errors import ConfigError
 from finetune.families.components import Components
 from finetune.methods.trainees import ParameterGroup
@@ -34,7 +34,7 @@ HELD = {"data": {"holdout": "0.3"}, "run": {"holdout_every": 3}}  # to be looked
 VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {"optim": {"optimizer": name}} for name in ON_CPU},
     "bf16 masters": BF16,
-    "bf16 masters, averaged": merge(BF16, {"optim": {"ema": 0.5}}),
+    "bf16 masters, averaged": merge_settings(BF16, {"optim": {"ema": 0.5}}),
     "debiased, pyramid": {"objective": {"weighting": "debiased", "pyramid_levels": 2, "noise_offset": 0.05}},
     "soft min-SNR, huber": {"objective": {"weighting": "soft-min-snr", "loss": "huber", "input_perturbation": 0.1}},
     "p2, stratified, mode": {"objective": {"weighting": "p2", "stratified": True, "density": "mode", "t_min": 0.1}},
@@ -52,7 +52,7 @@ def make(settings: Make, bases: Callable[[str], Path]) -> Make:
     def made(**more: Any) -> dict[str, Any]:
         name = more.pop("base", "sd")
         small = {"model": {"base": str(bases(name))}, "data": {"resolution": 16}, "optim": {"steps": 8}}
-        own = settings(**merge(small, HELD, more))
+        own = settings(**merge_settings(small, HELD, more))
         if "lr" not in more.get("optim", {}):
             del own["optim"]["lr"]
         return own
@@ -68,7 +68,7 @@ def learned(summary: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_run_in_two_parts_is_a_run(name: str, make: Make, tmp_path: Path) -> None:
-    whole, parts = in_two_parts(merge(make(**VARIANTS[name]), {"run": {"checkpoint_every": 4}}), tmp_path)
+    whole, parts = in_two_parts(merge_settings(make(**VARIANTS[name]), {"run": {"checkpoint_every": 4}}), tmp_path)
     again = learned(parts)
     for key, tensor in learned(whole).items():
         assert torch.equal(tensor, again[key]), key
@@ -107,9 +107,9 @@ def test_fp16_skips_what_overflows_counts_it_and_goes_on(name: str, make: Make, 
 def test_a_scaler_that_skips_nothing_changes_nothing(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Scales are powers of two, so that in fp32 a step is the same to the last bit; what is clipped is the gradient as it is unscaled."""
     made = make(optim={"max_grad_norm": 0.01}, run={"save_dtype": "fp32"})
-    plain = learned(train(config.parse(merge(made, {"run": {"out": str(tmp_path / "plain")}}))))
+    plain = learned(train(config.parse(merge_settings(made, {"run": {"out": str(tmp_path / "plain")}}))))
     scaled(monkeypatch, False, 2.0**16)
-    summary = train(config.parse(merge(made, {"run": {"out": str(tmp_path / "scaled")}})))
+    summary = train(config.parse(merge_settings(made, {"run": {"out": str(tmp_path / "scaled")}})))
     assert summary["skipped_updates"] == 0
     assert all(torch.equal(tensor, plain[key]) for key, tensor in learned(summary).items())
 
@@ -270,7 +270,7 @@ def test_rates_of_all_that_trains_suit_the_optimizer(make: Make) -> None:
 @pytest.mark.parametrize(("name", "rate", "small"), [("adamw", 2e-4, 1.5e-3), ("prodigy", 1.0, 1.0), ("lion", 4e-5, 3e-4)])
 def test_rates_that_suit_the_optimizer_and_the_base(name: str, rate: float, small: float) -> None:
     def made(**more: Any) -> Any:
-        return config.parse(merge({"data": {"path": "."}, "optim": {"optimizer": name}}, more)).optim
+        return config.parse(merge_settings({"data": {"path": "."}, "optim": {"optimizer": name}}, more)).optim
 
     assert made().lr == made(model={"base": "tiny"}).lr == pytest.approx(small)
     assert made(model={"base": "sd15"}).lr == pytest.approx(rate)

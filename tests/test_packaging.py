@@ -67,6 +67,7 @@ def test_the_wheel_holds_the_package_with_recipes_pictures_and_launch_files(whee
     }
     beside = {f"finetune/{p.relative_to(ROOT).as_posix()}" for f in ("recipes", "accelerate_configs") for p in (ROOT / f).iterdir()}
     assert held == of_the_package | beside
+    assert "finetune/py.typed" in held
 
 
 def test_the_readme_of_an_index_leads_nowhere_relative(wheel: Path) -> None:

@@ -8,7 +8,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.plan import IndexPlan
+from finetune.data.index_plan import IndexPlan
 from finetune.data.sample import Size
 
 SIZES = [Size(64, 64), Size(48, 80), Size(80, 48), Size(96, 40)]

@@ -10,10 +10,10 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from finetune.adapters import readers
+from finetune.adapters import compatibility
+from finetune.adapters.compatibility import readings
 from finetune.adapters.fused import lora
 from finetune.adapters.read import read
-from finetune.adapters.readers import readings
 from finetune.adapters.weights import Weights
 from finetune.adapters.write import export
 from finetune.families import load, source
@@ -112,7 +112,7 @@ CELLS = [
 @pytest.mark.parametrize(("name", "layout", "kind"), CELLS)
 def test_the_table_says_what_the_readers_do(name: str, layout: str, kind: str, bases: Bases, tmp_path: Path) -> None:
     folder = bases(name)
-    of = load.family(source.resolve(str(folder)))
+    of = load.family(source.resolve_base(str(folder)))
     skeleton: Any = of.parts.skeleton(of.spec.denoiser)
     modules = {n: weights(kind, tuple(m.weight.shape)) for n, m in skeleton.named_modules() if n.endswith(ENDS)}
     path = tmp_path / ("x" if layout == "peft" else "x.safetensors")
@@ -151,4 +151,4 @@ def test_each_rule_decides_something(spec: FamilySpec) -> None:
 def test_the_documents_hold_the_table() -> None:
     text = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
     shown = re.search(r"<!-- readers -->\n(.*?)\n<!-- /readers -->", text, re.S)
-    assert shown and shown[1] == readers.table(), "python -c 'from finetune.adapters.readers import table; print(table())'"
+    assert shown and shown[1] == compatibility.table(), "python -c 'from finetune.adapters.compatibility import table; print(table())'"

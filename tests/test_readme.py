@@ -124,7 +124,7 @@ def test_recipes_train(path: Path, imgs: Path, bases: Callable[[str], Path], tmp
     }  # fmt: skip
     if own.get("subject"):
         small["subject"] = {"class_count": 2, "class_steps": 2}
-    summary = train(config.parse(config.load.merge(own, small)))
+    summary = train(config.parse(config.precedence.merge_settings(own, small)))
     assert summary["files"] and all(Path(summary[kind]).exists() for kind in summary["files"])
 
 

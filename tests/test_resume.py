@@ -16,7 +16,7 @@ from PIL import Image
 from test_batches import mixed
 
 from finetune import config
-from finetune.config.load import merge
+from finetune.config.precedence import merge_settings
 from finetune.errors import ConfigError, Stopped
 from finetune.results import checkpoint
 from finetune.training import observe
@@ -50,11 +50,11 @@ def test_k_steps_and_the_rest_are_all_steps(train: Train, tmp_path: Path, k: int
 @pytest.mark.parametrize("name", ["sd-v", "sdxl", "flux"])
 @pytest.mark.parametrize("kind", ["lora", "textual-inversion"])
 def test_two_parts_of_every_family_are_the_whole(train: Train, tmp_path: Path, bases: Callable[[str], Path], name: str, kind: str) -> None:
-    same = merge(KINDS[kind], {"model": {"base": str(bases(name))}, "data": {"resolution": 16}, "optim": {"ema": 0.9}})
-    whole = train(**merge(same, {"run": {"out": str(tmp_path / "whole")}}))
+    same = merge_settings(KINDS[kind], {"model": {"base": str(bases(name))}, "data": {"resolution": 16}, "optim": {"ema": 0.9}})
+    whole = train(**merge_settings(same, {"run": {"out": str(tmp_path / "whole")}}))
     parts = {"run": {"out": str(tmp_path / "parts")}}
-    train(**merge(same, parts, {"optim": {"steps": 3}}))
-    resumed = train(**merge(same, parts))
+    train(**merge_settings(same, parts, {"optim": {"steps": 3}}))
+    resumed = train(**merge_settings(same, parts))
     assert whole["files"] == resumed["files"]
     assert all(Path(whole[k]).read_bytes() == Path(resumed[k]).read_bytes() for k in whole["files"])
 
@@ -137,10 +137,10 @@ KINDS: dict[str, dict[str, Any]] = {
 def test_kill_at_any_time_and_the_same_command_again(
     settings: Callable[..., dict[str, Any]], train: Train, tmp_path: Path, kind: str
 ) -> None:
-    long = merge(KINDS[kind], {"optim": {"steps": 60}, "run": {"checkpoint_every": 1}})
+    long = merge_settings(KINDS[kind], {"optim": {"steps": 60}, "run": {"checkpoint_every": 1}})
     if kind == "mixed data":
         long["data"] = mixed(tmp_path / "data")
-    whole = train(**merge(long, {"run": {"out": str(tmp_path / "whole")}}))
+    whole = train(**merge_settings(long, {"run": {"out": str(tmp_path / "whole")}}))
     words = command(settings(**long), tmp_path)
     out = tmp_path / "out"
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from finetune import config
 from finetune.adapters.read import read
-from finetune.config.adapter_types import ROWS, Row
-from finetune.config.load import merge
+from finetune.config.adapter_types import ROWS, AdapterType
+from finetune.config.precedence import merge_settings
 from finetune.errors import ConfigError
 from finetune.families.components import Components
 from finetune.families.family import Family
@@ -42,8 +42,8 @@ def make(settings: Make, bases: Bases) -> Make:
             "model": {"base": str(bases(name))}, "data": {"resolution": SIDE}, "optim": {"lr": RATES.get(kind, 3e-2), "steps": 8},
             "method": {"kind": kind, "rank": 4, "targets": "all-linear", **alpha}, "run": {"save_dtype": "fp32"},
         }  # fmt: skip
-        own = settings(**merge(small, more))
-        own["method"] = merge(small["method"], more.get("method", {}))
+        own = settings(**merge_settings(small, more))
+        own["method"] = merge_settings(small["method"], more.get("method", {}))
         return own
 
     return made
@@ -146,7 +146,7 @@ def test_a_run_goes_on_from_a_file(kind: str, layout: str, trained: Any, make: M
             trained(kind, run={"format": layout})
         return
     path, live = trained(kind, run={"format": layout, "out": str(tmp_path / "first")}, method={"rank_pattern": {"attn2": 2}})
-    on = merge(make(kind), {"method": {"start": str(path)}, "run": {"out": str(tmp_path / "second")}})
+    on = merge_settings(make(kind), {"method": {"start": str(path)}, "run": {"out": str(tmp_path / "second")}})
     for key in ("rank", "alpha", "targets"):
         del on["method"][key]
     runner = begun(config.parse(on))
@@ -167,10 +167,10 @@ def test_a_start_that_does_not_fit_is_refused(trained: Any, make: Make, bases: B
     path, _ = trained("lora", method={"text_encoder": True}, run={"out": str(tmp_path / "first")})
 
     def refused(message: str, **more: Any) -> None:
-        made = merge(make("lora"), {"method": {"start": str(path)}, "run": {"out": str(tmp_path / "second")}})
+        made = merge_settings(make("lora"), {"method": {"start": str(path)}, "run": {"out": str(tmp_path / "second")}})
         for key in ("rank", "alpha", "targets"):
             del made["method"][key]
-        job = merge(made, more)
+        job = merge_settings(made, more)
         for what in (lambda: plan.plan(config.parse(job)), lambda: train(config.parse(job))):
             with pytest.raises(ConfigError, match=message):
                 what()
@@ -194,7 +194,7 @@ def test_initialisations(init: str, trained: Any, bases: Bases) -> None:
 
 def test_ranks_alphas_and_rates_by_pattern(make: Make, tmp_path: Path) -> None:
     made = make("lora", method={"rank_pattern": {"attn2": 2, r"up_blocks.*attn1": 6}, "alpha_pattern": {r"\.to_q$": 3.0}})
-    made = merge(made, {"optim": {"lr_pattern": {"up_blocks": 0.5, "mid_block": 0.0}, "lora_plus": 4.0}})
+    made = merge_settings(made, {"optim": {"lr_pattern": {"up_blocks": 0.5, "mid_block": 0.0}, "lora_plus": 4.0}})
     runner = begun(config.parse(made))
     training = runner.training
     for name, layer in adapter.layers(training.step.nets["denoiser"]).items():
@@ -249,7 +249,7 @@ def test_bad_settings_are_refused_before_a_model_is_loaded(
     method: Any, optim: Any, message: str, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Components, "load", lambda *a: pytest.fail("a model was loaded"))
-    settings = merge(make("lora"), {"method": method, "optim": optim})
+    settings = merge_settings(make("lora"), {"method": method, "optim": optim})
     for what in (plan.plan, train):
         with pytest.raises(ConfigError, match=message):
             what(config.parse(settings))
@@ -271,7 +271,7 @@ def test_the_layers_that_were_asked_for_and_no_others(make: Make) -> None:
 
 def test_a_type_is_its_row(trained: Any, bases: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another of PEFT's, Householder reflections (Yuan et al. 2024, arXiv:2405.17484), put in the place of one that is here."""
-    reflections = Row(
+    reflections = AdapterType(
         "reflections", "", "HRAConfig", lambda m: {"r": m.rank}, "full", takes=ROWS["oft"].takes, change=lambda weight, turn: (
             weight.flatten(1) @ turn
         ).view_as(weight) - weight,
@@ -339,7 +339,7 @@ def test_what_a_run_wrote_can_be_continued_from(kind: str, form: str, trained: A
     assert {w.kind for w in read(path).modules.values()} == {"lora" if form == "svd" else "full"}
     if form != "svd":
         assert (through_lycoris(family(bases("sd")), path, "lora_unet") - live).abs().max() < 1e-4
-    on = merge(make(kind), {"method": {"start": str(path)}, "run": {"out": str(tmp_path / "second"), "format": form}})
+    on = merge_settings(make(kind), {"method": {"start": str(path)}, "run": {"out": str(tmp_path / "second"), "format": form}})
     on["method"] = {k: v for k, v in on["method"].items() if k not in ("rank", "alpha", "targets")}
     plan.plan(config.parse(on))
     runner = begun(config.parse(on))
@@ -356,7 +356,7 @@ def test_differences_that_are_no_adapter_of_the_rank_are_refused(make: Make, bas
     stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
     module = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     save_file({f"{stem}.diff": torch.randn(net.get_submodule(module).weight.shape)}, tmp_path / "x.safetensors")
-    on = merge(make("lora"), {"method": {"start": str(tmp_path / "x.safetensors")}})
+    on = merge_settings(make("lora"), {"method": {"start": str(tmp_path / "x.safetensors")}})
     on["method"] = {k: v for k, v in on["method"].items() if k in ("kind", "start")}
     with pytest.raises(ConfigError, match=r"is no lora of rank 8: \d+% of it would be lost"):
         train(config.parse(on))

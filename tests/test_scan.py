@@ -16,20 +16,20 @@ from test_decode import png
 
 from finetune.data import folder, scan
 from finetune.data.captions import Wording
-from finetune.data.sample import Found, Sample
+from finetune.data.sample import Listing, Sample
 from finetune.data.scan import Origin
 from finetune.errors import ConfigError, DataError
 from finetune.sampling import draw
 
 
-def look(root: Path, background: str = "white", **wording: Any) -> Found:
+def look(root: Path, background: str = "white", **wording: Any) -> Listing:
     """What a folder holds; raises where a run would."""
     made = scan.scan(Origin(str(root), Wording(**wording), background))
     made.refuse()
     return made
 
 
-def split(pictures: Found, holdout: str) -> tuple[list[Sample], list[Sample]]:
+def split(pictures: Listing, holdout: str) -> tuple[list[Sample], list[Sample]]:
     return scan.split(pictures, holdout, Origin("", Wording()))
 
 
@@ -113,8 +113,8 @@ def test_what_is_dropped_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     }
 
 
-def named(count: int) -> Found:
-    return Found([tiny.sample(f"{i}", f"{i}", ("x",)) for i in range(count)])
+def named(count: int) -> Listing:
+    return Listing([tiny.sample(f"{i}", f"{i}", ("x",)) for i in range(count)])
 
 
 def test_of_many_pictures_a_side_never_changes() -> None:

@@ -42,9 +42,9 @@ def tiny_configs(bases: Callable[[str], Path], tmp_path: Path, monkeypatch: pyte
 @pytest.mark.usefixtures("tiny_configs")
 @pytest.mark.filterwarnings("ignore")
 def test_a_single_file_of_xl_is_the_base_it_was_made_of(bases: Callable[[str], Path], tmp_path: Path) -> None:
-    found = source.resolve(str(original_layout.write_xl(bases("sdxl"), tmp_path / "xl.safetensors")))
+    found = source.resolve_base(str(original_layout.write_xl(bases("sdxl"), tmp_path / "xl.safetensors")))
     assert found.spec.name == "stable-diffusion-xl"
-    ours, whole = load.family(found), load.family(source.resolve(str(bases("sdxl"))))
+    ours, whole = load.family(found), load.family(source.resolve_base(str(bases("sdxl"))))
     for part in found.spec.parts:
         here, there = ours.parts.load(part).state_dict(), whole.parts.load(part).state_dict()
         assert here.keys() == there.keys() and all(torch.equal(here[k], there[k]) for k in here), part
@@ -61,7 +61,7 @@ def test_a_full_fine_tune_is_the_same_as_a_folder_and_as_a_single_file(
     full: dict[str, Any] = {"model": {"base": str(bases(of))}, "method": {"kind": "full", "text_encoder": True}}
     folder = train(**full)["model"]
     file = train(**full, run={"format": "single", "out": str(tmp_path / "single")})["model"]
-    here, there = (load.family(source.resolve(m)).parts for m in (folder, file))
+    here, there = (load.family(source.resolve_base(m)).parts for m in (folder, file))
     assert file.endswith(".safetensors")
     for part in ("unet", "vae", "text_encoder"):
         one, other = here.load(part).state_dict(), there.load(part).state_dict()
@@ -72,7 +72,7 @@ def test_a_full_fine_tune_is_the_same_as_a_folder_and_as_a_single_file(
 @pytest.mark.filterwarnings("ignore")
 def test_a_single_file_is_the_base_it_was_made_of(base: Path, tmp_path: Path) -> None:
     path = original_layout.write(base, tmp_path / "model.safetensors")
-    found = source.resolve(str(path))
+    found = source.resolve_base(str(path))
     assert found.id == "model" and found.spec.name == "stable-diffusion"
     ours, whole = StableDiffusionPipeline.from_pretrained(found.folder), StableDiffusionPipeline.from_pretrained(base)
     for part in ("unet", "vae", "text_encoder"):
@@ -81,10 +81,10 @@ def test_a_single_file_is_the_base_it_was_made_of(base: Path, tmp_path: Path) ->
     assert load.family(found).schedule().prediction_type == "epsilon"
     stamp = (found.folder / "model_index.json").stat().st_mtime_ns
     os.utime(found.folder, (0, 0))
-    assert (source.resolve(str(path)).folder / "model_index.json").stat().st_mtime_ns == stamp, "unpacked once"
+    assert (source.resolve_base(str(path)).folder / "model_index.json").stat().st_mtime_ns == stamp, "unpacked once"
     (entry,) = [e for e in stored.entries() if e.path == found.folder]
     assert entry.used > 0 and stored.about(entry) == "unpacked StableDiffusionPipeline", "its use is noted"
-    v = load.family(source.resolve(str(path), prediction="v_prediction"))
+    v = load.family(source.resolve_base(str(path), prediction="v_prediction"))
     assert v.schedule().prediction_type == "v_prediction" and v.source.folder != found.folder
 
 
@@ -93,8 +93,8 @@ def test_a_single_file_is_the_base_it_was_made_of(base: Path, tmp_path: Path) ->
 def test_a_single_file_of_the_second_version(bases: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(single_file, "WIDTHS", {16: "sd21"})
     path = original_layout.write(bases("sd-v"), tmp_path / "model.safetensors", second=True)
-    ours = load.family(source.resolve(str(path), prediction="v_prediction"))
-    whole = load.family(source.resolve(str(bases("sd-v"))))
+    ours = load.family(source.resolve_base(str(path), prediction="v_prediction"))
+    whole = load.family(source.resolve_base(str(bases("sd-v"))))
     assert ours.schedule().prediction_type == "v_prediction"
     for part in ours.spec.parts:
         here, there = ours.parts.load(part).state_dict(), whole.parts.load(part).state_dict()
@@ -124,8 +124,8 @@ def test_the_keys_tell_the_base(
     state: dict[str, torch.Tensor], metadata: dict[str, str], said: str | None, name: str, prediction: str, tmp_path: Path
 ) -> None:
     save_file(state, tmp_path / "x.safetensors", metadata or None)
-    assert single_file.look(tmp_path / "x.safetensors", said).name == name
-    of = load.family(source.resolve(str(tmp_path / "x.safetensors"), weights=False, prediction=said))
+    assert single_file.identify(tmp_path / "x.safetensors", said).name == name
+    of = load.family(source.resolve_base(str(tmp_path / "x.safetensors"), weights=False, prediction=said))
     assert of.schedule().prediction_type == prediction
     assert of.tokens("a photo of an astronaut riding a horse") == (10 if prediction == "flow" else 8)
 
@@ -148,15 +148,15 @@ def test_the_keys_tell_the_base(
 def test_other_files_are_refused(state: dict[str, torch.Tensor], said: str | None, message: str, tmp_path: Path) -> None:
     save_file(state, tmp_path / "x.safetensors")
     with pytest.raises(FinetuneError, match=message):
-        source.resolve(str(tmp_path / "x.safetensors"), prediction=said)
+        source.resolve_base(str(tmp_path / "x.safetensors"), prediction=said)
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path, base: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"x" * 20)
     with pytest.raises(AccessError, match=r"x\.safetensors: not a readable safetensors file"):
-        source.resolve(str(tmp_path / "x.safetensors"))
+        source.resolve_base(str(tmp_path / "x.safetensors"))
     with pytest.raises(ConfigError, match="this base says its own"):
-        source.resolve(str(base), prediction="epsilon")
+        source.resolve_base(str(base), prediction="epsilon")
 
 
 class Evil:
@@ -171,15 +171,15 @@ def test_a_pickle_needs_a_flag_and_gives_its_tensors_alone(base: Path, tmp_path:
     state = load_file(original_layout.write(base, tmp_path / "model.safetensors"))
     torch.save({"state_dict": state, "global_step": 7}, tmp_path / "model.ckpt")
     with pytest.raises(AccessError, match="others can run code") as refused:
-        source.resolve("model.ckpt")
+        source.resolve_base("model.ckpt")
     assert "--allow-pickle" in refused.value.hint
-    found = source.resolve("model.ckpt", allow_pickle=True)
+    found = source.resolve_base("model.ckpt", allow_pickle=True)
     assert found.id == "model"
-    there = load.family(source.resolve("model.safetensors")).parts.load("unet").state_dict()
+    there = load.family(source.resolve_base("model.safetensors")).parts.load("unet").state_dict()
     assert all(torch.equal(v, there[k]) for k, v in load.family(found).parts.load("unet").state_dict().items())
     torch.save({"state_dict": state, "x": Evil()}, tmp_path / "evil.ckpt")
     with pytest.raises(AccessError, match=r"not a checkpoint of tensors alone .*nothing in it was run"):
-        source.resolve("evil.ckpt", allow_pickle=True)
+        source.resolve_base("evil.ckpt", allow_pickle=True)
     assert not (tmp_path / "hacked").exists()
 
 

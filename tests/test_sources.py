@@ -20,7 +20,7 @@ from test_scan import look
 from finetune import config
 from finetune.data import hub, scan
 from finetune.data.captions import Wording
-from finetune.data.sample import Found
+from finetune.data.sample import Listing
 from finetune.data.scan import Origin
 from finetune.data.tables import Columns
 from finetune.errors import AccessError, ConfigError, DataError
@@ -258,7 +258,7 @@ def test_an_archive_beside_pictures_is_not_passed_over_in_silence(root: Path, tm
 
 def test_a_folder_of_save_to_disk_is_known(root: Path, tmp_path: Path) -> None:
     assert hub.saved(as_saved(root, tmp_path)) and not hub.saved(root)
-    assert len(list(scan.items(Origin(str(root), Wording()), Found()))) == 3
+    assert len(list(scan.items(Origin(str(root), Wording()), Listing()))) == 3
 
 
 def test_shards_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_one_variant_is_downloaded_and_its_size_is_said_before(
         return str(shutil.copytree(TINY, tmp_path / "base"))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    source.resolve("owner/name", variant)
+    source.resolve_base("owner/name", variant)
     assert asked == [weights | {"model_index.json", "unet/config.json"}]
 
 
@@ -99,7 +99,7 @@ def test_a_base_in_the_cache_is_used_offline(tmp_path: Path, monkeypatch: pytest
     files.write_text(repository / "refs" / "main", "c0ffee")
     here = functools.partial(huggingface_hub.snapshot_download, cache_dir=tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", here)
-    assert source.resolve("owner/name").folder == repository / "snapshots" / "c0ffee"
+    assert source.resolve_base("owner/name").folder == repository / "snapshots" / "c0ffee"
 
 
 def test_a_base_can_be_downloaded_ahead(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ MARK = "trained with [finetune](https://pypi.org/project/finetune-diffusion)"
 MARKS = (MARK, "trained with [finetune](https://pypi.org/project/finetune)")  # the second stands in older cards
 
 
-def place(folder: Path, name: str) -> Path:
+def card_path(folder: Path, name: str) -> Path:
     """`README.md`, or another name where somebody's own README is."""
     path = RunFolder(folder).readme
     if not path.exists():
@@ -46,8 +46,10 @@ def front_matter(contract: Contract, files: Mapping[str, str], licence: str | No
     if contract.trigger:
         facts["instance_prompt"] = plain(contract.trigger)
     kinds = {"adapter": ("lora", "template:sd-lora"), "embedding": ("textual_inversion",), "model": ()}
-    own = [tag for kind, tags in kinds.items() if kind in files for tag in tags]
-    facts["tags"] = ["text-to-image", "diffusers", "diffusers-training", *own, *of_name(contract.family).names.tags]
+    tags = ["text-to-image", "diffusers", "diffusers-training"]
+    for kind, kind_tags in kinds.items():
+        tags += kind_tags if kind in files else ()
+    facts["tags"] = [*tags, *of_name(contract.family).names.tags]
     if samples:
         facts["widget"] = [{"text": plain(prompt), "output": {"url": str(PurePosixPath(path))}} for prompt, path in samples]
     yaml, text = YAML(), io.StringIO()
@@ -67,15 +69,19 @@ WHAT = {
 def _use(contract: Contract, files: Mapping[str, str], rows: Mapping[str, str]) -> str:
     """How the files are drawn with: a line for `ft`, and a program for diffusers that stands beside them. `rows` are the embedding's keys
     by text encoder."""
-    words = [f"--base {_word(files['model'])}"] if "model" in files else []
-    words += [f"--adapter {_word(files['adapter'])}"] if "adapter" in files else []
+    words = []
+    if "model" in files:
+        words.append(f"--base {_word(files['model'])}")
+    if "adapter" in files:
+        words.append(f"--adapter {_word(files['adapter'])}")
     words += [f"--embedding {_word(f)}" for kind, f in files.items() if kind.startswith("embedding")]
     line = f"ft generate {' '.join(words)} --prompt {_word(contract.trigger or '…')}"
-    said = f"    {line}\n\nor in diffusers:\n\n```python\n{_program(contract, files, rows)}```\n"
+    text = f"    {line}\n\nor in diffusers:\n\n```python\n{_program(contract, files, rows)}```\n"
     if "embedding" in files:
         names = [PurePosixPath(f).stem for kind, f in files.items() if kind.startswith("embedding")]
-        said += f"\nIn ComfyUI the word is the file's name: {' '.join(f'`embedding:{_code(n)}`' for n in names)}.\n"
-    return said
+        comfy = " ".join(f"`embedding:{_code(name)}`" for name in names)
+        text += f"\nIn ComfyUI the word is the file's name: {comfy}.\n"
+    return text
 
 
 def _program(contract: Contract, files: Mapping[str, str], rows: Mapping[str, str]) -> str:
@@ -86,7 +92,8 @@ def _program(contract: Contract, files: Mapping[str, str], rows: Mapping[str, st
     pinned = f", revision={contract.base_revision!r}" if contract.base_revision and model is None else ""
     lines = [f"from diffusers import {cls}"]
     tokens = [f for kind, f in files.items() if kind.startswith("embedding")]
-    lines += ["from safetensors import safe_open", "from safetensors.torch import load_file"] if tokens else []
+    if tokens:
+        lines += ["from safetensors import safe_open", "from safetensors.torch import load_file"]
     how = "from_single_file" if single else "from_pretrained"
     lines += ["", f"pipe = {cls}.{how}({base!r}{pinned})" + ("" if model or "/" in base else "  # the base's folder")]
     if "adapter" in files:
@@ -122,7 +129,8 @@ def card(
     table = "\n".join(f"| {escape(k)} | {escape(str(v))} |" for k, v in settings.items())
     base = contract.base + (f" at revision {contract.base_revision}" if contract.base_revision else "")
     gallery = "<Gallery />\n\n" if samples else ""
-    read_by = "\n## Who reads it\n\n" + "\n".join(f"- {escape(said)}" for said in readers) + "\n" if readers else ""
+    read_by = "".join(f"- {escape(sentence)}\n" for sentence in readers)
+    read_by = f"\n## Who reads it\n\n{read_by}" if readers else ""
     return f"""{front_matter(contract, files, licence, samples)}
 # {escape(title)}
 

@@ -39,16 +39,20 @@ class Contract:
     def of(cls, metadata: Mapping[str, str]) -> "Contract | None":
         """The one in a file's header, or None for a file of another tool. Each of its texts but the trigger is one line."""
         try:
-            told: dict[str, Any] = from_json(metadata[KEY])
-            texts = {k: line(v) for k, v in told.items() if isinstance(v, str) and k != "trigger"}
-            made = cls(**told | texts)
+            values: dict[str, Any] = from_json(metadata[KEY])
+            texts = {k: line(v) for k, v in values.items() if isinstance(v, str) and k != "trigger"}
+            contract = cls(**values | texts)
         except (KeyError, ValueError, TypeError, AttributeError):
             return None
-        names = (made.base, made.base_sha256, made.family, made.prediction_type, made.sampler)
-        numbers = (made.resolution, made.guidance, made.steps, made.rank, made.training_alpha, made.trained_steps)
+        names = (contract.base, contract.base_sha256, contract.family, contract.prediction_type, contract.sampler)
+        numbers = (contract.resolution, contract.guidance, contract.steps, contract.rank, contract.training_alpha, contract.trained_steps)
         right = all(isinstance(x, str) for x in names) and all(isinstance(x, int | float) and abs(x) <= MOST for x in numbers)
-        right = right and isinstance(made.zero_terminal_snr, bool)
-        return made if right and all(isinstance(x, str | None) for x in (made.base_revision, made.trigger, made.adapter)) else None
+        right = right and isinstance(contract.zero_terminal_snr, bool)
+        return (
+            contract
+            if right and all(isinstance(x, str | None) for x in (contract.base_revision, contract.trigger, contract.adapter))
+            else None
+        )
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}  #
 SUFFIXES: dict[Kind, str] = {"adapter": "/lora", "embedding": "/textual-inversion", "model": ""}
 
 
-def header(
+def file_metadata(
     kind: Kind,
     contract: Contract,
     title: str,
@@ -132,5 +136,5 @@ def of_data(pictures: int, tags: Mapping[str, int] | None) -> dict[str, str]:
 
 def for_rank(facts: Mapping[str, str], rank: int) -> dict[str, str]:
     """The facts of a file whose strength is folded in: kohya's fields say alpha = rank."""
-    said = {k: v for k, v in (("ss_network_dim", str(rank)), ("ss_network_alpha", str(float(rank)))) if k in facts}
-    return {**facts, **said}
+    keys = {k: v for k, v in (("ss_network_dim", str(rank)), ("ss_network_alpha", str(float(rank)))) if k in facts}
+    return {**facts, **keys}

@@ -7,7 +7,7 @@ from pathlib import Path
 from finetune.adapters import dense, embedding, landing
 from finetune.adapters.contract import for_rank
 from finetune.adapters.layouts import Modules, Place, usual
-from finetune.adapters.read import Adapter, named, read
+from finetune.adapters.read import AdapterFile, named, read
 from finetune.adapters.weights import Weights
 from finetune.adapters.write import export
 from finetune.errors import ConfigError, DataError
@@ -20,9 +20,14 @@ def silent(text: str) -> None:
 
 
 def convert(
-    path: Path, to: str, out: Path | None = None, family: str | None = None, rank: int | None = None, base: dense.Base | None = None,
+    path: Path,
+    to: str,
+    out: Path | None = None,
+    family: str | None = None,
+    rank: int | None = None,
+    base: dense.Base | None = None,
     say: Callable[[str], None] = silent,
-) -> Path:  # fmt: skip
+) -> Path:
     """Writes `path` in the layout `to` and returns where; the strength is folded in, the header's facts stay.
 
     `full` are whole differences of the weights, in kohya's layout; `svd` is a LoRA of the `rank`, in the family's own. Both need the
@@ -44,9 +49,9 @@ def convert(
     if to in ("full", "svd"):
         facts = {k: v for k, v in facts.items() if k != "ss_network_args"} | NETWORKS[to]
     ranks = {w.rank for w in modules.values()}
-    said = adapter.contract.base if adapter.contract else facts.get("ss_sd_model_name", "")
+    base_name = adapter.contract.base if adapter.contract else facts.get("ss_sd_model_name", "")
     along = adapter.embeddings if layout == "kohya" else {}
-    export(modules, target, layout, name, None, for_rank(facts, max(ranks)), said, along)
+    export(modules, target, layout, name, None, for_rank(facts, max(ranks)), base_name, along)
     for token in adapter.embeddings.keys() - along.keys():
         _write_embedding(adapter, token, target, say)
     return target
@@ -72,11 +77,11 @@ def _target(path: Path, to: str, layout: str, out: Path | None) -> Path:
 
 def _fitted(path: Path, family: str, modules: Modules) -> dict[Place, Weights]:
     """In the shapes of the known base that they are of, so that all of it lands there; as they are where they are of none."""
-    found = landing.known_base(family, modules)
-    if found is None:
+    shapes = landing.known_base(family, modules)
+    if shapes is None:
         return dict(modules)
-    name, of = found
-    if wrong := landing.misfit(of, modules):
+    name, of = shapes
+    if wrong := landing.shape_misfit(of, modules):
         raise DataError(f"{path}: was made for a model like {name}, which {wrong}", "`ft adapter inspect` shows what it holds")
     return {place: w.shaped(landing.weight_shape(of, place)) for place, w in modules.items()}
 
@@ -91,12 +96,12 @@ def _dense(
     whole = dense.full(modules, base or (lambda part, module: dense.like(modules[part, module])))
     if to == "full":
         return whole
-    made, missed = dense.svd(whole, rank or 1)
+    pairs, missed = dense.svd(whole, rank or 1)
     say(f"a LoRA of rank {rank} misses {missed:.2%} of the change")
-    return made
+    return pairs
 
 
-def _write_embedding(adapter: Adapter, token: str, target: Path, say: Callable[[str], None]) -> None:
+def _write_embedding(adapter: AdapterFile, token: str, target: Path, say: Callable[[str], None]) -> None:
     path = target.with_name(f"{target.stem}-{embedding.slug(token)}.safetensors")
     if path.exists():
         raise ConfigError(f"{path}: is there already", "choose another --out")

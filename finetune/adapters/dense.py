@@ -29,8 +29,8 @@ def full(modules: Modules, base: Base) -> dict[Place, Weights]:
     out = {}
     for place, w in modules.items():
         bias = {k: t for k, t in w.tensors.items() if k == "diff_b"}
-        own = {} if w.tensors.keys() == bias.keys() else {"diff": w.change(base(*place)).cpu().contiguous()}
-        out[place] = Weights("full", own | bias, None)
+        tensors = {} if w.tensors.keys() == bias.keys() else {"diff": w.change(base(*place)).cpu().contiguous()}
+        out[place] = Weights("full", tensors | bias, None)
     return out
 
 

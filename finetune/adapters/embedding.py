@@ -13,7 +13,7 @@ from torch import Tensor
 from finetune import files
 from finetune.adapters.contract import Contract
 from finetune.adapters.keys import EMBEDDED
-from finetune.adapters.read import Adapter
+from finetune.adapters.read import AdapterFile
 from finetune.adapters.write import DTYPES, hashed
 from finetune.errors import DataError, FinetuneError, line
 from finetune.header import header_of
@@ -54,10 +54,10 @@ class Embedding:
         return {part: self.rows[key] for part, key in keys.items()}
 
 
-def bundled(adapter: Adapter) -> list[Embedding]:
+def bundled(adapter: AdapterFile) -> list[Embedding]:
     """The embeddings that came along with an adapter, each as if it had a file of its own."""
-    rows = {token: {k: t.float() for k, t in own.items()} for token, own in adapter.embeddings.items()}
-    return [Embedding(adapter.path, token, own, adapter.metadata) for token, own in rows.items()]
+    rows = {token: {k: t.float() for k, t in tensors.items()} for token, tensors in adapter.embeddings.items()}
+    return [Embedding(adapter.path, token, tensors, adapter.metadata) for token, tensors in rows.items()]
 
 
 def slug(token: str) -> str:
@@ -74,8 +74,8 @@ def write(path: Path, token: str, rows: Mapping[str, Tensor], dtype: str | None,
     cast = {k: t.to(DTYPES[dtype] if dtype else t.dtype) for k, t in rows.items()}
     if not all(bool(torch.isfinite(t).all()) for t in cast.values()):
         raise FinetuneError(f"{path}: not finite as {dtype}; nothing was written", "lower --lr, or --set run.save_dtype=fp32")
-    said = {"token": token, "vectors": str(len(next(iter(rows.values()))))}
-    files.write_bytes(path, files.safetensors(cast, hashed(cast, {**facts, **said})))
+    token_facts = {"token": token, "vectors": str(len(next(iter(rows.values()))))}
+    files.write_bytes(path, files.safetensors(cast, hashed(cast, {**facts, **token_facts})))
     back = read(path)
     if back.token != token or any(not torch.equal(t.float(), back.rows[k]) for k, t in cast.items()):
         raise FinetuneError(f"{path}: what was read back differs from what was written", "check the disk")

@@ -34,7 +34,7 @@ def join(order: Sequence[str], members: Mapping[str, Weights], share: Share) -> 
     return lora(down, torch.cat(rows))
 
 
-def split(where: str, w: Weights, order: Sequence[str], share: Share) -> list[Weights | None]:
+def split_fused(where: str, w: Weights, order: Sequence[str], share: Share) -> list[Weights | None]:
     """A fused projection's adapter as one for each of those that it is of, in the order of its rows; None where it changes nothing.
 
     Raises:
@@ -59,8 +59,8 @@ def _heights(where: str, w: Weights, shares: Sequence[int]) -> list[int]:
 def _with_bias(part: Weights | None, bias: Tensor | None) -> Weights | None:
     if bias is None or not bias.any():
         return part
-    own = part or Weights("full", {}, None)
-    return replace(own, tensors=own.tensors | {"diff_b": bias.contiguous()})
+    weights = part or Weights("full", {}, None)
+    return replace(weights, tensors=weights.tensors | {"diff_b": bias.contiguous()})
 
 
 def _changes(where: str, w: Weights, sizes: list[int]) -> list[Weights | None]:
@@ -89,8 +89,11 @@ def _changes(where: str, w: Weights, sizes: list[int]) -> list[Weights | None]:
 
 # What holds a layer's outputs along its first axis. LoKr's second factor alone does not: it is written out.
 _OUTPUTS = {
-    "lora": ("up", "diff_b"), "dora": ("up", "rows", "dora", "diff_b"), "loha": ("w1_a", "w2_a", "diff_b"), "full": ("diff", "diff_b"),
-}  # fmt: skip
+    "lora": ("up", "diff_b"),
+    "dora": ("up", "rows", "dora", "diff_b"),
+    "loha": ("w1_a", "w2_a", "diff_b"),
+    "full": ("diff", "diff_b"),
+}
 
 
 def swapped(where: str, w: Weights) -> Weights:

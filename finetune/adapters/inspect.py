@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.adapters import keys
+from finetune.adapters.compatibility import Reading, readings, sentences, traits
 from finetune.adapters.contract import Contract
 from finetune.adapters.leaves import RANKED
 from finetune.adapters.problems import problems
-from finetune.adapters.readers import Reading, readings, sentences, traits
 from finetune.adapters.strength import alphas_of
 from finetune.errors import DataError, line
 from finetune.families import catalogue
@@ -20,7 +20,7 @@ MOST_TEXT = 1000  # letters of a text that a header says
 
 
 @dataclass
-class Report:
+class Inspection:
     path: str
     layout: str
     family: str | None
@@ -41,12 +41,14 @@ class Report:
 
     def text(self) -> str:
         contract = self.contract or {}
+        unit = "vectors" if self.layout == "embedding" else "modules"
+        ranks = [f"{rank} in {count} modules" for rank, count in self.ranks.items()]
         rows: list[tuple[str, str]] = [
             ("file", f"{self.path} ({self.bytes / 1e6:.2f} MB, tensors: {_counts(self.dtypes)})"),
-            ("method", f"{_counts(self.kinds)}; {'vectors' if self.layout == 'embedding' else 'modules'}: {_counts(self.parts)}"),
+            ("method", f"{_counts(self.kinds)}; {unit}: {_counts(self.parts)}"),
             ("layout", self.layout),
             ("family", self.family or "its keys do not tell"),
-            ("rank", f"{', '.join(f'{r} in {n} modules' for r, n in self.ranks.items())}; {self.alphas}" if self.ranks else self.alphas),
+            ("rank", f"{', '.join(ranks)}; {self.alphas}" if ranks else self.alphas),
             ("base", self.base or "not said"),
             ("trigger", self.trigger or "none said"),
         ]
@@ -55,7 +57,7 @@ class Report:
             rows.append(("use", ", ".join(f"{k} {contract[k]}" for k in use)))
         if self.embeddings:
             rows.append(("tokens", ", ".join(f"{token} ({count} vectors)" for token, count in self.embeddings.items())))
-        rows += [("read by" if i == 0 else "", said) for i, said in enumerate(sentences([Reading(**r) for r in self.readers]))]
+        rows += [("read by" if i == 0 else "", sentence) for i, sentence in enumerate(sentences([Reading(**r) for r in self.readers]))]
         lines = [f"{name:<9}{line(value, 400)}" for name, value in rows]
         if self.norms:
             most = max(self.norms.values()) or 1.0
@@ -69,37 +71,37 @@ class Report:
         return asdict(self)
 
 
-def _counts(found: dict[Any, int]) -> str:
-    return ", ".join(f"{name} {n}" for name, n in found.items())
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in counts.items())
 
 
-def inspect(path: Path, norms: bool = False) -> Report:
+def inspect(path: Path, norms: bool = False) -> Inspection:
     """Raises:
     DataError: no readable header. What is wrong beyond that is listed in `problems`.
     """
     file = tensors_file(path)
     top = header_of(file)
     contract = Contract.of(top.metadata)
-    found = keys.find(top.shapes, contract.family if contract else None)
+    contents = keys.sort_keys(top.shapes, contract.family if contract else None)
     embedded = {key: shape[0] for key, shape in top.shapes.items()} if embeds(top) else {}  # vectors by key
-    ranks = Counter(r for e in found.entries if (r := _rank(e, top)))
-    report = Report(
+    ranks = Counter(_ranks(contents, top))
+    report = Inspection(
         path=str(path),
-        layout="embedding" if embedded else found.layout,
-        family=contract.family if contract else found.family,
-        kinds={"textual-inversion": len(embedded)} if embedded else dict(Counter(e.kind or "incomplete" for e in found.entries)),
-        parts=embedded or dict(Counter(e.part for e in found.entries)),
+        layout="embedding" if embedded else contents.layout,
+        family=contract.family if contract else contents.family,
+        kinds={"textual-inversion": len(embedded)} if embedded else dict(Counter(e.kind or "incomplete" for e in contents.entries)),
+        parts=embedded or dict(Counter(e.part for e in contents.entries)),
         ranks=dict(sorted(ranks.items())),
-        alphas=_alphas(path, found, top),
+        alphas=_alphas(path, contents, top),
         dtypes=dict(Counter(top.dtypes.values())),
         bytes=file.stat().st_size,
         trigger=_text(top.metadata.get("modelspec.trigger_phrase") or top.metadata.get("trained_words")),
         base=_text(contract.base if contract else top.metadata.get("ss_sd_model_name")),
-        contract={k: _text(v) if isinstance(v, str) else v for k, v in asdict(contract).items()} if contract else None,
+        contract=_shown(contract) if contract else None,
         title=_text(top.metadata.get("modelspec.title")),
-        embeddings={token: top.shapes[next(iter(rows.values()))][0] for token, rows in found.embeddings.items()},
-        readers=[asdict(r) for r in _readers(found, top)],
-        problems=[] if embedded else _problems(found, top),
+        embeddings={token: top.shapes[next(iter(rows.values()))][0] for token, rows in contents.embeddings.items()},
+        readers=[asdict(r) for r in _readers(contents, top)],
+        problems=[] if embedded else _problems(contents, top),
     )
     if norms and not embedded and not report.problems:
         try:
@@ -109,9 +111,14 @@ def inspect(path: Path, norms: bool = False) -> Report:
     return report
 
 
-def _text(said: str | None) -> str | None:
+def _text(text: str | None) -> str | None:
     """What a header says, as one line of at most MOST_TEXT letters."""
-    return said and line(said, MOST_TEXT)
+    return text and line(text, MOST_TEXT)
+
+
+def _shown(contract: Contract) -> dict[str, Any]:
+    """A contract whose texts are lines."""
+    return {name: _text(value) if isinstance(value, str) else value for name, value in asdict(contract).items()}
 
 
 def embeds(top: Header) -> bool:
@@ -119,44 +126,57 @@ def embeds(top: Header) -> bool:
     return bool(top.shapes) and top.shapes.keys() <= keys.EMBEDDED and all(len(s) == 2 for s in top.shapes.values())
 
 
-def _readers(found: keys.Found, top: Header) -> list[Reading]:
+def _readers(contents: keys.FileModules, top: Header) -> list[Reading]:
     """What each tool makes of a whole file in one of the layouts that they know."""
-    kinds = {e.kind for e in found.entries}
-    names = catalogue.names_of(found.family)
-    if names is None or found.layout not in ("kohya", "diffusers", "peft") or None in kinds:
+    kinds = {e.kind for e in contents.entries}
+    names = catalogue.names_of(contents.family)
+    if names is None or contents.layout not in ("kohya", "diffusers", "peft") or None in kinds:
         return []
-    modules = [m for e in found.entries for m in e.modules]
-    ranks = [rank for e in found.entries if (rank := _rank(e, top))]
-    more = bool(found.embeddings) or any(e.leaves.keys() & {"diff_b", "up_bias"} for e in found.entries)
-    return readings(names, traits(names, found.layout, [str(k) for k in kinds], modules, ranks, more))
+    modules: list[str] = []
+    for e in contents.entries:
+        modules += e.modules
+    ranks = _ranks(contents, top)
+    more = bool(contents.embeddings) or any(e.leaves.keys() & {"diff_b", "up_bias"} for e in contents.entries)
+    return readings(names, traits(names, contents.layout, [str(k) for k in kinds], modules, ranks, more))
 
 
-def _rank(e: keys.Entry, top: Header) -> int:
-    return next((top.shapes[e.leaves[leaf]][0] for leaf in RANKED if leaf in e.leaves and top.shapes[e.leaves[leaf]]), 0)
+def _rank(e: keys.ModuleKeys, top: Header) -> int:
+    for leaf in RANKED:
+        if leaf in e.leaves and (shape := top.shapes[e.leaves[leaf]]):
+            return shape[0]
+    return 0
 
 
-def _alphas(path: Path, found: keys.Found, top: Header) -> str:
-    low_rank = [e for e in found.entries if _rank(e, top)]
-    own = sum("alpha" in e.leaves for e in low_rank)
+def _ranks(contents: keys.FileModules, top: Header) -> list[int]:
+    """Of the modules that have one."""
+    return [rank for e in contents.entries if (rank := _rank(e, top))]
+
+
+def _alphas(path: Path, contents: keys.FileModules, top: Header) -> str:
+    low_rank = [e for e in contents.entries if _rank(e, top)]
+    count = sum("alpha" in e.leaves for e in low_rank)
     if not low_rank:
         return "none"
-    if own == len(low_rank):
+    if count == len(low_rank):
         return "alpha in every module"
-    if own:
-        return f"alpha in {own} of {len(low_rank)} modules, strength 1 in the others"
+    if count:
+        return f"alpha in {count} of {len(low_rank)} modules, strength 1 in the others"
     beside = alphas_of(path, top.metadata)
-    said = {beside.strength(e.part, e.modules[0], _rank(e, top)) for e in low_rank}
-    if said == {None}:
+    strengths = {beside.strength(e.part, e.modules[0], _rank(e, top)) for e in low_rank}
+    if strengths == {None}:
         return "no alpha: every reader takes strength 1"
-    return f"strength {', '.join(f'{s:g}' for s in sorted(s for s in said if s is not None))} from the config beside the tensors"
+    shown = ", ".join(f"{s:g}" for s in sorted(s for s in strengths if s is not None))
+    return f"strength {shown} from the config beside the tensors"
 
 
-def _problems(found: keys.Found, top: Header) -> list[str]:
+def _problems(contents: keys.FileModules, top: Header) -> list[str]:
     out = [f"key {k} stands in the header more than once" for k in top.twice]
-    out += ["mixed layouts: " + found.layout] if "+" in found.layout else []
-    out += problems(found, top)
-    if found.entries and not any("alpha" in e.leaves for e in found.entries) and "lora_adapter_metadata" not in top.metadata:
-        out += ["no alpha: it was folded in, or its strength is lost"] if found.layout == "kohya" else []
+    if "+" in contents.layout:
+        out.append("mixed layouts: " + contents.layout)
+    out += problems(contents, top)
+    without_alpha = bool(contents.entries) and not any("alpha" in e.leaves for e in contents.entries)
+    if without_alpha and contents.layout == "kohya" and "lora_adapter_metadata" not in top.metadata:
+        out.append("no alpha: it was folded in, or its strength is lost")
     return out
 
 

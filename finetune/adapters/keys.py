@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from finetune.adapters import leaves
-from finetune.adapters.places import Reading
+from finetune.adapters.places import KeyReader
 from finetune.families import catalogue
 from finetune.families.names import DENOISER, Layer, Names
 
@@ -24,7 +24,7 @@ _BUNDLED = re.compile(rf"^bundle_emb\.(.+)\.({'|'.join(sorted(EMBEDDED))}|string
 
 
 @dataclass
-class Entry:
+class ModuleKeys:
     """One module of the file; several of diffusers', in order, where the original code fuses them."""
 
     part: str
@@ -43,54 +43,60 @@ class Entry:
 
 
 @dataclass
-class Found:
+class FileModules:
     layout: str
-    entries: list[Entry]
+    entries: list[ModuleKeys]
     embeddings: dict[str, dict[str, str]]  # token -> key of an embedding file -> its key here
     unknown: list[str]  # keys that belong to nothing known
     twice: list[str]  # keys whose place another key has taken
     family: str | None
 
 
-def find(shapes: Mapping[str, Sequence[int]], family: str | None = None) -> Found:
+def sort_keys(shapes: Mapping[str, Sequence[int]], family: str | None = None) -> FileModules:
     """Sorts keys into modules, as those of the `family`, or of the only one that recognises them."""
     family = family or _family(shapes)
     names = catalogue.names_of(family)
-    found = _sorted(shapes, _reading(names))
-    found.family = family
+    contents = _sorted(shapes, _reading(names))
+    contents.family = family
     if names is None:
-        return found
-    foreign = [e for e in found.entries if not all(names.has(e.part, m) for m in e.modules)]
-    found.unknown = sorted([*found.unknown, *(key for e in foreign for key in e.leaves.values())])
-    found.entries = [e for e in found.entries if e not in foreign]
-    for e in found.entries:
+        return contents
+    foreign = [e for e in contents.entries if not all(names.has(e.part, m) for m in e.modules)]
+    for e in foreign:
+        contents.unknown += e.leaves.values()
+    contents.unknown.sort()
+    contents.entries = [e for e in contents.entries if e not in foreign]
+    for e in contents.entries:
         e.part = names.denoiser if e.part == DENOISER else e.part
-    return found
+    return contents
 
 
-def _reading(names: Names | None) -> Reading:
+def _reading(names: Names | None) -> KeyReader:
     """All families' names, those of one first."""
-    return Reading(sorted((spec.names for spec in catalogue.FAMILIES), key=lambda other: other is not names))
+    return KeyReader(sorted((spec.names for spec in catalogue.FAMILIES), key=lambda other: other is not names))
 
 
 def _family(shapes: Mapping[str, Sequence[int]]) -> str | None:
     """The only family that recognises a file; None where none does, or several do."""
-    claims = [spec.name for spec in catalogue.FAMILIES if spec.names.recognises(_layers(_sorted(shapes, _reading(spec.names)), shapes))]
+    claims = []
+    for spec in catalogue.FAMILIES:
+        layers = _layers(_sorted(shapes, _reading(spec.names)), shapes)
+        if spec.names.recognises(layers):
+            claims.append(spec.name)
     return claims[0] if len(claims) == 1 else None
 
 
-def _layers(found: Found, shapes: Mapping[str, Sequence[int]]) -> list[Layer]:
+def _layers(contents: FileModules, shapes: Mapping[str, Sequence[int]]) -> list[Layer]:
     out = []
-    for e in found.entries:
-        told = e.shapes(shapes)
-        inputs = leaves.size(told)[1] if leaves.misshapen(told) is None else 0
+    for e in contents.entries:
+        tensors = e.shapes(shapes)
+        inputs = leaves.layer_size(tensors)[1] if leaves.misshapen(tensors) is None else 0
         out += [Layer(e.part, module, e.original, inputs, e.label) for module in e.modules]
     return out
 
 
-def _sorted(shapes: Mapping[str, Sequence[int]], reading: Reading) -> Found:
+def _sorted(shapes: Mapping[str, Sequence[int]], reading: KeyReader) -> FileModules:
     """The keys by what their names alone say."""
-    entries: dict[tuple[str, tuple[str, ...]], Entry] = {}
+    entries: dict[tuple[str, tuple[str, ...]], ModuleKeys] = {}
     embeddings: dict[str, dict[str, str]] = {}
     unknown, twice, seen = [], [], set()
     for key in sorted(shapes):
@@ -98,21 +104,23 @@ def _sorted(shapes: Mapping[str, Sequence[int]], reading: Reading) -> Found:
             name = m[2] if m[2] in EMBEDDED else ALONE
             embeddings.setdefault(m[1], {})[name] = key
             continue
-        stem, leaf = leaves.split(reading.usual(key))
+        stem, leaf = leaves.split_key(reading.usual(key))
         place = reading.place(stem) if leaf else None
         if place is None or leaf is None:
             unknown.append(key)
             continue
         seen.add(place.layout)
-        new = Entry(place.part, place.modules, place.original, place.label)
+        new = ModuleKeys(place.part, place.modules, place.original, place.label)
         entry = entries.setdefault((place.part, place.modules), new)
-        twice += [key] if leaf in entry.leaves else []
-        entry.leaves.setdefault(leaf, key)
+        if leaf in entry.leaves:
+            twice.append(key)
+        else:
+            entry.leaves[leaf] = key
     twice += _covered(entries.values())
-    return Found("+".join(sorted(seen)) or "none", list(entries.values()), embeddings, unknown, twice, None)
+    return FileModules("+".join(sorted(seen)) or "none", list(entries.values()), embeddings, unknown, twice, None)
 
 
-def _covered(entries: Collection[Entry]) -> list[str]:
+def _covered(entries: Collection[ModuleKeys]) -> list[str]:
     """A key of each fused projection that also has a member of its own."""
     single = {(e.part, e.modules[0]) for e in entries if len(e.modules) == 1}
     fused = [e for e in entries if len(e.modules) > 1 and any((e.part, m) in single for m in e.modules)]

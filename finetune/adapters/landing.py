@@ -39,19 +39,19 @@ def shapes(net: nn.Module) -> dict[str, Shape]:
 
 def shapes_of(family: Family) -> Shapes:
     """Those of a base, from its configs alone."""
-    made: dict[str, dict[str, Shape]] = {}
+    layers: dict[str, dict[str, Shape]] = {}
 
     def of(part: str) -> Mapping[str, Shape] | None:
         if part not in family.spec.parts:
             return None
-        if part not in made:
-            made[part] = shapes(family.parts.skeleton(part))
-        return made[part]
+        if part not in layers:
+            layers[part] = shapes(family.parts.skeleton(part))
+        return layers[part]
 
     return of
 
 
-def misfit(of: Shapes, modules: Modules) -> str | None:
+def shape_misfit(of: Shapes, modules: Modules) -> str | None:
     """What the base lacks for the first module that does not fit it, in words; None if all fit."""
     for (part, module), w in modules.items():
         there = of(part)
@@ -77,17 +77,17 @@ def weight_shape(of: Shapes, place: Place) -> tuple[int, ...]:
 
 
 def _fits(w: Weights, shape: Sequence[int]) -> bool:
-    own = {name: tuple(t.shape) for name, t in w.shaped(shape).tensors.items()}
-    if w.size[0] not in (0, shape[0]) or not _norms_fit(own, shape):
+    tensors = {name: tuple(t.shape) for name, t in w.shaped(shape).tensors.items()}
+    if w.size[0] not in (0, shape[0]) or not _norms_fit(tensors, shape):
         return False
-    if w.kind in ("lora", "dora") and "mid" not in own:  # PEFT's layers take the shape of the layer's own weight, kernel and all
-        return own["down"][1:] == tuple(shape[1:]) and len(own["up"]) == len(shape) and set(own["up"][2:]) <= {1}
-    return leaves.numbers(own) in (0, prod(shape))
+    if w.kind in ("lora", "dora") and "mid" not in tensors:  # PEFT's layers take the shape of the layer's own weight, kernel and all
+        return tensors["down"][1:] == tuple(shape[1:]) and len(tensors["up"]) == len(shape) and set(tensors["up"][2:]) <= {1}
+    return leaves.numbers(tensors) in (0, prod(shape))
 
 
-def _norms_fit(own: Mapping[str, Sequence[int]], shape: Sequence[int]) -> bool:
+def _norms_fit(tensors: Mapping[str, Sequence[int]], shape: Sequence[int]) -> bool:
     allowed = {"rows": {shape[0]}, "dora": set(shape[:2]), "rescale": {1, shape[0]}}
-    return all(prod(own[name]) in sizes for name, sizes in allowed.items() if name in own)
+    return all(prod(tensors[name]) in sizes for name, sizes in allowed.items() if name in tensors)
 
 
 def known_base(family: str, modules: Modules) -> tuple[str, Shapes] | None:
@@ -98,13 +98,13 @@ def known_base(family: str, modules: Modules) -> tuple[str, Shapes] | None:
     names = catalogue.of_name(family).names
     for name in names.known:
         of = _shipped(name, family)
-        if _told(of, modules, names.telling) or misfit(of, modules) is None:
+        if _told(of, modules, names.telling) or shape_misfit(of, modules) is None:
             return name, of
     return None
 
 
 def _told(of: Shapes, modules: Modules, telling: tuple[str, ...]) -> bool:
-    return any(place[1].endswith(telling) and misfit(of, {place: w}) is None for place, w in modules.items())
+    return any(place[1].endswith(telling) and shape_misfit(of, {place: w}) is None for place, w in modules.items())
 
 
 @cache
@@ -112,5 +112,5 @@ def _shipped(name: str, family: str) -> Shapes:
     from finetune.families import load, single_file
     from finetune.families.source import Source
 
-    configs = single_file.skeleton(single_file.shipped(name))
+    configs = single_file.skeleton(single_file.shipped_configs(name))
     return shapes_of(load.family(Source(name, configs, catalogue.of_name(family))))

@@ -66,13 +66,18 @@ def _kohya_tensors(stem: str, w: Weights, common: int) -> State:
             tensors["dora"] = tensors.pop("rows").view(-1, *[1] * (tensors["up"].ndim - 1))
     endings = _KOHYA_NORM if "diff" in tensors and tensors["diff"].ndim == 1 else _KOHYA
     out = {stem + endings[name]: t for name, t in tensors.items()}
-    like = next(iter(tensors.values()))
-    return out | ({stem + ".alpha": torch.tensor(alpha, dtype=like.dtype)} if alpha is not None else {})
+    if alpha is not None:
+        like = next(iter(tensors.values()))
+        out[stem + ".alpha"] = torch.tensor(alpha, dtype=like.dtype)
+    return out
 
 
 def bundle(embeddings: Embeddings) -> State:
     """The embeddings that come along with an adapter in kohya's layout."""
-    return {f"bundle_emb.{token}.{name}": rows for token, own in embeddings.items() for name, rows in own.items()}
+    out: State = {}
+    for token, tensors in embeddings.items():
+        out |= {f"bundle_emb.{token}.{name}": rows for name, rows in tensors.items()}
+    return out
 
 
 def _fused(modules: Modules, names: Names) -> dict[Place, Weights]:
@@ -149,8 +154,11 @@ def small_config(modules: Mapping[str, Weights]) -> dict[str, Any]:
     rank = Counter(w.rank for w in modules.values()).most_common(1)[0][0]
     odd = {m: w.rank for m, w in sorted(modules.items()) if w.rank != rank}
     config = {"r": rank, "lora_alpha": rank, "target_modules": sorted(modules), "lora_dropout": 0.0, "bias": "none"}
-    config |= {"rank_pattern": odd, "alpha_pattern": odd} if odd else {}
-    return config | ({"use_dora": True} if any(w.kind == "dora" for w in modules.values()) else {})
+    if odd:
+        config |= {"rank_pattern": odd, "alpha_pattern": odd}
+    if any(w.kind == "dora" for w in modules.values()):
+        config["use_dora"] = True
+    return config
 
 
 def peft_config(modules: Modules, base: str) -> dict[str, Any]:

@@ -9,41 +9,74 @@ from math import prod
 
 # What a key may end in -> our name for the tensor. Longer endings first: `.lora.down.weight` also ends in `.down.weight`.
 LEAVES = {
-    ".lora_linear_layer.down.weight": "down", ".lora_linear_layer.up.weight": "up",
-    ".lora_down.weight": "down", ".lora_up.weight": "up", ".lora_mid.weight": "mid",
-    ".lora.down.weight": "down", ".lora.up.weight": "up", "_lora.down.weight": "down", "_lora.up.weight": "up",
-    ".dora_scale": "dora", ".alpha": "alpha",
-    ".hada_w1_a": "w1_a", ".hada_w1_b": "w1_b", ".hada_w2_a": "w2_a", ".hada_w2_b": "w2_b", ".hada_t1": "t1", ".hada_t2": "t2",
-    ".lokr_w1": "k1", ".lokr_w1_a": "k1_a", ".lokr_w1_b": "k1_b", ".lokr_w2": "k2", ".lokr_w2_a": "k2_a", ".lokr_w2_b": "k2_b",
-    ".lokr_t2": "k2_t", ".oft_blocks": "blocks", ".rescale": "rescale", ".diff": "diff", ".diff_b": "diff_b",
-    ".w_norm": "diff", ".b_norm": "diff_b",
-}  # fmt: skip
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora_mid.weight": "mid",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+    ".dora_scale": "dora",
+    ".alpha": "alpha",
+    ".hada_w1_a": "w1_a",
+    ".hada_w1_b": "w1_b",
+    ".hada_w2_a": "w2_a",
+    ".hada_w2_b": "w2_b",
+    ".hada_t1": "t1",
+    ".hada_t2": "t2",
+    ".lokr_w1": "k1",
+    ".lokr_w1_a": "k1_a",
+    ".lokr_w1_b": "k1_b",
+    ".lokr_w2": "k2",
+    ".lokr_w2_a": "k2_a",
+    ".lokr_w2_b": "k2_b",
+    ".lokr_t2": "k2_t",
+    ".oft_blocks": "blocks",
+    ".rescale": "rescale",
+    ".diff": "diff",
+    ".diff_b": "diff_b",
+    ".w_norm": "diff",
+    ".b_norm": "diff_b",
+}
 # PEFT's, with or without the name of the adapter: `.lora_A.weight`, `.lora_A.default.weight`; `bias` is that of `lora_bias=True`.
 _PEFT = re.compile(r"^(.*)\.lora_(A|B|magnitude_vector)(?:\.(?!weight$|bias$)[^.]+)?(?:\.(weight|bias))?$")
 _PEFT_LEAVES = {
-    ("A", "weight"): "down", ("B", "weight"): "up", ("B", "bias"): "up_bias",
-    ("magnitude_vector", "weight"): "rows", ("magnitude_vector", None): "rows",
-}  # fmt: skip
+    ("A", "weight"): "down",
+    ("B", "weight"): "up",
+    ("B", "bias"): "up_bias",
+    ("magnitude_vector", "weight"): "rows",
+    ("magnitude_vector", None): "rows",
+}
 
 # The tensors that a kind needs, in each of the ways that it may be written; every other one of `_BESIDE` may stand beside them.
 _WAYS: dict[str, tuple[frozenset[str], ...]] = {
     "lora": (frozenset({"down", "up"}), frozenset({"down", "up", "mid"})),
     "loha": (frozenset({"w1_a", "w1_b", "w2_a", "w2_b"}), frozenset({"w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"})),
-    "lokr": tuple(
-        frozenset(first | second) for first in ({"k1"}, {"k1_a", "k1_b"}) for second in ({"k2"}, {"k2_a", "k2_b"}, {"k2_a", "k2_b", "k2_t"})
+    "lokr": (
+        frozenset({"k1", "k2"}),
+        frozenset({"k1", "k2_a", "k2_b"}),
+        frozenset({"k1", "k2_a", "k2_b", "k2_t"}),
+        frozenset({"k1_a", "k1_b", "k2"}),
+        frozenset({"k1_a", "k1_b", "k2_a", "k2_b"}),
+        frozenset({"k1_a", "k1_b", "k2_a", "k2_b", "k2_t"}),
     ),
     "oft": (frozenset({"blocks"}), frozenset({"blocks", "rescale"})),
     "full": (frozenset({"diff"}), frozenset({"diff_b"}), frozenset({"diff", "diff_b"})),
 }
 _BESIDE = {
-    "lora": {"alpha", "dora", "rows", "diff_b", "up_bias"}, "loha": {"alpha", "dora", "diff_b"}, "lokr": {"alpha", "dora", "diff_b"},
-    "oft": {"alpha", "diff_b"}, "full": {"alpha", "dora"},
-}  # fmt: skip
+    "lora": {"alpha", "dora", "rows", "diff_b", "up_bias"},
+    "loha": {"alpha", "dora", "diff_b"},
+    "lokr": {"alpha", "dora", "diff_b"},
+    "oft": {"alpha", "diff_b"},
+    "full": {"alpha", "dora"},
+}
 RANKED = ("down", "w1_b", "k2_b", "k1_b")  # tensors whose first axis is the rank
 _AXES = {"alpha": (0, 5), "rows": (1, 5), "diff": (1, 5), "diff_b": (1, 1), "up_bias": (1, 1), "blocks": (3, 3), "rescale": (0, 5)}
 
 
-def split(key: str) -> tuple[str, str | None]:
+def split_key(key: str) -> tuple[str, str | None]:
     """A key as the name of what it changes, and our name of the tensor; None where it ends in none that is known."""
     for ending, leaf in LEAVES.items():
         if key.endswith(ending):
@@ -56,23 +89,26 @@ def split(key: str) -> tuple[str, str | None]:
 
 def kind(leaves: Collection[str]) -> str | None:
     """lora, dora, loha, lokr, oft or full; None where some tensor is missing, or one is there that the kind has no use for."""
-    own = set(leaves)
+    names = set(leaves)
     for name, ways in _WAYS.items():
-        if any(way <= own <= way | _BESIDE[name] for way in ways):
-            if {"dora", "rows"} <= own:
+        if any(way <= names <= way | _BESIDE[name] for way in ways):
+            if {"dora", "rows"} <= names:
                 return None  # two claims about the same norms
-            return "dora" if name == "lora" and own & {"dora", "rows"} else name
+            return "dora" if name == "lora" and names & {"dora", "rows"} else name
     return None
 
 
 def odd(leaves: Collection[str]) -> str:
     """Why `leaves` make no kind, in words."""
-    own = set(leaves)
-    whole = [(name, way) for name, ways in _WAYS.items() for way in ways if way <= own]
-    if not whole:
-        return f"has no matching half, only {', '.join(sorted(own))}"
-    name, way = max(whole, key=lambda found: len(found[1]))
-    more = own - way - _BESIDE[name] or own & {"dora", "rows"}
+    names = set(leaves)
+    name, way = "", frozenset[str]()  # the largest that is whole
+    for kind_name, ways in _WAYS.items():
+        for tensors in ways:
+            if tensors <= names and len(tensors) > len(way):
+                name, way = kind_name, tensors
+    if not way:
+        return f"has no matching half, only {', '.join(sorted(names))}"
+    more = names - way - _BESIDE[name] or names & {"dora", "rows"}
     return f"holds {', '.join(sorted(more))} beside {', '.join(sorted(way))}, which are not understood together"
 
 
@@ -90,14 +126,16 @@ def unpaired(leaves: Mapping[str, Sequence[int]]) -> tuple[str, str] | None:
     pairs = [("down", "up")] if "mid" not in leaves else []
     if "t1" not in leaves:
         pairs += [("w1_b", "w1_a"), ("w2_b", "w2_a")]
-    pairs += [("k1_b", "k1_a")] + ([("k2_b", "k2_a")] if "k2_t" not in leaves else [])
+    pairs.append(("k1_b", "k1_a"))
+    if "k2_t" not in leaves:
+        pairs.append(("k2_b", "k2_a"))
     for right, left in pairs:
         if right in leaves and left in leaves and leaves[right][0] != leaves[left][1]:
             return right, left
     return None
 
 
-def size(leaves: Mapping[str, Sequence[int]]) -> tuple[int, int]:
+def layer_size(leaves: Mapping[str, Sequence[int]]) -> tuple[int, int]:
     """Outputs and inputs of the layer that tensors of these shapes fit; 0 where they do not tell."""
     t = leaves
     if "down" in t and "up" in t:
@@ -108,8 +146,11 @@ def size(leaves: Mapping[str, Sequence[int]]) -> tuple[int, int]:
         return t["w1_a"][1 if "t1" in t else 0], t["w1_b"][1]
     if "blocks" in t:
         return t["blocks"][0] * t["blocks"][1], 0
-    first = t.get("k1") or ((t["k1_a"][0], t["k1_b"][1]) if t.keys() >= {"k1_a", "k1_b"} else None)
-    second = t.get("k2") or ((t["k2_a"][1 if "k2_t" in t else 0], t["k2_b"][1]) if t.keys() >= {"k2_a", "k2_b"} else None)
+    first, second = t.get("k1"), t.get("k2")
+    if not first and t.keys() >= {"k1_a", "k1_b"}:
+        first = t["k1_a"][0], t["k1_b"][1]
+    if not second and t.keys() >= {"k2_a", "k2_b"}:
+        second = t["k2_a"][1 if "k2_t" in t else 0], t["k2_b"][1]
     if first and second:
         return first[0] * second[0], first[1] * second[1]
     return (t["diff_b"][0], 0) if "diff_b" in t else (0, 0)

@@ -32,7 +32,7 @@ def cast(net: nn.Module, dtype: str, part: str) -> dict[str, Tensor]:
     return state
 
 
-def save(net: Any, folder: Path, dtype: str) -> None:
+def save_network(net: Any, folder: Path, dtype: str) -> None:
     """One network with its config, as its library reads it."""
     state = cast(net, dtype, folder.name)
     if isinstance(net, ModelMixin):
@@ -42,7 +42,7 @@ def save(net: Any, folder: Path, dtype: str) -> None:
         net.save_pretrained(folder, state_dict=state)
 
 
-def check(source: Source, path: Path, written: Collection[str]) -> None:
+def check_place_of_model(source: Source, path: Path, written: Collection[str]) -> None:
     """Raises:
     ConfigError: a folder that is no model is in the place of one.
     AccessError: a component that would be copied has a link to somewhere outside of the base; `written` are those that are not.
@@ -88,7 +88,7 @@ def write(
     Raises:
         ConfigError, AccessError: as `check`.
     """
-    check(source, path, nets)
+    check_place_of_model(source, path, nets)
     same = copied(source, nets)
     kept = {k: v if not isinstance(v, list) or k in nets or k in same else [None, None] for k, v in source.index().items()}
 
@@ -98,14 +98,14 @@ def write(
         (folder / "model_index.json").write_text(json.dumps(kept, indent=2, sort_keys=True), encoding="utf-8")
         (folder / CONTRACT).write_text(json.dumps(dict(contract), indent=1, sort_keys=True), encoding="utf-8")
         for part, net in nets.items():
-            save(net, folder / part, dtype)
+            save_network(net, folder / part, dtype)
         for part in same:
             with source.reading(part):
                 contents.copy(source.folder, part, folder / part, source.variant, source.id)
         open_alike(folder)
-        own = folder / "scheduler" / "scheduler_config.json"
-        if json.loads(own.read_text(encoding="utf-8")) != schedule:
-            own.write_text(json.dumps(dict(schedule), indent=2, sort_keys=True), encoding="utf-8")
+        config = folder / "scheduler" / "scheduler_config.json"
+        if json.loads(config.read_text(encoding="utf-8")) != schedule:
+            config.write_text(json.dumps(dict(schedule), indent=2, sort_keys=True), encoding="utf-8")
 
     files.write(path, fill)
 

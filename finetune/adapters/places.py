@@ -25,7 +25,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Reading:
+class KeyReader:
     """How keys are read: as those of the first of `families` that has such a module."""
 
     families: Sequence[Names]
@@ -64,11 +64,12 @@ class Reading:
         for prefix, part in self._flat.items():
             if stem.startswith(prefix):
                 return self._module("kohya", part, dotted(stem.removeprefix(prefix)), prefix.removesuffix("_"))
-        told, label, wrapped, module = self._unwrapped(stem)
-        if told is None and (wrapped or module.startswith(self._blocks)):
-            told = DENOISER
-        layout = "peft" if wrapped else "original" if stem.startswith(_COMFY) else "diffusers"
-        return self._module(layout, told, module, label) if told else None
+        part_named, label, wrapped, module = self._unwrapped(stem)
+        if part_named is None and (wrapped or module.startswith(self._blocks)):
+            part_named = DENOISER
+        layout = "original" if stem.startswith(_COMFY) else "diffusers"
+        layout = "peft" if wrapped else layout
+        return self._module(layout, part_named, module, label) if part_named else None
 
     def _unwrapped(self, stem: str) -> tuple[str | None, str, bool, str]:
         """The part that a dotted stem names, if any, and the word for it; whether PEFT's wrapper stood round it; and the module."""

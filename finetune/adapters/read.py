@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune.adapters import fused, keys, layouts
+from finetune.adapters.compatibility import Reading, readings, traits
 from finetune.adapters.contract import Contract
 from finetune.adapters.problems import of_family, problems, unknown_family
-from finetune.adapters.readers import Reading, readings, traits
 from finetune.adapters.strength import Alphas, alphas_of
 from finetune.adapters.weights import Weights
 from finetune.errors import DataError
@@ -21,7 +21,7 @@ from finetune.header import Header, header_of, tensors_file
 
 
 @dataclass(frozen=True)
-class Adapter:
+class AdapterFile:
     path: Path
     layout: str
     family: str | None  # None: its keys do not tell
@@ -50,7 +50,7 @@ class Adapter:
         return {(p if p.startswith("text_encoder") else denoiser, m): w for (p, m), w in self.modules.items()}
 
 
-def read(path: Path, family: str | None = None) -> Adapter:
+def read(path: Path, family: str | None = None) -> AdapterFile:
     """Reads a file, or a PEFT folder; `family` where the caller knows it better than the keys tell.
 
     Raises:
@@ -59,20 +59,20 @@ def read(path: Path, family: str | None = None) -> Adapter:
     file = tensors_file(path)
     top = header_of(file)
     known = Contract.of(top.metadata)
-    found = keys.find(top.shapes, family or (known.family if known else None))
-    if found.family:
-        named(path, found.family)
-    if wrong := problems(found, top):
-        unknown = f"{len(found.unknown)} keys belong to no known layer{of_family(found)}: {next(iter(found.unknown), '')}"
-        raise DataError(f"{path}: {unknown if found.entries and found.unknown else wrong[0]}", _hint(top))
-    state = _state(path, file, found)
+    contents = keys.sort_keys(top.shapes, family or (known.family if known else None))
+    if contents.family:
+        named(path, contents.family)
+    if wrong := problems(contents, top):
+        unknown = f"{len(contents.unknown)} keys belong to no known layer{of_family(contents)}: {next(iter(contents.unknown), '')}"
+        raise DataError(f"{path}: {unknown if contents.entries and contents.unknown else wrong[0]}", _hint(top))
+    state = _state(path, file)
     alphas = alphas_of(path, top.metadata)
     modules: dict[layouts.Place, Weights] = {}
-    names = catalogue.names_of(found.family)
-    for entry in found.entries:
+    names = catalogue.names_of(contents.family)
+    for entry in contents.entries:
         modules |= _weights(path, entry, names, state, alphas)
-    embeddings = {token: {name: _rows(state[key]) for name, key in own.items()} for token, own in found.embeddings.items()}
-    return Adapter(path, found.layout, found.family, modules, top.metadata, embeddings)
+    embeddings = {token: {name: _rows(state[key]) for name, key in keys_of.items()} for token, keys_of in contents.embeddings.items()}
+    return AdapterFile(path, contents.layout, contents.family, modules, top.metadata, embeddings)
 
 
 def named(path: Path, family: str | None) -> Names:
@@ -100,7 +100,7 @@ def _hint(top: Header) -> str:
     return "`ft adapter inspect` lists all that is wrong with it"
 
 
-def _state(path: Path, file: Path, found: keys.Found) -> layouts.State:
+def _state(path: Path, file: Path) -> layouts.State:
     """All tensors, with eight-bit floats as sixteen-bit ones, which hold each of their values.
 
     Raises:
@@ -116,7 +116,7 @@ def _state(path: Path, file: Path, found: keys.Found) -> layouts.State:
     return state
 
 
-def _weights(path: Path, e: keys.Entry, names: Names | None, state: layouts.State, alphas: Alphas) -> dict[layouts.Place, Weights]:
+def _weights(path: Path, e: keys.ModuleKeys, names: Names | None, state: layouts.State, alphas: Alphas) -> dict[layouts.Place, Weights]:
     tensors = {name: state[key] for name, key in e.leaves.items() if name != "alpha"}
     where = f"{path}: {e.part}.{e.modules[0]}"
     assert e.kind  # noqa: S101  see problems
@@ -136,4 +136,4 @@ def _weights(path: Path, e: keys.Entry, names: Names | None, state: layouts.Stat
         w = fused.swapped(where, w)
     if len(e.modules) == 1:
         return {(e.part, e.modules[0]): w}
-    return {(e.part, m): x for m, x in zip(e.modules, fused.split(where, w, e.modules, names.share), strict=True) if x is not None}
+    return {(e.part, m): x for m, x in zip(e.modules, fused.split_fused(where, w, e.modules, names.share), strict=True) if x is not None}

@@ -31,7 +31,9 @@ class Alphas:
         alpha = self._patterns[name].find(module)
         if alpha is None:
             alpha = config.get("lora_alpha", config.get("r"))
-        return None if alpha is None else float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+        if alpha is None:
+            return None
+        return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
 
 
 MOST_WILD = 100  # patterns with a wildcard in a file
@@ -66,9 +68,9 @@ class Patterns:
         """The value for a layer; None where no pattern is its."""
         parts = module.split(".")[-DEPTH:]
         ends = [f"^{module}", *(".".join(parts[i:]) for i in range(len(parts)))]
-        found = [self.places[end] for end in ends if end in self.places]
-        found += [i for i, pattern in self.wild if _fits(pattern, ends)]
-        return self.values[min(found)] if found else None
+        matching = [self.places[end] for end in ends if end in self.places]
+        matching += [i for i, pattern in self.wild if _fits(pattern, ends)]
+        return self.values[min(matching)] if matching else None
 
 
 _NAME = re.compile(r"\^?(?:[\w-]|\\?\.|\.\*)*")
@@ -119,9 +121,8 @@ def _check(config: Mapping[str, Any]) -> None:
     """Raises:
     ValueError, TypeError, AttributeError: a strength that is no number, or a pattern that is not understood.
     """
-    said = [config.get(name) for name in ("lora_alpha", "r")]
-    numbers = [*(n for n in said if n is not None), *dict(config.get("alpha_pattern") or {}).values()]
-    for number in numbers:
+    numbers = [config[name] for name in ("lora_alpha", "r") if config.get(name) is not None]
+    for number in (*numbers, *dict(config.get("alpha_pattern") or {}).values()):
         if isinstance(number, bool) or not isinstance(number, int | float) or not isfinite(number):
             raise ValueError(f"{number!r} is no strength")
     Patterns.of(config)

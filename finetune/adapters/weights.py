@@ -35,7 +35,7 @@ class Weights:
     @property
     def size(self) -> tuple[int, int]:
         """Outputs and inputs of the layer that it fits; 0 where the tensors do not tell."""
-        return leaves.size({name: tuple(t.shape) for name, t in self.tensors.items()})
+        return leaves.layer_size({name: tuple(t.shape) for name, t in self.tensors.items()})
 
     @property
     def strength(self) -> float:
@@ -159,5 +159,10 @@ def _decomposed(weight: Tensor, change: Tensor, t: dict[str, Tensor]) -> Tensor:
 
 
 CHANGES: dict[str, Callable[[dict[str, Tensor], Weights, Tensor], Tensor]] = {
-    "lora": _lora, "dora": _lora, "loha": _loha, "lokr": _lokr, "oft": _oft, "full": _full,
-}  # fmt: skip
+    "lora": _lora,
+    "dora": _lora,
+    "loha": _loha,
+    "lokr": _lokr,
+    "oft": _oft,
+    "full": _full,
+}

@@ -21,9 +21,15 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def export(
-    modules: layouts.Modules, path: Path, layout: str, family: str, dtype: str | None, facts: Mapping[str, str], base: str,
+    modules: layouts.Modules,
+    path: Path,
+    layout: str,
+    family: str,
+    dtype: str | None,
+    facts: Mapping[str, str],
+    base: str,
     embeddings: layouts.Embeddings | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Writes `modules` (a `.safetensors` file, or for PEFT a folder) as `dtype` (None: as they are), reads it back and compares.
 
     `embeddings` come along in kohya's layout, which alone has a place for them.

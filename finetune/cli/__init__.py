@@ -64,7 +64,7 @@ def explain(command: Annotated[list[str] | None, typer.Argument(metavar="COMMAND
 
 
 for group in (app, data.app, adapter.app, recipe.app, cache.app):
-    group.info.cls = help.Group
+    group.info.cls = help.CommandGroup
     for one in group.registered_commands:
         one.cls = help.Command
 
@@ -74,7 +74,7 @@ def root(version: bool = typer.Option(False, "--version", callback=_version, is_
     """Fine-tune text-to-image diffusion models. Start with `ft demo`."""
 
 
-def report(error: FinetuneError) -> int:
+def report_error(error: FinetuneError) -> int:
     """`error: ...` and `hint: ...` on stderr, control characters removed; returns the exit code."""
     if _first() or error.exit_code == 1 or not error.shared:
         print(f"{streams.painted('error:', '1;31', sys.stderr)} {message(error.message)}", file=sys.stderr)
@@ -96,7 +96,7 @@ def run(arguments: list[str] | None = None) -> int:
         error = None
         code = int(_app(words) or 0)
     except FinetuneError as e:
-        error, code = e, report(e)
+        error, code = e, report_error(e)
     except Exception as e:
         if _asks_json(words):  # a mistake of ours: the traceback is on stderr all the same
             _print_answer(1, FinetuneError(f"{type(e).__name__}: {e}", "please report this, with the traceback"))
@@ -113,7 +113,7 @@ def _app(words: list[str]) -> Any:
         FinetuneError: what the user can mend.
     """
     try:
-        decoded(words)
+        check_decoded(words)
         return app(args=words, standalone_mode=False)
     except typer.Exit as e:
         return e.exit_code
@@ -154,7 +154,7 @@ def _out_of_memory(message: str) -> FinetuneError:
     return ResourceError(message, "--batch 1 with --accumulate, --gradient-checkpointing, or a smaller --resolution")
 
 
-def decoded(words: list[str]) -> None:
+def check_decoded(words: list[str]) -> None:
     """Raises:
     ConfigError: a word's bytes are no text: no tokenizer, database or record of a run can hold it.
     """
@@ -192,7 +192,7 @@ def _print_answer(code: int, error: FinetuneError | None) -> None:
     print(json.dumps(_finite(facts), sort_keys=True, allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """The same with null for numbers that JSON does not have."""
     if isinstance(value, Mapping):
         return {str(k): _finite(v) for k, v in value.items()}
@@ -212,7 +212,7 @@ def main() -> None:
         with signals.watch():
             code = run()
         if error := streams.lost(sys.stdout):
-            code = code or report(ResourceError(f"stdout: {error.strerror}", "what it should hold is not all there"))
+            code = code or report_error(ResourceError(f"stdout: {error.strerror}", "what it should hold is not all there"))
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python ends, there is nothing left to stop
         gc.freeze()  # else every object is walked once more, to free what the system frees anyway

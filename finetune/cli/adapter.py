@@ -23,9 +23,11 @@ BAD_FILE = 3  # exit code: see finetune/errors.py
 
 @app.command("inspect")
 def inspect(
-    file: File, norms: Annotated[bool, typer.Option("--norms", help="also read the tensors, and show each block's change")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="exit with 3 where it lists problems")] = False, json_: Json = False,
-) -> None:  # fmt: skip
+    file: File,
+    norms: Annotated[bool, typer.Option("--norms", help="also read the tensors, and show each block's change")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="exit with 3 where it lists problems")] = False,
+    json_: Json = False,
+) -> None:
     """Method, layout, family, ranks, trigger, base, who reads it, and problems; reads the header alone unless norms are asked for."""
     from finetune import cli
     from finetune.adapters.inspect import inspect as look
@@ -87,7 +89,7 @@ def average(
     """Write the average of a run's weights over a length that is chosen now (Karras et al. 2024)."""
     from finetune import cli
 
-    present.run(files.home(run))
+    present.check_run_folder(files.home(run))
     from finetune.training.average import write
 
     written = [str(path) for path in write(files.home(run), length, name, base).values()]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from finetune import files
-from finetune.cli.clean import size
+from finetune.cli.clean import in_bytes
 from finetune.errors import unbroken
 from finetune.results import stored
 
@@ -29,8 +29,8 @@ def ls(json_: Json = False) -> None:
     for row in rows:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["used"]))
         holder = f"; in use: {row['in_use']}" if row["in_use"] else ""
-        print(unbroken(f"{row['kind']:<14} {size(row['bytes']):>9}  {used}  {row['name'][:12]:<12}  {row['about']}{holder}"))
-    print(unbroken(f"{size(sum(e.size for e in there))} in {files.cache_root()}"))
+        print(unbroken(f"{row['kind']:<14} {in_bytes(row['bytes']):>9}  {used}  {row['name'][:12]:<12}  {row['about']}{holder}"))
+    print(unbroken(f"{in_bytes(sum(e.size for e in there))} in {files.cache_root()}"))
 
 
 @app.command("prune")
@@ -43,15 +43,19 @@ def prune(
     made again when a run needs it. `ft data cache --prune` removes what no run's folder refers to."""
     from finetune import cli
 
-    goes, stays = stored.shrunk(limit := stored.size_of(most))
-    for entry in goes if not dry_run else ():
-        stored.remove(entry)
+    limit = stored.size_of(most)
+    goes, stays = stored.shrunk(limit)
+    if not dry_run:
+        for entry in goes:
+            stored.remove(entry)
     if json_:
         cli.emit({"removed": [] if dry_run else _rows(goes), "can_go": _rows(goes) if dry_run else [], "bytes_left": stays})
         return
     for row in _rows(goes):
-        print(unbroken(f"{row['kind']:<14} {size(row['bytes']):>9}  {row['name'][:12]:<12}  {row['about'] if dry_run else ''}".rstrip()))
-    print(f"{'would free' if dry_run else 'freed'} {size(sum(e.size for e in goes))}; {size(stays)} stay")
+        print(
+            unbroken(f"{row['kind']:<14} {in_bytes(row['bytes']):>9}  {row['name'][:12]:<12}  {row['about'] if dry_run else ''}".rstrip())
+        )
+    print(f"{'would free' if dry_run else 'freed'} {in_bytes(sum(e.size for e in goes))}; {in_bytes(stays)} stay")
     if stays > limit:
         print("the rest is used by runs that are running: `ft cache ls`", file=sys.stderr)
 

@@ -19,7 +19,7 @@ def command(
     places: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="RUN", help="folders of runs, or folders that hold some (runs)", show_default=False, autocompletion=complete.runs
+            metavar="RUN", help="folders of runs, or folders that hold some (runs)", show_default=False, autocompletion=complete.run_folders
         ),
     ] = None,
     whole: Annotated[bool, typer.Option("--whole", help="remove all that these runs wrote, what they learned too")] = False,
@@ -33,46 +33,48 @@ def command(
 
     if whole and not places:
         raise ConfigError("--whole: name the runs to remove", "for example ft clean --whole runs/lora")
-    found = clean.look(_runs(places), whole)
-    if json_ and found.items and not (yes or dry_run):
+    findings = clean.look(_runs(places), whole)
+    if json_ and findings.items and not (yes or dry_run):
         raise ConfigError("--json: cannot ask", "--yes removes, --dry-run lists")
     if not json_:
-        _show(found)
-    if dry_run or not found.items:
-        done = found
+        _show(findings)
+    if dry_run or not findings.items:
+        done = findings
     else:
         if not yes:
             _ask()
-        done = clean.remove(found.items, whole)
+        done = clean.remove(findings.items, whole)
         _say_stays(done.stays, json_)
     if json_:
         cli.emit(_facts(done, dry_run))
-    elif done is not found:
-        print(f"freed {size(done.size)}")
+    elif done is not findings:
+        print(f"freed {in_bytes(done.size)}")
 
 
 def _runs(places: Sequence[Path] | None) -> list[Path]:
     """Those that are named, or those of this folder, of which there may be none."""
     named = [files.home(place) for place in places or ([RUNS] if RUNS.is_dir() else [])]
+    folders: dict[Path, None] = {}
     try:
-        return list(dict.fromkeys(run for place in named for run in clean.runs(place)))
+        for place in named:
+            folders |= dict.fromkeys(clean.runs(place))
     except clean.NoRuns:
         if places:
             raise
-        return []
+    return list(folders)
 
 
-def _show(found: clean.Findings) -> None:
+def _show(findings: clean.Findings) -> None:
     lines: dict[Path, tuple[str, int]] = {}  # all that goes of a whole run is one line
-    for item in found.items:
+    for item in findings.items:
         path = item.run if item.kind == "run" and item.run else item.path
         lines[path] = item.kind, item.size + lines.get(path, ("", 0))[1]
     for path, (kind, count) in lines.items():
-        print(unbroken(f"{kind:<13} {size(count):>9}  {path}"))
-    _say_stays(found.stays, False)
-    print(f"{size(found.size)} can go" if found.items else "nothing to free")
+        print(unbroken(f"{kind:<13} {in_bytes(count):>9}  {path}"))
+    _say_stays(findings.stays, False)
+    print(f"{in_bytes(findings.size)} can go" if findings.items else "nothing to free")
     if cached := stored.total():
-        print(f"the cache holds {size(cached)} more: `ft cache ls`", file=sys.stderr)
+        print(f"the cache holds {in_bytes(cached)} more: `ft cache ls`", file=sys.stderr)
 
 
 def _say_stays(stays: dict[Path, str], quiet: bool) -> None:
@@ -105,7 +107,7 @@ def _row(item: clean.Removable) -> dict[str, Any]:
     return {"kind": item.kind, "path": str(item.path), "bytes": item.size}
 
 
-def size(count: int) -> str:
+def in_bytes(count: int) -> str:
     """Bytes in words, as disks count them."""
     for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= power:

@@ -33,7 +33,7 @@ def kinds(incomplete: str) -> list[Offer]:
 
 
 def known_recipes(incomplete: str) -> list[Offer]:
-    names = [(name, recipes.about(path)) for name, path in recipes.shipped().items() if name.startswith(incomplete)]
+    names = [(name, recipes.recipe_summary(path)) for name, path in recipes.shipped_recipes().items() if name.startswith(incomplete)]
     return _with_paths(names, incomplete, (".yaml", ".yml"))
 
 
@@ -42,7 +42,7 @@ def adapters(incomplete: str) -> list[Offer]:
     return _with_paths([], incomplete, (".safetensors",), RECORD)
 
 
-def runs(incomplete: str) -> list[Offer]:
+def run_folders(incomplete: str) -> list[Offer]:
     return _with_paths([], incomplete, (), RECORD)
 
 

@@ -1,6 +1,6 @@
 """`ft data`: check pictures and captions, show what training sees of them, caption them, encode them ahead."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,15 +18,18 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Recipe = Annotated[
     Path | None,
     typer.Option(
-        "--recipe", help="recipe whose data it is; flags win over it", show_default=False, metavar="RECIPE",
+        "--recipe",
+        help="recipe whose data it is; flags win over it",
+        show_default=False,
+        metavar="RECIPE",
         autocompletion=complete.known_recipes,
     ),
-]  # fmt: skip
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="any setting: section.key=value", metavar="TEXT", show_default=False)]
 
 
 @contextmanager
-def _phase(name: str, total: int) -> Iterator[Any]:
+def _phase(name: str, total: int) -> Iterator[Callable[[], None]]:
     """A progress bar on stderr, as a run has."""
     from finetune.training.tracking import Tracker
 
@@ -141,10 +144,10 @@ def caption(
     """Write a caption beside every picture that has none. The same command again goes on where it stopped."""
     from finetune import cli
 
-    folder = flags.place(pictures, data)
+    folder = flags.one_place(pictures, data)
     if folder is None:
         raise ConfigError("--data: missing", "for example ft data caption ./imgs --model MODEL")
-    present.place(Path(folder))
+    present.check_pictures_place(Path(folder))
     from finetune.training import dataset
 
     written, kept = dataset.caption(files.home(folder), model, prompt, tokens, batch, prefix, overwrite, _phase)
@@ -152,4 +155,4 @@ def caption(
 
 
 def _job(given: dict[str, Any], recipe: Path | None, sets: list[str] | None) -> Job:
-    return any_job(flags.settings(flags.DATA, given), recipe, sets or [], flags.names(flags.DATA))
+    return any_job(flags.nested_settings(flags.DATA, given), recipe, sets or [], flags.names(flags.DATA))

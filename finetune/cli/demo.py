@@ -22,15 +22,15 @@ def command(
     from finetune.training.demo import demo
 
     began = time.monotonic()
-    made: dict[str, Any] = demo(out, steps, fresh, SUBJECTS, lambda text: print(text, file=sys.stderr))
-    made["seconds"] = round(time.monotonic() - began, 1)
+    summary: dict[str, Any] = demo(out, steps, fresh, SUBJECTS, lambda text: print(text, file=sys.stderr))
+    summary["seconds"] = round(time.monotonic() - began, 1)
     if json_:
-        cli.emit(made)
+        cli.emit(summary)
         return
     print(f"""
-Done in {made["seconds"]:.0f} s. Look at the difference: {made["sheet"]}
-The adapter: {made["adapter"]}
+Done in {summary["seconds"]:.0f} s. Look at the difference: {summary["sheet"]}
+The adapter: {summary["adapter"]}
 
 Next, try
-  ft generate --adapter {made["adapter"]} --prompt "butterfly" --count 4 --grid
+  ft generate --adapter {summary["adapter"]} --prompt "butterfly" --count 4 --grid
   ft lora --data YOUR_PICTURES --trigger yourword --base sd15""")

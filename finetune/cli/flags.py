@@ -10,8 +10,8 @@ import typer
 
 from finetune.cli import complete
 from finetune.config import ADAPTERS
-from finetune.config.load import Settings, merge, section_model
 from finetune.config.method import EMBEDDED, usual_rate
+from finetune.config.precedence import Settings, merge_settings, section_model
 from finetune.errors import ConfigError, line
 
 # Flag -> setting. Everything else is reached with a recipe or --set.
@@ -80,9 +80,9 @@ def _name(flag: str) -> str:
     return f"{name}_" if keyword.iskeyword(name) else name
 
 
-def _default(section: str, key: str, own: Settings) -> str:
-    """What a setting is where nobody says, in brackets; `own` are the command's defaults, which win over the setting's."""
-    kind = own.get("method", {}).get("kind", "lora")
+def _default(section: str, key: str, defaults: Settings) -> str:
+    """What a setting is where nobody says, in brackets; `defaults` are the command's defaults, which win over the setting's."""
+    kind = defaults.get("method", {}).get("kind", "lora")
     if (section, key) == ("optim", "lr"):
         return f" [{usual_rate(kind, 'adamw', ''):g}; on {EMBEDDED} {usual_rate(kind, 'adamw', EMBEDDED):g}]"
     if (section, key) == ("model", "base"):
@@ -90,20 +90,20 @@ def _default(section: str, key: str, own: Settings) -> str:
     if (section, key, kind) == ("method", "kind", "full"):
         return " [all weights train]"
     info = section_model(section).model_fields[key]
-    default = own.get(section, {}).get(key, None if info.is_required() else info.default)
+    default = defaults.get(section, {}).get(key, None if info.is_required() else info.default)
     default = " ".join(default) if isinstance(default, tuple | list) else default
     return "" if default in (None, "") or isinstance(default, bool) else f" [{default}]"
 
 
-def _option(flag: str, setting: str, own: Settings) -> inspect.Parameter:
+def _option(flag: str, setting: str, defaults: Settings) -> inspect.Parameter:
     section, key = setting.split(".")
     info = section_model(section).model_fields[key]
     name = _name(flag)
-    text = (info.description or "") + _default(section, key, own)
+    text = (info.description or "") + _default(section, key, defaults)
     more: dict[str, Any] = {"rich_help_panel": PANELS[section], "hidden": flag in UNLISTED, "show_default": False}
     if flag == "--adapter":
         about = "; ".join(f"{name}: {row.about}" for name, row in ADAPTERS.items())
-        text = f"type of the adapter{_default(section, key, own)}. {about}"
+        text = f"type of the adapter{_default(section, key, defaults)}. {about}"
         metavar = "|".join(ADAPTERS)
     else:
         metavar = "PATH" if flag == "--data" else _metavar(info.annotation)
@@ -128,22 +128,22 @@ def _metavar(annotation: Any) -> str:
     return "TEXT"
 
 
-def with_flags(table: Mapping[str, str], own: Settings | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def with_flags(table: Mapping[str, str], defaults: Settings | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Adds every flag of a table to a command that takes `**given`, and whose own defaults are told in the help; and where there is
     --data, the place of the pictures as a word alone."""
 
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+    def add(command: Callable[..., None]) -> Callable[..., None]:
         rest = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        made = [_option(f, s, own or {}) for f, s in table.items()]
+        options = [_option(f, s, defaults or {}) for f, s in table.items()]
         if "--data" in table:
-            made.insert(0, inspect.Parameter("pictures", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Pictures))
-        command.__signature__ = inspect.Signature(made + rest)  # type: ignore[attr-defined]
+            options.insert(0, inspect.Parameter("pictures", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Pictures))
+        command.__signature__ = inspect.Signature(options + rest)  # type: ignore[attr-defined]
         return command
 
     return add
 
 
-def settings(table: Mapping[str, str], given: dict[str, Any]) -> Settings:
+def nested_settings(table: Mapping[str, str], given: dict[str, Any]) -> Settings:
     """The flags that were given, as nested settings.
 
     Raises:
@@ -151,16 +151,16 @@ def settings(table: Mapping[str, str], given: dict[str, Any]) -> Settings:
     """
     out: Settings = {}
     if "--data" in table:
-        given = given | {"data": place(given.get("pictures"), given.get("data"))}
+        given = given | {"data": one_place(given.get("pictures"), given.get("data"))}
     for flag, setting in table.items():
         value = given.get(_name(flag))
         if value not in (None, []):
             section, key = setting.split(".")
-            out = merge(out, {section: {key: value}})
+            out = merge_settings(out, {section: {key: value}})
     return out
 
 
-def place(words: list[str] | None, flag: str | None) -> str | None:
+def one_place(words: list[str] | None, flag: str | None) -> str | None:
     """Where the pictures are, of what stands alone and what stands behind --data.
 
     Raises:

@@ -67,9 +67,20 @@ def command(
     from finetune.training.tracking import Tracker
 
     request = drawing.Request(
-        texts, *drawn_with, negative, scheduler, steps, guidance, seed, count, resolution, batch, out,
-        width, height,
-    )  # fmt: skip
+        texts,
+        *drawn_with,
+        negative,
+        scheduler,
+        steps,
+        guidance,
+        seed,
+        count,
+        resolution,
+        batch,
+        out,
+        width,
+        height,
+    )
     drawn = drawing.generate(request, streams.say, Tracker(out, active=True).drawing)
     sheet = drawing.grid(out, drawn, count, streams.say) if grid else None
     if json_:

@@ -24,10 +24,10 @@ def say_idle_card() -> None:
     """Where an NVIDIA card is here that this PyTorch was not built for: says so, and what to install."""
     if not _nvidia() or _cuda():
         return
-    found = version("torch")
-    plain = f"one that has: `pip install --force-reinstall torch=={found.partition('+')[0]}`"
+    torch_version = version("torch")
+    plain = f"one that has: `pip install --force-reinstall torch=={torch_version.partition('+')[0]}`"
     remedy = plain if platform.system() == "Linux" else f"one that has by the line of {CHOOSER}"  # PyPI's has it on Linux alone
-    print(f"device: cpu, though an NVIDIA card is here: this PyTorch ({found}) has no CUDA; install {remedy}", file=sys.stderr)
+    print(f"device: cpu, though an NVIDIA card is here: this PyTorch ({torch_version}) has no CUDA; install {remedy}", file=sys.stderr)
 
 
 def _nvidia() -> bool:
@@ -39,5 +39,5 @@ def _cuda() -> bool:
     torch = find_spec("torch")
     if torch is None or torch.origin is None:
         return False
-    said = Path(torch.origin).with_name("version.py").read_text(encoding="utf-8")
-    return re.search(r"^cuda\b[^=]*= *['\"]", said, re.M) is not None
+    version_file = Path(torch.origin).with_name("version.py").read_text(encoding="utf-8")
+    return re.search(r"^cuda\b[^=]*= *['\"]", version_file, re.M) is not None

@@ -22,19 +22,19 @@ def command(
     from finetune.families.catalogue import BASES
 
     if download is not None:
-        folder = source.resolve(download).folder
+        folder = source.resolve_base(download).folder
         cli.emit({"folder": str(folder)}) if json_ else print(folder)
         return
     if path is not None:
         known = BASES.get(path)
         if known and known.hub and not source.cached(known.hub):
             raise AccessError(f"--path {path}: not in the local cache", f"`ft models --download {path}` downloads it")
-        folder = source.resolve(path).folder
+        folder = source.resolve_base(path).folder
         cli.emit({"folder": str(folder)}) if json_ else print(folder)
         return
     if name is not None:
         facts = _facts(name)
-        cli.emit(facts) if json_ else print("\n".join(map(unbroken, _lines(facts, BASES[name].said))))
+        cli.emit(facts) if json_ else print("\n".join(map(unbroken, _lines(facts, BASES[name].wording))))
         return
     rows = [{"name": n, "hub": b.hub, "about": b.about, "local": b.hub is None or source.cached(b.hub)} for n, b in BASES.items()]
     if json_:
@@ -61,11 +61,11 @@ def _facts(name: str) -> dict[str, Any]:
     return facts
 
 
-def _lines(facts: dict[str, Any], said: str) -> list[str]:
+def _lines(facts: dict[str, Any], about: str) -> list[str]:
     lines = [f"{facts['name']}: {facts['about']}", f"licence: {facts['licence']}"]
     if facts["hub"]:
         where = "here" if facts["local"] else f"not downloaded yet: ft models --download {facts['name']}"
         return [*lines, f"hub: {facts['hub']} ({where})"]
     words = textwrap.fill(", ".join(facts["draws"]), 120, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
-    lines += [f"draws {len(facts['draws'])} things by these names, {said}:", words]
+    lines += [f"draws {len(facts['draws'])} things by these names, {about}:", words]
     return [*lines, f"each of them as it draws it: {facts['sheet']}"]

@@ -33,7 +33,7 @@ def of_job(job: Job, base: bool) -> None:
     if job.method.start is not None:
         header_of(tensors_file(files.home(job.method.start)))
     if base:
-        source.check(job.model.base)
+        source.check_base(job.model.base)
 
 
 class Drawn(NamedTuple):
@@ -53,7 +53,7 @@ def of_drawing(adapters: Iterable[str], embeddings: Iterable[Path], base: str | 
     drawn = Drawn([], [], base)
     if base:
         drawn = drawn._replace(base=_model(base))
-        source.check(str(drawn.base))
+        source.check_base(str(drawn.base))
     for text in adapters:
         drawn = _with_adapter(drawn, text)
     for path in embeddings:
@@ -63,48 +63,48 @@ def of_drawing(adapters: Iterable[str], embeddings: Iterable[Path], base: str | 
 
 def _with_adapter(drawn: Drawn, text: str) -> Drawn:
     path, weight = parse_adapter(text)
-    if (made := _made(path, drawn.base)) is None:
+    if (ended := _made(path, drawn.base)) is None:
         adapter(path)
         return drawn._replace(adapters=[*drawn.adapters, text])
-    if made.adapter is None and weight != 1:
+    if ended.adapter is None and weight != 1:
         raise ConfigError(f"--adapter {text}: a weight is for an adapter, and this run made none", "leave it out")
-    if made.model and drawn.base:
+    if ended.model and drawn.base:
         raise ConfigError(f"--base {drawn.base}: {path} made a whole model, which is a base itself", "leave one of them out")
     return Drawn(
-        [*drawn.adapters, *([f"{made.adapter}:{weight}"] if made.adapter else [])],
-        [*drawn.embeddings, *made.embeddings],
-        str(made.model) if made.model else drawn.base,
+        [*drawn.adapters, *([f"{ended.adapter}:{weight}"] if ended.adapter else [])],
+        [*drawn.embeddings, *ended.embeddings],
+        str(ended.model) if ended.model else drawn.base,
     )
 
 
 def _embeddings(path: Path) -> Iterable[Path]:
-    if (made := _made(path)) is None:
+    if (ended := _made(path)) is None:
         header_of(path)
         return [path]
-    if not made.embeddings:
+    if not ended.embeddings:
         raise DataError(f"--embedding {path}: this run made none", f"--adapter {path}")
-    return made.embeddings
+    return ended.embeddings
 
 
 def _made(path: Path, base: str | None = None) -> Outcome | None:
     """What a run ended with; of a saved step, what it is written as now."""
-    made = outcome.find(path)
-    if not isinstance(made, SavedStep):
-        return made
+    ended = outcome.find(path)
+    if not isinstance(ended, SavedStep):
+        return ended
     from finetune.training.rebuilt import write_step
 
-    written = Outcome.of(write_step(made.run, made.step, base))
+    written = Outcome.of(write_step(ended.run, ended.step, base))
     for path in written.paths:
-        print(f"wrote {path}: step {made.step} of {made.run} as a file of its own", file=sys.stderr)
+        print(f"wrote {path}: step {ended.step} of {ended.run} as a file of its own", file=sys.stderr)
     return written
 
 
 def _model(base: str) -> str:
-    if (made := _made(files.home(base))) is None:
+    if (ended := _made(files.home(base))) is None:
         return base
-    if not made.model:
+    if not ended.model:
         raise ConfigError(f"--base {base}: this run made no whole model", f"--adapter {base}")
-    return str(made.model)
+    return str(ended.model)
 
 
 def adapter(path: Path) -> Path:
@@ -113,10 +113,10 @@ def adapter(path: Path) -> Path:
     Raises:
         DataError: it is missing, or its header is no safetensors file's; or the run made a whole model.
     """
-    if made := _made(path):
-        if made.model:
-            raise DataError(f"{path}: this run made a whole model, and no adapter", f"ft generate --base {made.model} draws with it")
-        path = made.paths[0]
+    if ended := _made(path):
+        if ended.model:
+            raise DataError(f"{path}: this run made a whole model, and no adapter", f"ft generate --base {ended.model} draws with it")
+        path = ended.paths[0]
     if path.is_dir() and not tensors_file(path).exists():
         raise DataError(f"{path}: holds no adapter, and is no run's folder", "give a file, the folder of a run, or one that PEFT wrote")
     header_of(tensors_file(path))
@@ -129,7 +129,7 @@ def _number(text: str) -> bool:
     return False
 
 
-def place(folder: Path) -> None:
+def check_pictures_place(folder: Path) -> None:
     """Raises:
     DataError: no pictures can be there.
     """
@@ -138,7 +138,7 @@ def place(folder: Path) -> None:
     check_place(str(folder))
 
 
-def run(folder: Path) -> None:
+def check_run_folder(folder: Path) -> None:
     """Raises:
     DataError: it is no folder of a run.
     """

@@ -23,11 +23,11 @@ def ls(json_: Annotated[bool, typer.Option("--json", help="print JSON")] = False
     """The recipes that ship with the package."""
     from finetune import cli
 
-    found = {name: recipes.about(path) for name, path in recipes.shipped().items()}
+    summaries = {name: recipes.recipe_summary(path) for name, path in recipes.shipped_recipes().items()}
     if json_:
-        cli.emit({"recipes": found})
+        cli.emit({"recipes": summaries})
         return
-    for name, about in found.items():
+    for name, about in summaries.items():
         print(f"{name:<18} {about[about.find('(') + 1 : -1]}")
 
 
@@ -36,7 +36,7 @@ def show(recipe: Name) -> None:
     """Print a recipe."""
     from finetune.config import read_yaml
 
-    path = recipes.find(recipe)
+    path = recipes.recipe_path(recipe)
     read_yaml(path)  # refuses what is no recipe
     print(plain(files.read_text(path)), end="")
 
@@ -49,7 +49,7 @@ def cp(
     """Copy a recipe, to change it."""
     from finetune.config import read_yaml
 
-    source = recipes.find(recipe)
+    source = recipes.recipe_path(recipe)
     read_yaml(source)  # refuses what is no recipe
     target = to / source.name if to.is_dir() else to
     if target.exists():
@@ -69,13 +69,13 @@ def check(
     worst, answers = 0, dict[str, Any]()
     for one in recipe:
         try:
-            answers[str(one)] = {"ok": True, "about": _check(recipes.find(one))}
+            answers[str(one)] = {"ok": True, "about": _check(recipes.recipe_path(one))}
             if not json_:
                 print(f"{one}: ok: {answers[str(one)]['about']}")
         except FinetuneError as e:
             print(f"{one}:", file=sys.stderr)
             answers[str(one)] = {"ok": False, "error": cli.error_facts(e)}
-            worst = max(worst, cli.report(e))
+            worst = max(worst, cli.report_error(e))
     if json_:
         cli.emit({"recipes": answers})
     if worst:
@@ -89,9 +89,9 @@ def _check(path: Path) -> str:
         FinetuneError: a setting that does not exist, has a wrong value, or does not fit the base.
     """
     from finetune.config import read_yaml, resolve
-    from finetune.config.load import merge
+    from finetune.config.precedence import merge_settings
 
-    job = resolve(merge({"data": {"path": "imgs"}}, read_yaml(path)))
+    job = resolve(merge_settings({"data": {"path": "imgs"}}, read_yaml(path)))
     from finetune.training import plan
 
     side, trains = plan.fit(job)

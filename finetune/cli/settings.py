@@ -15,7 +15,7 @@ def command(
     """List every setting that a recipe or --set can reach, and what your own configuration says of them."""
     from finetune import cli
     from finetune.config.job import Job
-    from finetune.config.load import user_config
+    from finetune.config.precedence import user_config
 
     if schema:
         print(json.dumps(Job.model_json_schema(), sort_keys=True))
@@ -38,7 +38,7 @@ def _settings() -> dict[str, dict[str, Any]]:
         ConfigError: the user's configuration holds what is no setting, or a wrong value.
     """
     from finetune.config.job import Job
-    from finetune.config.load import own_settings, section_model
+    from finetune.config.precedence import own_settings, section_model
 
     mine, out = own_settings(), {}
     for section in Job.model_fields:

@@ -4,7 +4,7 @@ import io
 import os
 import select
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from finetune.errors import unbroken
 
@@ -30,7 +30,7 @@ def steady() -> None:
         setattr(sys, name, _steady(getattr(sys, name), number))
 
 
-def _steady(stream: Any, number: int) -> Any:
+def _steady(stream: io.TextIOWrapper | None, number: int) -> TextIO:
     if stream is None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         if nowhere != number:
@@ -40,33 +40,36 @@ def _steady(stream: Any, number: int) -> Any:
     raw = _raw(stream)
     if type(raw) is not io.FileIO:  # a console of Windows, or a test's
         return stream
-    made = Steady(raw.fileno(), "w", closefd=False)
+    steady = Steady(raw.fileno(), "w", closefd=False)
     return io.TextIOWrapper(
-        made if raw is stream.buffer else io.BufferedWriter(made),  # unbuffered, as Python makes it
-        stream.encoding, stream.errors, line_buffering=stream.line_buffering, write_through=stream.write_through,
-    )  # fmt: skip
+        steady if raw is stream.buffer else io.BufferedWriter(steady),  # unbuffered, as Python makes it
+        stream.encoding,
+        stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
-def _raw(stream: Any) -> Any:
+def _raw(stream: object) -> object:
     buffer = getattr(stream, "buffer", None)
     return getattr(buffer, "raw", buffer)
 
 
-def lost(stream: Any) -> OSError | None:
+def lost(stream: TextIO) -> OSError | None:
     """Why what was written to the stream is not all there, but for a reader who went away, as `head` does."""
     stream.flush()
     error: OSError | None = getattr(_raw(stream), "lost", None)
     return None if isinstance(error, BrokenPipeError) else error
 
 
-def coloured(stream: Any) -> bool:
+def coloured(stream: TextIO) -> bool:
     """Whether a stream is a terminal that shows colours, and nobody asked for none (https://no-color.org)."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty():
         return False
     return os.name != "nt" or bool({"WT_SESSION", "TERM", "ANSICON"} & os.environ.keys())  # an old console shows the codes
 
 
-def painted(text: str, code: str, stream: Any) -> str:
+def painted(text: str, code: str, stream: TextIO) -> str:
     """Text in a colour or weight of ANSI, such as 31 for red and 1 for bold, where the stream shows it."""
     return f"\033[{code}m{text}\033[0m" if coloured(stream) else text
 

@@ -10,9 +10,9 @@ import typer
 
 from finetune.cli import complete, flags, hardware, present
 from finetune.config import Job, read_yaml, recipes, resolve
-from finetune.config.load import Settings, merge, user_config
 from finetune.config.method import trained, usual_rate
 from finetune.config.optimizers import OPTIMIZERS
+from finetune.config.precedence import Settings, merge_settings, user_config
 from finetune.errors import ConfigError, plain, unbroken
 from finetune.preparation import automatic
 from finetune.text import AUTO
@@ -59,10 +59,10 @@ def _command(name: str, table: Mapping[str, str], text: str) -> Callable[..., No
         json_: Annotated[bool, typer.Option("--json", help="print one JSON object at the end")] = False,
         **given: Any,
     ) -> None:
-        settings = flags.settings(table, given)
+        settings = flags.nested_settings(table, given)
         settings = _without(settings, "--no-holdout", "data.holdout", None) if no_holdout else settings
         settings = _without(settings, "--no-samples", "run.sample_prompt", []) if no_samples else settings
-        job = make_job(name, settings, recipes.find(recipe) if recipe else None, set_ or [], flags.names(table))
+        job = make_job(name, settings, recipes.recipe_path(recipe) if recipe else None, set_ or [], flags.names(table))
         if not fresh:
             job = automatic.as_before(job, settings)
         hardware.say_idle_card()
@@ -83,10 +83,10 @@ def _command(name: str, table: Mapping[str, str], text: str) -> Callable[..., No
             cli.emit(answer)
 
     command.__doc__ = text
-    return flags.with_flags(table, merge(DEFAULTS[name], AUTOMATIC[name]))(command)
+    return flags.with_flags(table, merge_settings(DEFAULTS[name], AUTOMATIC[name]))(command)
 
 
-def _without(given: Settings, flag: str, setting: str, nothing: Any) -> Settings:
+def _without(given: Settings, flag: str, setting: str, nothing: object) -> Settings:
     """The flags, with a setting turned off.
 
     Raises:
@@ -95,15 +95,15 @@ def _without(given: Settings, flag: str, setting: str, nothing: Any) -> Settings
     section, key = setting.split(".")
     if key in given.get(section, {}):
         raise ConfigError(f"--{key.replace('_', '-')} and {flag}: give one of them")
-    return merge(given, {section: {key: nothing}})
+    return merge_settings(given, {section: {key: nothing}})
 
 
 def _plan(job: Job, json_: bool) -> None:
     from finetune import cli
     from finetune.training import plan
 
-    made = plan.plan(job)
-    cli.emit(made.facts) if json_ else print(plain(made.text))
+    run_plan = plan.plan(job)
+    cli.emit(run_plan.facts) if json_ else print(plain(run_plan.text))
 
 
 lora = _command("lora", flags.LORA, "Train a LoRA on a folder of pictures. The same command again resumes.")
@@ -123,18 +123,18 @@ def make_job(name: str, given: Settings, recipe: Path | None, sets: list[str], n
     Raises:
         ConfigError: every mistake there is, or settings that belong to another command.
     """
-    own = read_yaml(recipe) if recipe else {}
-    given = merge(given, _own_rate(given, own))
+    settings = read_yaml(recipe) if recipe else {}
+    given = merge_settings(given, _own_rate(given, settings))
 
     def resolved(flags: Settings) -> Job:
-        job = resolve(flags, recipe, sets, names, DEFAULTS[name] if recipe else merge(DEFAULTS[name], AUTOMATIC[name]))
+        job = resolve(flags, recipe, sets, names, DEFAULTS[name] if recipe else merge_settings(DEFAULTS[name], AUTOMATIC[name]))
         if job.command == name:
             return job
         if needed := NEEDED.get(name) if job.command == "lora" else None:
             raise ConfigError(needed)
         raise ConfigError(f"these settings are those of `ft {job.command}`, not of `ft {name}`", f"ft {job.command} --help")
 
-    return _with_base(resolved, given, own, sets)
+    return _with_base(resolved, given, settings, sets)
 
 
 def any_job(given: Settings, recipe: Path | None, sets: list[str], names: Mapping[str, str]) -> Job:
@@ -143,14 +143,14 @@ def any_job(given: Settings, recipe: Path | None, sets: list[str], names: Mappin
     Raises:
         ConfigError: every mistake there is.
     """
-    found = recipes.find(recipe) if recipe else None
-    return _with_base(lambda flags: resolve(flags, found, sets, names, {}), given, read_yaml(found) if found else {}, sets)
+    path = recipes.recipe_path(recipe) if recipe else None
+    return _with_base(lambda flags: resolve(flags, path, sets, names, {}), given, read_yaml(path) if path else {}, sets)
 
 
-def _with_base(resolved: Callable[[Settings], Job], given: Settings, own: Settings, sets: list[str]) -> Job:
+def _with_base(resolved: Callable[[Settings], Job], given: Settings, settings: Settings, sets: list[str]) -> Job:
     """The job; where nothing names a base, says in one line which is used and why."""
     job = resolved(given)
-    named = any("base" in layer.get("model", {}) for layer in (given, own)) or any(s.startswith("model.base=") for s in sets)
+    named = any("base" in layer.get("model", {}) for layer in (given, settings)) or any(s.startswith("model.base=") for s in sets)
     present.of_job(job, named)
     if named:
         return job
@@ -159,7 +159,7 @@ def _with_base(resolved: Callable[[Settings], Job], given: Settings, own: Settin
     mine = read_yaml(user_config()).get("model", {}).get("base") if user_config().exists() else None
     base, line = default_base(mine, accelerator=hardware.accelerator())
     print(line, file=sys.stderr)
-    return resolved(merge(given, {"model": {"base": base}}))
+    return resolved(merge_settings(given, {"model": {"base": base}}))
 
 
 def _own_rate(given: Settings, recipe: Settings) -> Settings:
@@ -171,10 +171,11 @@ def _own_rate(given: Settings, recipe: Settings) -> Settings:
         return {}
     if given.get("optim", {}).get("lr"):
         return {}
-    old, new = trained(recipe), trained(merge(recipe, given))
+    old, new = trained(recipe), trained(merge_settings(recipe, given))
     if usual_rate(*old) == usual_rate(*new):
         return {}
     alone = any(name in OPTIMIZERS and OPTIMIZERS[name].one_rate for name in (old[1], new[1]))
-    made = usual_rate(*new) if alone else float(f"{rate * usual_rate(*new) / usual_rate(*old):.3g}")
-    print(f"the recipe's rate {rate:g} becomes {made:g} for {' with '.join(new[:2])} on {new[2]}; --lr chooses another", file=sys.stderr)
-    return {"optim": {"lr": made}}
+    new_rate = usual_rate(*new) if alone else float(f"{rate * usual_rate(*new) / usual_rate(*old):.3g}")
+    what = f"{' with '.join(new[:2])} on {new[2]}"
+    print(f"the recipe's rate {rate:g} becomes {new_rate:g} for {what}; --lr chooses another", file=sys.stderr)
+    return {"optim": {"lr": new_rate}}

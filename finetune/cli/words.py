@@ -7,7 +7,7 @@ with hyphens here and may be typed with underscores.
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from finetune.config.load import section_model
+from finetune.config.precedence import section_model
 
 # Setting -> words that mean exactly it: of commands whose flags are settings.
 SETTINGS = {
@@ -150,33 +150,36 @@ NEEDLESS = {
 }
 
 
-def normal(name: str) -> str:
+def bare_flag(name: str) -> str:
     """A flag without its hyphens in front, in the one way that the tables write it."""
     return name.lstrip("-").replace("_", "-")
 
 
 def _each(table: Mapping[str, str]) -> dict[str, str]:
     """word -> what it means."""
-    return {word: ours for ours, words in table.items() for word in words.split()}
+    out: dict[str, str] = {}
+    for ours, words in table.items():
+        out |= dict.fromkeys(words.split(), ours)
+    return out
 
 
-def of_settings(flags: Mapping[str, str]) -> dict[str, str]:
+def words_of_settings(flags: Mapping[str, str]) -> dict[str, str]:
     """Word -> the flag of a command that means it, or where it has none the setting; `flags` is the command's table."""
     names = {setting: flag for flag, setting in flags.items()}
     return {word: names.get(setting, setting) for word, setting in _each(SETTINGS).items()}
 
 
-def of_drawing() -> dict[str, str]:
+def words_of_drawing() -> dict[str, str]:
     return _each(DRAWING)
 
 
 def translated(arguments: Sequence[str], known: Iterable[str], words: Mapping[str, str]) -> list[str]:
     """A command's arguments in its own words; `known` are its own flags, which mean what they say."""
-    own, out = {normal(flag) for flag in known}, list[str]()
+    own_flags, out = {bare_flag(flag) for flag in known}, list[str]()
     rest = iter(arguments)
     for argument in rest:
         name, equals, value = argument.partition("=")
-        ours = words.get(normal(name)) if argument.startswith("--") and normal(name) not in own else None
+        ours = words.get(bare_flag(name)) if argument.startswith("--") and bare_flag(name) not in own_flags else None
         if argument == "--":
             return [*out, argument, *rest]
         if ours is None:
@@ -201,9 +204,9 @@ def _value(setting: str, value: str | None, rest: Iterator[str]) -> str:
 def answer(word: str) -> str | None:
     """What to type instead of a word that is none of ours, and why."""
     for words, (ours, why) in ANSWERS.items():
-        if normal(word) in words.split():
+        if bare_flag(word) in words.split():
             return f"here it is {ours}" + (f" ({why})" if why else "")
     for words, why in NEEDLESS.items():
-        if normal(word) in words.split():
+        if bare_flag(word) in words.split():
             return f"leave it out: {why}"
     return None

@@ -2,6 +2,6 @@
 
 from finetune.config.adapter_types import ROWS as ADAPTERS
 from finetune.config.job import Job
-from finetune.config.load import dump, parse, read_yaml, resolve
+from finetune.config.precedence import dump, parse, read_yaml, resolve
 
 __all__ = ["ADAPTERS", "Job", "dump", "parse", "read_yaml", "resolve"]

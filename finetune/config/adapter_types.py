@@ -37,7 +37,7 @@ def addition(weight: "Tensor", delta: "Tensor") -> "Tensor":
 
 
 @dataclass(frozen=True)
-class Row:
+class AdapterType:
     """An adapter type: PEFT's config for it, and what its layers call the tensors that a file holds.
 
     `tensors` maps the names in `adapters/weights.py` to PEFT's attributes; without any, the change of the weight itself is written, which
@@ -48,7 +48,6 @@ class Row:
     """
 
     about: str
-    paper: str
     config: str  # class in peft
     settings: Callable[[Chosen], Settings]  # its arguments, beside the layers and their ranks
     file: str = ""  # kind of the written weights
@@ -102,37 +101,76 @@ def _turned(weight: "Tensor", turn: "Tensor") -> "Tensor":
 
 
 ROWS = {
-    "lora": Row(
-        "low-rank update, strength alpha / rank", "Hu et al. 2021, arXiv:2106.09685", "LoraConfig", _lora, "lora", PAIR, ("up",),
-        RANKED | {"init", "max_norm", "lora_plus"}, begin="low_rank", after=frozenset({"full"}),
+    "lora": AdapterType(  # Hu et al. 2021, arXiv:2106.09685
+        "low-rank update, strength alpha / rank",
+        "LoraConfig",
+        _lora,
+        file="lora",
+        tensors=PAIR,
+        folded=("up",),
+        takes=RANKED | {"init", "max_norm", "lora_plus"},
+        begin="low_rank",
+        after=frozenset({"full"}),
     ),
-    "rslora": Row(
-        "LoRA with the strength alpha / sqrt(rank)", "Kalajdzievski 2023, arXiv:2312.03732", "LoraConfig",
-        lambda m: {**_lora(m), "use_rslora": True}, "lora", PAIR, ("up",), RANKED | {"init", "max_norm", "lora_plus"},
-        begin="low_rank", after=frozenset({"full"}),
+    "rslora": AdapterType(  # Kalajdzievski 2023, arXiv:2312.03732
+        "LoRA with the strength alpha / sqrt(rank)",
+        "LoraConfig",
+        lambda m: {**_lora(m), "use_rslora": True},
+        file="lora",
+        tensors=PAIR,
+        folded=("up",),
+        takes=RANKED | {"init", "max_norm", "lora_plus"},
+        begin="low_rank",
+        after=frozenset({"full"}),
     ),
-    "dora": Row(
-        "LoRA of the direction, and a norm for each row", "Liu et al. 2024, arXiv:2402.09353", "LoraConfig",
-        lambda m: {**_lora(m), "use_dora": True}, "dora", {**PAIR, "rows": "lora_magnitude_vector"}, ("up",), RANKED | {"lora_plus"},
-        {"algo": "lora", "dora_wd": "True"}, begin="decomposed", after=frozenset({"lora", "full"}),
+    "dora": AdapterType(  # Liu et al. 2024, arXiv:2402.09353
+        "LoRA of the direction, and a norm for each row",
+        "LoraConfig",
+        lambda m: {**_lora(m), "use_dora": True},
+        file="dora",
+        tensors={**PAIR, "rows": "lora_magnitude_vector"},
+        folded=("up",),
+        takes=RANKED | {"lora_plus"},
+        lycoris={"algo": "lora", "dora_wd": "True"},
+        begin="decomposed",
+        after=frozenset({"lora", "full"}),
     ),
-    "loha": Row(
-        "elementwise product of two low-rank matrices", "Hyeon-Woo et al. 2021, arXiv:2108.06098", "LoHaConfig",
-        lambda m: {"rank_dropout": m.dropout}, "loha", LOHA, ("w1_a",), RANKED | {"max_norm"}, {"algo": "loha"},
+    "loha": AdapterType(  # Hyeon-Woo et al. 2021, arXiv:2108.06098
+        "elementwise product of two low-rank matrices",
+        "LoHaConfig",
+        lambda m: {"rank_dropout": m.dropout},
+        file="loha",
+        tensors=LOHA,
+        folded=("w1_a",),
+        takes=RANKED | {"max_norm"},
+        lycoris={"algo": "loha"},
         rate=3.0,
     ),
-    "lokr": Row(
-        "Kronecker product of a small and a low-rank matrix", "Yeh et al. 2023, arXiv:2309.14859", "LoKrConfig",
-        lambda m: {"rank_dropout": m.dropout, "rank_dropout_scale": True, "decompose_factor": m.factor}, "lokr", LOKR, ("k1", "k1_a"),
-        RANKED | {"max_norm", "factor"}, {"algo": "lokr"}, rate=3.0,
+    "lokr": AdapterType(  # Yeh et al. 2023, arXiv:2309.14859
+        "Kronecker product of a small and a low-rank matrix",
+        "LoKrConfig",
+        lambda m: {"rank_dropout": m.dropout, "rank_dropout_scale": True, "decompose_factor": m.factor},
+        file="lokr",
+        tensors=LOKR,
+        folded=("k1", "k1_a"),
+        takes=RANKED | {"max_norm", "factor"},
+        lycoris={"algo": "lokr"},
+        rate=3.0,
     ),
-    "oft": Row(
-        "rotation of the inputs in blocks of `rank`; the file holds whole differences", "Qiu et al. 2023, arXiv:2306.07280", "OFTConfig",
+    "oft": AdapterType(  # Qiu et al. 2023, arXiv:2306.07280
+        "rotation of the inputs in blocks of `rank`; the file holds whole differences",
+        "OFTConfig",
         # PEFT's usual series of five terms is no rotation any more where it turns far.
-        lambda m: {"oft_block_size": m.rank, "module_dropout": m.dropout, "use_cayley_neumann": False}, "full",
-        takes=frozenset({"dropout", "start"}), lycoris={"algo": "full"},
+        lambda m: {"oft_block_size": m.rank, "module_dropout": m.dropout, "use_cayley_neumann": False},
+        file="full",
+        takes=frozenset({"dropout", "start"}),
+        lycoris={"algo": "full"},
         note="no common layout holds the rotations of oft; the file will hold whole differences, as large as the adapted weights",
-        check=_blocks, change=_turned, begin="rotation", after=frozenset({"full"}), made={"turn": "oft_R"},
+        check=_blocks,
+        change=_turned,
+        begin="rotation",
+        after=frozenset({"full"}),
+        made={"turn": "oft_R"},
     ),
-}  # fmt: skip
+}
 OPTIONS = frozenset().union(*(row.takes for row in ROWS.values()))

@@ -88,10 +88,10 @@ class Data(Section):
     @property
     def places(self) -> tuple[Source, ...]:
         """Every source with all that holds for it; `path` alone is one."""
-        own = {"prefix": self.prefix, "suffix": self.suffix, "mask": self.mask, "caption": self.caption}
-        own |= {name: getattr(self, name) for name in ("image_column", "caption_column", "split")}
+        settings = {"prefix": self.prefix, "suffix": self.suffix, "mask": self.mask, "caption": self.caption}
+        settings |= {name: getattr(self, name) for name in ("image_column", "caption_column", "split")}
         sources = self.sources or ((Source(path=self.path),) if self.path else ())
-        return tuple(s.model_copy(update={k: v for k, v in own.items() if getattr(s, k) is None}) for s in sources)
+        return tuple(s.model_copy(update={k: v for k, v in settings.items() if getattr(s, k) is None}) for s in sources)
 
     @field_validator("holdout")
     @classmethod

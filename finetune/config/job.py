@@ -121,10 +121,10 @@ class Job(Section):
         if not isinstance(optim, dict):
             return value
         kind, name, base = trained(sections)
-        own: dict[str, Any] = {"lr": usual_rate(kind, name, base)}
-        own |= {"betas": (0.9, 0.99)} if name == "lion" else {}
-        given = {k: v for k, v in optim.items() if v is not None or k not in own}
-        return {**sections, "optim": {**own, **given}}
+        settings: dict[str, Any] = {"lr": usual_rate(kind, name, base)}
+        settings |= {"betas": (0.9, 0.99)} if name == "lion" else {}
+        given = {k: v for k, v in optim.items() if v is not None or k not in settings}
+        return {**sections, "optim": {**settings, **given}}
 
     @model_validator(mode="after")
     def _together(self) -> "Job":
@@ -228,7 +228,9 @@ class Job(Section):
     @property
     def command(self) -> str:
         """The command that such a run is made with."""
-        return "textual-inversion" if self.method.kind == "none" else "dreambooth" if self.subject.token else "lora"
+        if self.method.kind == "none":
+            return "textual-inversion"
+        return "dreambooth" if self.subject.token else "lora"
 
     @property
     def trigger(self) -> str | None:

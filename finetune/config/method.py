@@ -65,8 +65,8 @@ def trained(settings: Mapping[str, Any]) -> tuple[str, str, str]:
     """What trains, by which optimizer, on which base, in settings that are not checked yet: what is wrong with them is said later."""
 
     def said(section: str, key: str, usual: str) -> str:
-        found = settings.get(section)
-        return str(found.get(key, usual)) if isinstance(found, Mapping) else usual
+        value = settings.get(section)
+        return str(value.get(key, usual)) if isinstance(value, Mapping) else usual
 
     return said("method", "kind", "lora"), said("optim", "optimizer", "adamw"), said("model", "base", EMBEDDED)
 
@@ -77,5 +77,5 @@ def usual_rate(kind: str, optimizer: str, base: str) -> float:
     if row.one_rate:
         return 1.0
     rates = EMBEDDED_RATES if embedded(base) else RATES
-    own = ROWS[kind].rate if kind in ROWS else 1.0
-    return float(f"{rates.get(kind, rates['lora']) * own * row.rate:.3g}")
+    factor = ROWS[kind].rate if kind in ROWS else 1.0
+    return float(f"{rates.get(kind, rates['lora']) * factor * row.rate:.3g}")

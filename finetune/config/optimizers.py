@@ -32,7 +32,7 @@ OPTIMIZERS = {
 }
 
 
-def check(name: str, device: str) -> None:
+def check_device_runs(name: str, device: str) -> None:
     """Raises:
     ConfigError: the optimizer's package is not installed, or it does not run on a device of this type.
     """

@@ -9,11 +9,11 @@ _PACKAGE = Path(__file__).parents[1]
 FOLDER = next((p for p in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if p.is_dir()), _PACKAGE / "recipes")
 
 
-def shipped() -> dict[str, Path]:
+def shipped_recipes() -> dict[str, Path]:
     return {p.stem: p for p in sorted(FOLDER.glob("*.yaml"))}
 
 
-def find(recipe: Path) -> Path:
+def recipe_path(recipe: Path) -> Path:
     """A file, or a shipped recipe by its name.
 
     Raises:
@@ -21,7 +21,7 @@ def find(recipe: Path) -> Path:
     """
     if recipe.exists():
         return recipe
-    known = shipped()
+    known = shipped_recipes()
     if recipe.name == str(recipe) and recipe.stem in known:
         return known[recipe.stem]
     close = difflib.get_close_matches(recipe.stem, known, n=1, cutoff=0.4)
@@ -29,6 +29,6 @@ def find(recipe: Path) -> Path:
     raise ConfigError(f"--recipe {recipe}: no such file, and no recipe of this name", f"{hint}`ft recipe ls` lists them")
 
 
-def about(path: Path) -> str:
+def recipe_summary(path: Path) -> str:
     """The first comment: the command, its memory and its time."""
     return path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()

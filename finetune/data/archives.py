@@ -10,9 +10,9 @@ from finetune import files
 from finetune.data.captions import in_words
 from finetune.data.decode import EXTENSIONS
 from finetune.data.file import reading
-from finetune.data.folder import lines
-from finetune.data.sample import Found, Item, Problem
-from finetune.data.tables import Columns, said
+from finetune.data.folder import caption_lines
+from finetune.data.sample import Item, Listing, Problem
+from finetune.data.tables import Columns, cell_captions
 from finetune.errors import DataError, line
 from finetune.text import decoded, from_json
 
@@ -33,7 +33,7 @@ def _part(path: str, offset: int, size: int, name: str) -> bytes:
         raise DataError(f"{name}: cannot be read ({e.strerror})") from e
 
 
-def tar_items(path: Path, label: str, found: Found, columns: Columns, each_line: bool) -> Iterator[Item]:
+def tar_items(path: Path, label: str, listing: Listing, columns: Columns, each_line: bool) -> Iterator[Item]:
     """A webdataset shard: members whose names are the same up to the file name's first dot are one sample: `0001.jpg`, `0001.txt`.
 
     Nothing is unpacked: members are read where they lie, so that no name can lead anywhere. `label` is the shard's name in its source.
@@ -52,26 +52,26 @@ def tar_items(path: Path, label: str, found: Found, columns: Columns, each_line:
                 folder, _, file = m.name.rpartition("/")
                 stem, _, end = file.partition(".")
                 if m.issparse():  # what is read in place would be something else
-                    found.dropped[f"{label}/{m.name}"] = "a file with holes inside an archive"
+                    listing.dropped[f"{label}/{m.name}"] = "a file with holes inside an archive"
                 elif m.isfile() and not file.startswith("."):
                     groups.setdefault(f"{folder}/{stem}".lstrip("/"), {})[f".{end.lower()}"] = (m.offset_data, m.size)
                 elif not m.isdir() and not m.isfile():
-                    found.dropped[f"{label}/{m.name}"] = "a link inside an archive"
+                    listing.dropped[f"{label}/{m.name}"] = "a link inside an archive"
             behind = tar.offset
         if _holds(path, behind):
-            found.problems.append(Problem(label, f"damaged or joined: {whole - behind} bytes behind its end are not read"))
+            listing.problems.append(Problem(label, f"damaged or joined: {whole - behind} bytes behind its end are not read"))
     place = str(path)
     for stem, members in groups.items():
         pictures = [end for end in members if end in EXTENSIONS]
         name = f"{label}/{stem}{pictures[0] if pictures else ''}"
         if not pictures:
-            found.dropped[name] = f"no picture among {', '.join(members)}"
+            listing.dropped[name] = f"no picture among {', '.join(members)}"
             continue
         for other in pictures[1:]:
-            found.dropped[f"{label}/{stem}{other}"] = f"a second picture of one sample, beside {pictures[0]}"
+            listing.dropped[f"{label}/{stem}{other}"] = f"a second picture of one sample, beside {pictures[0]}"
         offset, size = members[pictures[0]]
-        own = _own(name, {end: partial(_part, place, *members[end], name) for end in members}, found, columns, each_line)
-        yield Item(name, partial(_part, place, offset, size, name), stamp(path, offset), own, in_words(stem.rpartition("/")[2]))
+        captions = _sample_captions(name, {end: partial(_part, place, *members[end], name) for end in members}, listing, columns, each_line)
+        yield Item(name, partial(_part, place, offset, size, name), stamp(path, offset), captions, in_words(stem.rpartition("/")[2]))
 
 
 def _packed(path: Path) -> bool:
@@ -85,23 +85,23 @@ def _holds(path: Path, behind: int) -> bool:
         return any(part.strip(b"\0") for part in iter(partial(f.read, 2**20), b""))
 
 
-def _own(name: str, members: Mapping[str, Any], found: Found, columns: Columns, each_line: bool) -> tuple[str, ...]:
+def _sample_captions(name: str, members: Mapping[str, Any], listing: Listing, columns: Columns, each_line: bool) -> tuple[str, ...]:
     """The caption of a sample: its text file, or the caption of its JSON file."""
     try:
         for end in TEXTS:
             if end in members:
-                return lines(decoded(members[end]()), each_line)
+                return caption_lines(decoded(members[end]()), each_line)
         if ".json" in members:
             row = from_json(members[".json"]())
             column = columns.caption_of(list(row)) if isinstance(row, dict) else None
-            return said(row[column] if column else None, name, found)
+            return cell_captions(row[column] if column else None, name, listing)
     except ValueError as e:
-        found.problems.append(Problem(name, f"its caption cannot be read ({e})", "save it as UTF-8"))
+        listing.problems.append(Problem(name, f"its caption cannot be read ({e})", "save it as UTF-8"))
         return ("?",)
     return ()
 
 
-def parquet_items(path: Path, label: str, found: Found, columns: Columns) -> Iterator[Item]:
+def parquet_items(path: Path, label: str, listing: Listing, columns: Columns) -> Iterator[Item]:
     """A table whose picture column holds bytes, or a record of `bytes` and `path`, as `datasets` writes them.
 
     Raises:
@@ -117,7 +117,7 @@ def parquet_items(path: Path, label: str, found: Found, columns: Columns) -> Ite
     if picture is None:
         raise DataError(f"{path}: no column of pictures; there are {', '.join(there)}", "--set data.image_column=NAME says which")
     if caption is None:
-        found.note(f"no caption column is known among {', '.join(there)}; data.caption_column names one", label)
+        listing.note(f"no caption column is known among {', '.join(there)}; data.caption_column names one", label)
     for group in range(table.num_row_groups):
         with reading(f"{path}, group {group}", "cannot be read"):
             count = table.metadata.row_group(group).num_rows
@@ -125,7 +125,7 @@ def parquet_items(path: Path, label: str, found: Found, columns: Columns) -> Ite
         for row, text in enumerate(texts):
             name = f"{label}/{group}.{row}"
             read = partial(_cell, str(path), group, picture, row, name)
-            yield Item(name, read, stamp(path, group, row), said(text, name, found))
+            yield Item(name, read, stamp(path, group, row), cell_captions(text, name, listing))
 
 
 def _cell(path: str, group: int, column: str, row: int, name: str) -> bytes:

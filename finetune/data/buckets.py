@@ -17,16 +17,18 @@ def largest_step(resolution: int, multiple: int) -> int:
 
 
 @cache
-def sizes(resolution: int, step: int, low: int, high: int) -> tuple[Size, ...]:
+def bucket_sizes(resolution: int, step: int, low: int, high: int) -> tuple[Size, ...]:
     """The square, and for every width from `low` to `high` by `step` the largest height that keeps within resolution² pixels.
 
     The same list as kohya's for the same numbers.
     """
     area = resolution**2
-    widths = range(math.ceil(low / step) * step, high // step * step + 1, step)
-    pairs = ((w, min(high, area // w) // step * step) for w in widths)
-    made = {(resolution, resolution)} | {p for w, h in pairs if h >= low for p in ((w, h), (h, w))}
-    return tuple(sorted(Size(h, w) for w, h in made))
+    out = {Size(resolution, resolution)}
+    for width in range(math.ceil(low / step) * step, high // step * step + 1, step):
+        height = min(high, area // width) // step * step
+        if height >= low:
+            out |= {Size(height, width), Size(width, height)}
+    return tuple(sorted(out))
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Buckets:
     enlarge: bool = True  # pictures smaller than their bucket; else they get a bucket of fewer pixels
 
     def options(self, side: int) -> tuple[Size, ...]:
-        return (Size(side, side),) if self.square else sizes(side, self.step, min(self.low, side), max(self.high, side))
+        return (Size(side, side),) if self.square else bucket_sizes(side, self.step, min(self.low, side), max(self.high, side))
 
     def choose(self, original: Size, side: int) -> Size:
         """The bucket whose proportions are nearest, as a ratio: a portrait and its landscape get mirror images."""
@@ -50,14 +52,20 @@ class Buckets:
         if self.enlarge or _scale(original, fits) <= 1:
             return fits
         smaller = range(side - self.step, min(self.low, side) - 1, -self.step)
-        options = [Size(s, s) if self.square else _nearest(original, self.options(s)) for s in smaller]
-        return next((o for o in options if _scale(original, o) <= 1), options[-1] if options else fits)
+        for s in smaller:
+            fits = _nearest(original, self.options(s))
+            if _scale(original, fits) <= 1:
+                return fits
+        return fits  # the smallest
 
     def assign(self, samples: Sequence[Sample], sides: Sequence[int] | None = None, batch: int = 1) -> list[Sample]:
         """Each sample once for each resolution, with its bucket's size; those of fewer draws than a batch are joined."""
         used = tuple(dict.fromkeys(sides or self.sides))  # a small picture may have one size at several resolutions
         chosen = [self._joined(samples, [self.choose(s.original, side) for s in samples], batch) for side in used]
-        return [replace(s, size=size) for s, *own in zip(samples, *chosen, strict=True) for size in dict.fromkeys(own)]
+        out = []
+        for s, *sizes in zip(samples, *chosen, strict=True):
+            out += [replace(s, size=size) for size in dict.fromkeys(sizes)]
+        return out
 
     def _joined(self, samples: Sequence[Sample], sizes: Sequence[Size], batch: int) -> Sequence[Size]:
         """Sizes so that as few as can be have fewer draws in an epoch than a batch; the sparsest first takes the one that keeps most."""
@@ -75,8 +83,9 @@ class Buckets:
 
     def _move(self, members: Mapping[Size, Sequence[Sample]], batch: int) -> tuple[Size, Size] | None:
         """The sparsest size that can be another, and that other."""
-        draws = {size: sum(s.times for s in own) for size, own in members.items()}
-        for size in sorted((size for size in members if draws[size] < batch), key=lambda size: (draws[size], size)):
+        draws = {size: sum(s.times for s in sparse) for size, sparse in members.items()}
+        few = [size for size in members if draws[size] < batch]
+        for size in sorted(few, key=lambda size: (draws[size], size)):
             kept = {other: self._share(members[size], other) for other in members if other != size}
             best = max(kept, key=lambda other: (kept[other], other), default=size)
             if best != size and kept[best] >= KEEP:
@@ -85,7 +94,9 @@ class Buckets:
 
     def _share(self, samples: Sequence[Sample], size: Size) -> float:
         """The share that a size keeps of the picture which it suits least; 0 where it would enlarge what must not be."""
-        return min(share(s.original, size) if self.enlarge or _scale(s.original, size) <= 1 else 0 for s in samples)
+        if not self.enlarge and any(_scale(s.original, size) > 1 for s in samples):
+            return 0.0
+        return min(kept_share(s.original, size) for s in samples)
 
     def moved(self, samples: Iterable[Sample]) -> list[Sample]:
         """Those with another size than their own proportions choose."""
@@ -103,9 +114,9 @@ def _scale(original: Size, size: Size) -> float:
 
 def kept(sample: Sample) -> float:
     """The share of a picture's area that its crop keeps."""
-    return share(sample.original, sample.size)
+    return kept_share(sample.original, sample.size)
 
 
-def share(original: Size, size: Size) -> float:
+def kept_share(original: Size, size: Size) -> float:
     """The share of a picture's area that is kept when it is cut to a size."""
     return min(1.0, size.height * size.width / (original.height * original.width * _scale(original, size) ** 2))

@@ -10,8 +10,8 @@ from PIL import Image
 
 from finetune import files
 from finetune.data import decode
-from finetune.data.folder import CAPTIONS, items
-from finetune.data.sample import Found, Item
+from finetune.data.folder import CAPTIONS, folder_items
+from finetune.data.sample import Item, Listing
 from finetune.data.tables import METADATA, USUAL
 from finetune.errors import AccessError, DataError, plain
 
@@ -46,7 +46,7 @@ class Captioner:
         )
 
 
-def load(name: str, prompt: str | None, tokens: int) -> Captioner:
+def load_captioner(name: str, prompt: str | None, tokens: int) -> Captioner:
     """A Hub id or a folder. Weights are safetensors alone, and no code of the model's is run.
 
     Raises:
@@ -68,7 +68,7 @@ def load(name: str, prompt: str | None, tokens: int) -> Captioner:
     return Captioner(processor, model.to(device).eval(), prompt, tokens)
 
 
-def pictures(folder: Path, overwrite: bool) -> tuple[list[Item], int]:
+def uncaptioned(folder: Path, overwrite: bool) -> tuple[list[Item], int]:
     """The pictures of a folder that have no caption yet (all, with `overwrite`), and how many have one.
 
     Raises:
@@ -78,9 +78,9 @@ def pictures(folder: Path, overwrite: bool) -> tuple[list[Item], int]:
         raise DataError(f"{folder}: no such folder", "captions are written beside the pictures of a folder")
     if listed := [name for name in METADATA if (folder / name).exists()]:
         raise DataError(f"{folder}: its captions stand in {listed[0]}", "captions are written into files beside pictures; remove it first")
-    every = list(items(folder, found := Found(), False, USUAL))
+    every = list(folder_items(folder, listing := Listing(), False, USUAL))
     if not every:
-        raise DataError(f"{folder}: no pictures{''.join(f'; {n}: {w}' for n, w in list(found.dropped.items())[:5])}")
+        raise DataError(f"{folder}: no pictures{''.join(f'; {n}: {w}' for n, w in list(listing.dropped.items())[:5])}")
     stems: dict[Path, str] = {}
     for item in every:
         other = stems.setdefault((folder / item.name).with_suffix(""), item.name)
@@ -92,12 +92,14 @@ def pictures(folder: Path, overwrite: bool) -> tuple[list[Item], int]:
 
 def _existing(folder: Path, item: Item) -> Path | None:
     """The caption file of a picture, even an empty one: someone may mean it."""
-    ends = [e for end in CAPTIONS for e in (end, end.upper())]
+    ends: list[str] = []
+    for end in CAPTIONS:
+        ends += [end, end.upper()]
     there = [path for end in ends if (path := (folder / item.name).with_suffix(end)).exists()]
     return there[0] if there else None
 
 
-def write(
+def caption_folder(
     folder: Path, todo: Sequence[Item], captioner: Captioner, batch: int, prefix: str, overwrite: bool, tick: Callable[[], None]
 ) -> int:
     """Captions pictures and writes each file at once, so that a run that is broken off goes on where it stopped; returns how many.
@@ -107,7 +109,7 @@ def write(
     count = 0
     for start in range(0, len(todo), batch):
         part = todo[start : start + batch]
-        images = [decode.decode(item.read(), item.name).image for item in part]
+        images = [decode.decode_picture(item.read(), item.name).image for item in part]
         for item, text in zip(part, captioner(images), strict=True):
             there = _existing(folder, item)
             if there is None or overwrite:

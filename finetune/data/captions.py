@@ -36,18 +36,20 @@ class Wording:
     variants: int = 1
     seed: int = 0
 
-    def captions(self, own: Sequence[str]) -> tuple[str, ...]:
-        """Of a picture whose own captions are `own`, without variants; none where there is nothing to say."""
-        if own := [c for c in own if not blank(c)]:
-            return tuple(self._summon(self._join(self.prefix, c, self.suffix)) for c in own)
+    def captions(self, captions: Sequence[str]) -> tuple[str, ...]:
+        """Of a picture whose own captions are `captions`, without variants; none where there is nothing to say."""
+        if captions := [c for c in captions if not blank(c)]:
+            return tuple(self._summon(self._join(self.prefix, c, self.suffix)) for c in captions)
         if self.trigger:
             return tuple(self._join(self.prefix, t.replace("{}", self.trigger), self.suffix) for t in self.templates)
         return ()
 
-    def every(self, item: Item, own: Sequence[str], content: str) -> tuple[str, ...]:
+    def every(self, item: Item, captions: Sequence[str], content: str) -> tuple[str, ...]:
         """All that may be said of a picture, its variants included."""
-        own = [spoken(self.caption, item)] if self.caption is not None else list(own)
-        varied = [self._variant(c, content, i, v) for v in range(self._count) for i, c in enumerate(own)]
+        captions = [fill_template(self.caption, item)] if self.caption is not None else list(captions)
+        varied: list[str] = []
+        for variant in range(self._count):
+            varied += [self._variant(c, content, i, variant) for i, c in enumerate(captions)]
         return self.captions(varied)
 
     @property
@@ -61,17 +63,17 @@ class Wording:
         if variant == 0 or not (self.shuffle or self.drop):
             return caption
         parts = tags(caption)
-        kept, rest = parts[: self.keep], list(enumerate(parts[self.keep :]))
-        rest = [(i, t) for i, t in rest if randomness.uniform(*key, "drop", i) >= self.drop]
+        kept, rest = parts[: self.keep], parts[self.keep :]
+        numbered = [(i, tag) for i, tag in enumerate(rest) if randomness.uniform(*key, "drop", i) >= self.drop]
         if self.shuffle:
-            rest.sort(key=lambda it: randomness.number(*key, "shuffle", it[0]))
-        return ", ".join([*kept, *(t for _, t in rest)] or parts[:1])
+            numbered.sort(key=lambda pair: randomness.number(*key, "shuffle", pair[0]))
+        return ", ".join([*kept, *(tag for _, tag in numbered)] or parts[:1])
 
     def _summon(self, caption: str) -> str:
         if not self.trigger:
             return caption
-        said = any(says(caption, word) for word in (self.trigger, *self.tokens))
-        return caption if said else f"{self.trigger}, {caption}"
+        named = any(says(caption, word) for word in (self.trigger, *self.tokens))
+        return caption if named else f"{self.trigger}, {caption}"
 
     @staticmethod
     def _join(prefix: str, caption: str, suffix: str) -> str:
@@ -84,15 +86,15 @@ class Wording:
 def _choose(caption: str, *key: randomness.Key, plain: bool) -> str:
     """Every {a|b|c} replaced by one of its words; from the inside out, so that they nest."""
     number = 0
-    while (found := BRACES.search(caption)) is not None:
-        options = found[1].split("|")
+    while (braces := BRACES.search(caption)) is not None:
+        options = braces[1].split("|")
         chosen = options[0 if plain else randomness.number(*key, "wildcard", number) % len(options)]
-        caption = caption[: found.start()] + chosen + caption[found.end() :]
+        caption = caption[: braces.start()] + chosen + caption[braces.end() :]
         number += 1
     return " ".join(caption.split())
 
 
-def spoken(template: str, item: Item) -> str:
+def fill_template(template: str, item: Item) -> str:
     """A caption for all, with what is the picture's own put in."""
     return template.replace("{name}", item.words).replace("{folder}", item.concept)
 

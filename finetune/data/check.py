@@ -13,7 +13,7 @@ from finetune.data import decode
 from finetune.data.buckets import kept
 from finetune.data.captions import tags
 from finetune.data.index import Index
-from finetune.data.sample import Found, Pictures, Sample
+from finetune.data.sample import Listing, Pictures, Sample
 from finetune.errors import DataError
 
 VERSION = 1  # of a look: raise it when the same picture would be told otherwise
@@ -23,9 +23,14 @@ ENLARGED, CROPPED = 1.5, 0.3  # times, and share of the area, from which a pictu
 
 # Notes that are warnings, by their beginning.
 DOUBTFUL = (
-    "animated", "caption file without", "caption file not used, as there", "mask without", "metadata below", "no caption column",
+    "animated",
+    "caption file without",
+    "caption file not used, as there",
+    "mask without",
+    "metadata below",
+    "no caption column",
     "shares its caption",
-)  # fmt: skip
+)
 
 Level = Literal["error", "warning", "note"]
 
@@ -68,21 +73,23 @@ class Report:
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 
-def check(found: Found, pictures: Pictures | None, trigger: str | None, tick: Callable[[], None]) -> Report:
-    """`found` is all that a scan found; `pictures` are the sides with their buckets, where there was nothing to refuse."""
+def check_data(listing: Listing, pictures: Pictures | None, trigger: str | None, tick: Callable[[], None]) -> Report:
+    """`listing` is all that a scan found; `pictures` are the sides with their buckets, where there was nothing to refuse."""
     report = Report()
-    for problem in found.problems:
+    for problem in listing.problems:
         report.add("error", problem.text, [problem.name])
-    for name, why in found.dropped.items():
+    for name, why in listing.dropped.items():
         report.add("warning", f"not used: {why}", [name])
-    for text, names in sorted(found.notes.items()):
+    for text, names in sorted(listing.notes.items()):
         report.add("warning" if text.startswith(DOUBTFUL) else "note", text, names)
-    known = {s.name for s in found.samples}
-    samples = [*found.samples, *(s for s in (pictures.held if pictures else []) if s.name not in known)]  # those of a --holdout folder
+    known = {s.name for s in listing.samples}
+    samples = list(listing.samples)
+    if pictures:
+        samples += [s for s in pictures.held if s.name not in known]  # those of a --holdout folder
     looks = _looks(samples, report, tick)
     _duplicates(samples, looks, pictures, report)
     report.add("warning", "blurred or blank", [s.name for s in looks.values() if s.sharpness < BLURRED])
-    _captions(found.samples, trigger, report)
+    _captions(listing.samples, trigger, report)
     if pictures:
         _sizes(pictures.train, report)
     report.findings = _merged(report.findings)
@@ -105,24 +112,26 @@ def _looks(samples: Sequence[Sample], report: Report, tick: Callable[[], None]) 
     for s in samples:
         unique.setdefault(s.content, s)  # each by its first name
     contents = list(unique)
-    found = [row for i in range(0, len(contents), 500) for row in index.get(contents[i : i + 500])]
-    kept_rows = dict(zip(contents, found, strict=True))
+    kept_rows: dict[str, Any] = {}
+    for i in range(0, len(contents), 500):
+        part = contents[i : i + 500]
+        kept_rows |= dict(zip(part, index.get(part), strict=True))
     out, fresh_rows = {}, []
 
     def fresh(sample: Sample) -> "Look | DataError":
         try:
-            return look(decode.decode(sample.read(), sample.name).image, sample.name)
+            return look_at(decode.decode_picture(sample.read(), sample.name).image, sample.name)
         except DataError as e:
             return e
 
     with ThreadPoolExecutor() as pool:
         new = [s for c, s in unique.items() if kept_rows[c] is None]
-        for sample, made in zip(new, pool.map(fresh, new), strict=True):
-            if isinstance(made, DataError):
-                report.add("error", made.message.removeprefix(f"{sample.name}: "), [sample.name])
+        for sample, result in zip(new, pool.map(fresh, new), strict=True):
+            if isinstance(result, DataError):
+                report.add("error", result.message.removeprefix(f"{sample.name}: "), [sample.name])
             else:
-                out[sample.content] = made
-                fresh_rows.append((sample.content, made[1:]))
+                out[sample.content] = result
+                fresh_rows.append((sample.content, result[1:]))
             tick()
     for content, row in kept_rows.items():
         if row is not None:
@@ -133,7 +142,7 @@ def _looks(samples: Sequence[Sample], report: Report, tick: Callable[[], None]) 
     return {content: out[content] for content in unique if content in out}
 
 
-def look(image: Image.Image, name: str) -> Look:
+def look_at(image: Image.Image, name: str) -> Look:
     grey = image.convert("L")
     cells = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     bits = (cells[:, 1:] > cells[:, :-1]).flatten()
@@ -166,17 +175,19 @@ def _duplicates(samples: Sequence[Sample], looks: dict[str, Look], pictures: Pic
 
 
 def _captions(samples: Sequence[Sample], trigger: str | None, report: Report) -> None:
-    said: dict[str, list[Sample]] = {}
+    by_caption: dict[str, list[Sample]] = {}
     for s in samples:
-        said.setdefault(s.caption, []).append(s)
-    for caption, alike in said.items() if len(said) > 1 else ():
-        if len({s.content for s in alike}) > 1:
+        by_caption.setdefault(s.caption, []).append(s)
+    for caption, alike in by_caption.items():
+        if len(by_caption) > 1 and len({s.content for s in alike}) > 1:
             report.add("note", f"captioned alike: {caption[:60]!r}", [s.name for s in alike])
-    report.facts["captions"] = len(said)
+    report.facts["captions"] = len(by_caption)
     if trigger:
         report.facts["trigger"] = {"word": trigger, "captions": sum(trigger in s.caption for s in samples)}
-    said_tags = Counter(tag for s in samples for tag in tags(s.caption))
-    report.facts["most_frequent_tags"] = {tag: n for tag, n in said_tags.most_common(10) if n > 1}
+    counts = Counter[str]()
+    for s in samples:
+        counts.update(tags(s.caption))
+    report.facts["most_frequent_tags"] = {tag: n for tag, n in counts.most_common(10) if n > 1}
 
 
 def _sizes(samples: Sequence[Sample], report: Report) -> None:

@@ -77,10 +77,10 @@ def cut(image: Image.Image, size: Size, view: View = PLAIN) -> tuple[Image.Image
     """Mirrored, resized to cover `size`, cropped, tinted: in this order. No side is ever stretched by more than a pixel."""
     image = _mirrored(image, view)
     part, crop = box(Size(image.height, image.width), size, view)
-    made = image.resize((size.width, size.height), Image.Resampling.LANCZOS, part)
+    resized = image.resize((size.width, size.height), Image.Resampling.LANCZOS, part)
     for enhance, factor in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), view.tint, strict=True):
-        made = made if factor == 1 else enhance(made).enhance(factor)
-    return made, crop
+        resized = resized if factor == 1 else enhance(resized).enhance(factor)
+    return resized, crop
 
 
 def cut_mask(mask: Image.Image, size: Size, grid: Size, view: View = PLAIN) -> "Tensor":
@@ -90,8 +90,8 @@ def cut_mask(mask: Image.Image, size: Size, grid: Size, view: View = PLAIN) -> "
 
     mask = _mirrored(mask, view)
     part, _ = box(Size(mask.height, mask.width), size, view)
-    made = mask.resize((grid.width, grid.height), Image.Resampling.BOX, part)
-    return torch.from_numpy(np.asarray(made, dtype=np.float32)[None] / 255)
+    resized = mask.resize((grid.width, grid.height), Image.Resampling.BOX, part)
+    return torch.from_numpy(np.asarray(resized, dtype=np.float32)[None] / 255)
 
 
 def square(image: Image.Image, side: int) -> Image.Image:

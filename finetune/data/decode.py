@@ -38,7 +38,7 @@ def content(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-class Header(NamedTuple):
+class PictureHeader(NamedTuple):
     """What a file says of its picture before it is decoded."""
 
     width: int  # upright
@@ -93,7 +93,7 @@ def _formats() -> tuple[str, ...]:
     return (*FORMATS, "HEIF")
 
 
-def header(data: bytes, name: str) -> Header:
+def picture_header(data: bytes, name: str) -> PictureHeader:
     """Reads no pixels, but for a file whose end looks wrong, which is decoded to be sure. The notes say {background} for its colour.
 
     Raises:
@@ -106,7 +106,7 @@ def header(data: bytes, name: str) -> Header:
                 image.load()
         turned = _orientation(image, data)
         width, height = image.size if turned < 5 else image.size[::-1]
-        return Header(width, height, tuple(_notes(image, turned, "{background}")), _transparent(image), _drawn(image))
+        return PictureHeader(width, height, tuple(_notes(image, turned, "{background}")), _transparent(image), _drawn(image))
 
 
 def _drawn(image: Image.Image) -> bool:
@@ -138,7 +138,7 @@ def _whole(data: bytes, image: Image.Image) -> bool:
     return False
 
 
-def decode(data: bytes, name: str, background: str = "white") -> Decoded:
+def decode_picture(data: bytes, name: str, background: str = "white") -> Decoded:
     """The picture as sRGB, upright, 8 bits a channel, on `background` where it was transparent.
 
     Raises:
@@ -211,7 +211,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     most = float(values.max())
     if image.mode == "F":
-        top = 1.0 if most <= 1 else 255.0 if most <= 255 else 65535.0
+        top = next((full for full in (1.0, 255.0) if most <= full), 65535.0)
     else:  # "I" are whole numbers of 32 bits, of whatever range
         top = 65535.0 if image.mode != "I" or 255 < most <= 65535 else max(255.0, most)
     out, rows = np.empty(values.shape, np.uint8), max(1, STRIP // values.shape[1])

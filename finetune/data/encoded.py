@@ -12,8 +12,8 @@ from finetune.data import cache, decode
 from finetune.data.batch import Batch, columns
 from finetune.data.cache import Cache, Row
 from finetune.data.crop import Augment, Crop, View, cut
+from finetune.data.index_plan import Slot
 from finetune.data.inputs import LOSS_MASK, PICTURE, Input
-from finetune.data.plan import Slot
 from finetune.data.sample import Sample, Size
 from finetune.draws import StepDraws
 from finetune.errors import DataError
@@ -84,8 +84,12 @@ class Encoded:
 
     def place(self, device: torch.device, room: int) -> bool:
         """Moves all latents to the device if they take no more than `room` bytes there; says whether it did."""
-        every = {self.pixels.key(s, v): (s, v) for s in self.samples for v in range(self.pixels.augment.count)}
-        there = {n: of for n, of in every.items() if n in self.latents}  # held-out pictures have but one variant
+        there: dict[bytes, tuple[Sample, int]] = {}
+        for sample in self.samples:
+            for variant in range(self.pixels.augment.count):
+                name = self.pixels.key(sample, variant)
+                if name in self.latents:  # held-out pictures have but one variant
+                    there[name] = sample, variant
         if sum(map(self.latents.size, there)) > room:
             return False
         rows = {n: self._row(n, *of) for n, of in there.items()}
@@ -111,10 +115,14 @@ def picture_jobs(samples: Sequence[Sample], pixels: Pixels, plain: Sequence[Samp
     sizes: dict[tuple[Size, bool], list[Variant]] = {}
     for job in wanted.values():
         sizes.setdefault((job.sample.size, LOSS_MASK in job.sample.inputs), []).append(job)
-    return [jobs[i : i + at_once(size)] for (size, _), jobs in sizes.items() for i in range(0, len(jobs), at_once(size))]
+    out = []
+    for (size, _), jobs in sizes.items():
+        count = pictures_at_once(size)
+        out += [jobs[i : i + count] for i in range(0, len(jobs), count)]
+    return out
 
 
-def at_once(size: Size) -> int:
+def pictures_at_once(size: Size) -> int:
     return max(1, min(AT_ONCE, PIXELS // (size.height * size.width)))
 
 
@@ -130,17 +138,17 @@ def prepared(sample: Sample, view: View, background: str) -> Prepared:
     """Raises:
     DataError: the file's bytes are no longer those that were looked at, or cannot be decoded.
     """
-    made = decode.decode(_bytes(sample.inputs[PICTURE], sample.name), sample.name, background)
-    if made.image.size != (sample.original.width, sample.original.height):  # its bucket would be that of other proportions
-        there, said = f"{made.image.width}x{made.image.height}", sample.original
-        raise DataError(f"{sample.name}: is {there} when decoded, and its header says {said}", "save it again, upright")
-    image, crop = cut(made.image, sample.size, view)
+    decoded = decode.decode_picture(_bytes(sample.inputs[PICTURE], sample.name), sample.name, background)
+    if decoded.image.size != (sample.original.width, sample.original.height):  # its bucket would be that of other proportions
+        there, expected = f"{decoded.image.width}x{decoded.image.height}", sample.original
+        raise DataError(f"{sample.name}: is {there} when decoded, and its header says {expected}", "save it again, upright")
+    image, crop = cut(decoded.image, sample.size, view)
     mask, masked = None, sample.inputs.get(LOSS_MASK)
     if masked is not None and masked.read is None:
-        mask = made.alpha
+        mask = decoded.alpha
     elif masked is not None:
         name = f"the mask of {sample.name}"
-        mask = decode.decode(_bytes(masked, name), name, "black").image.convert("L")
+        mask = decode.decode_picture(_bytes(masked, name), name, "black").image.convert("L")
     return Prepared(image, crop, mask)
 
 

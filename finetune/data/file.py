@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from finetune import files
-from finetune.data.sample import Found, Problem
+from finetune.data.sample import Listing, Problem
 from finetune.errors import DataError, FinetuneError, line
 from finetune.text import decoded
 
@@ -50,10 +50,10 @@ def reading(name: str, what: str, hint: str = "the file is damaged; fetch it aga
         raise DataError(f"{name}: {what} ({line(str(e) or type(e).__name__)})", hint) from e
 
 
-def text(path: str, name: str, found: Found) -> str | None:
+def read_caption_file(path: str, name: str, listing: Listing) -> str | None:
     """A text file's contents; None, and a problem under its `name`, where it is not UTF-8."""
     try:
         return decoded(read_file(path))
     except ValueError as e:
-        found.problems.append(Problem(name, str(e), "save the file as UTF-8"))
+        listing.problems.append(Problem(name, str(e), "save the file as UTF-8"))
         return None

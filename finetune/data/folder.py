@@ -10,12 +10,12 @@ from pathlib import Path
 from finetune import libraries
 from finetune.data.captions import in_words
 from finetune.data.decode import EXTENSIONS
-from finetune.data.file import File, text
-from finetune.data.sample import Found, Item, Problem
+from finetune.data.file import File, read_caption_file
+from finetune.data.sample import Item, Listing, Problem
 from finetune.data.tables import METADATA, Columns, metadata
 from finetune.errors import DataError
 from finetune.run_folder import RECORD
-from finetune.text import HALF, Names, blank
+from finetune.text import HALF, UnicodeNames, blank
 
 PICTURE_LIKE = {".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".eps", ".raw", ".dng", ".cr2", ".nef"}
 HEIC = {".heic", ".heif"}
@@ -26,43 +26,43 @@ CONCEPT = re.compile(r"(\d{1,3})_(.+)")
 NO_CAPTION = "put the caption in a .txt file of the same name, or give --caption or --trigger for all"
 
 
-def items(
-    folder: Path, found: Found, each_line: bool, columns: Columns, skip: Callable[[str], bool] = lambda name: False
+def folder_items(
+    folder: Path, listing: Listing, each_line: bool, columns: Columns, skip: Callable[[str], bool] = lambda name: False
 ) -> Iterator[Item]:
-    """The pictures of a folder by name; what is left out or wrong is noted in `found`, but for names to `skip`.
+    """The pictures of a folder by name; what is left out or wrong is noted in `listing`, but for names to `skip`.
 
     Captions: `metadata.jsonl`, `.csv` or `.parquet` (file_name and a caption), else `name.txt` or `name.caption` beside the picture,
     whose lines are one caption, or with `each_line` one each.
     """
-    names = [name for name in walk(folder, found) if not skip(name)]
-    pictures = [name for name in names if _usable(name, found)]
-    captions = sidecars(names, found)
+    names = [name for name in walk(folder, listing) if not skip(name)]
+    pictures = [name for name in names if _usable(name, listing)]
+    captions = sidecars(names, listing)
     masks = {MASK.sub("", _stem(n)): n for n in names if _is_mask(n)}
     stems = {_stem(n) for n in pictures}
     own_file, own_mask = _alike(stems, captions), _alike(stems, masks)
-    _alone(names, captions, {*own_file.values(), *own_mask.values()}, found)
+    _alone(names, captions, {*own_file.values(), *own_mask.values()}, listing)
     del stems
-    concepts = _concepts(pictures, found)
-    listed = metadata(folder, names, found, columns)
+    concepts = _concepts(pictures, listing)
+    listed = metadata(folder, names, listing, columns)
     if listed is not None:
         for name in pictures:
             if own_file.get(_stem(name), _stem(name)) in captions:
-                found.note("caption file not used, as there is a metadata file", name)
-        found.dropped |= dict.fromkeys((n for n in pictures if n not in listed), "not in the metadata file")
+                listing.note("caption file not used, as there is a metadata file", name)
+        listing.dropped |= dict.fromkeys((n for n in pictures if n not in listed), "not in the metadata file")
         for name in listed.keys() - set(pictures):
-            found.dropped.setdefault(name, "listed in the metadata file, but not a picture that is read")
+            listing.dropped.setdefault(name, "listed in the metadata file, but not a picture that is read")
         pictures = [n for n in pictures if n in listed]
     top, place = folder.resolve().name, str(folder)
     del names  # not needed while the pictures are looked at, of which there may be millions
     for name in pictures:
         stem = _stem(name)
         repeats, concept = concepts.get(name.partition("/")[0], (1, ""))
-        own = listed[name] if listed is not None else _sidecar(place, own_file.get(stem, stem), captions, found, each_line)
+        texts = listed[name] if listed is not None else _sidecar(place, own_file.get(stem, stem), captions, listing, each_line)
         mask = masks.get(own_mask.get(stem, stem))
-        own = own if any(own) or not concept else (concept,)
+        texts = texts if any(texts) or not concept else (concept,)
         read, read_mask = File(place, name), File(place, mask) if mask else None
         words, around = in_words(stem.rpartition("/")[2]), concept or in_words(name.rpartition("/")[0].rpartition("/")[2] or top)
-        yield Item(name, read, _stamp(folder, name), own, words, read_mask, repeats, around)
+        yield Item(name, read, _stamp(folder, name), texts, words, read_mask, repeats, around)
 
 
 def _stamp(folder: Path, name: str) -> str:
@@ -73,7 +73,7 @@ def _stamp(folder: Path, name: str) -> str:
     return f"{name}\n{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
 
-def walk(folder: Path, found: Found) -> Iterator[str]:
+def walk(folder: Path, listing: Listing) -> Iterator[str]:
     """The names of files below a folder, in order, hidden ones and the folders of runs left out. No link leads out of the folder.
 
     Raises:
@@ -87,20 +87,20 @@ def walk(folder: Path, found: Found) -> Iterator[str]:
                 seen = {e.name: (e.is_symlink(), _is_folder(e)) for e in there if not e.name.startswith(".")}
         except OSError as e:
             raise DataError(f"{place}: cannot be read ({e.strerror})", "give a folder of pictures that you may read") from e
-        for own in sorted(seen):
-            link, is_folder = seen[own]
-            name, path = prefix + own, os.path.join(place, own)
-            if HALF.search(own):  # how Python shows bytes that are no text
-                found.problems.append(Problem(ascii(name), "its name is not UTF-8", "rename it"))
+        for ancestor in sorted(seen):
+            link, is_folder = seen[ancestor]
+            name, path = prefix + ancestor, os.path.join(place, ancestor)
+            if HALF.search(ancestor):  # how Python shows bytes that are no text
+                listing.problems.append(Problem(ascii(name), "its name is not UTF-8", "rename it"))
                 continue
             if link and not os.path.realpath(path).startswith(root + os.sep):
-                found.dropped[name] = "a link that leaves the folder"
+                listing.dropped[name] = "a link that leaves the folder"
             elif not is_folder:
                 yield name
             elif link:
-                found.dropped[name] = "a link to a folder, which is not followed"
+                listing.dropped[name] = "a link to a folder, which is not followed"
             elif os.path.exists(os.path.join(path, RECORD)):  # with --data . it would learn from its own samples
-                found.note("folder not used, as it is that of a run", name)
+                listing.note("folder not used, as it is that of a run", name)
             else:
                 yield from inside(path, name + "/")
 
@@ -127,21 +127,21 @@ def _is_mask(name: str) -> bool:
     return f".{end.lower()}" in EXTENSIONS and bool(MASK.search(stem))
 
 
-def _usable(name: str, found: Found) -> bool:
+def _usable(name: str, listing: Listing) -> bool:
     """Whether a file is a picture to train on; says so where it looks like one and is not read."""
     end = f".{name.rpartition('.')[2].lower()}"
     if end in HEIC and find_spec("pillow_heif") is None:
-        found.dropped[name] = f"{end} needs a package: {libraries.install('heic')}"
+        listing.dropped[name] = f"{end} needs a package: {libraries.install('heic')}"
     elif end in EXTENSIONS:
         return not _is_mask(name)
     elif end in PICTURE_LIKE:
-        found.dropped[name] = f"{end} is not read; convert it to PNG"
+        listing.dropped[name] = f"{end} is not read; convert it to PNG"
     elif is_archive(name):
-        found.dropped[name] = "an archive beside pictures; name it as a source of its own"
+        listing.dropped[name] = "an archive beside pictures; name it as a source of its own"
     return False
 
 
-def sidecars(names: Iterable[str], found: Found) -> dict[str, str]:
+def sidecars(names: Iterable[str], listing: Listing) -> dict[str, str]:
     """The ending of each stem's caption file, whatever case it is in; .txt before .caption."""
     out: dict[str, str] = {}
     for name in sorted((n for n in names if n.lower().endswith(CAPTIONS)), key=lambda n: (n.lower().endswith(CAPTIONS[1]), n)):
@@ -149,18 +149,18 @@ def sidecars(names: Iterable[str], found: Found) -> dict[str, str]:
         if name.rpartition("/")[2].lower() in NO_CAPTIONS:
             continue
         if out.setdefault(stem, sys.intern(end)) != end:
-            found.note(f"caption file not used, as there is a {out[stem]} file", name)
+            listing.note(f"caption file not used, as there is a {out[stem]} file", name)
     return out
 
 
 def _alike(stems: Collection[str], others: Collection[str]) -> dict[str, str]:
     """Pictures whose caption or mask is named alike but in the other of Unicode's ways: the stem of each, and that of the other file."""
-    known = Names(other for other in others if other not in stems)
-    found = {stem: known.find(stem) for stem in stems if not stem.isascii() and stem not in others}
-    return {stem: other for stem, other in found.items() if other is not None}
+    known = UnicodeNames(other for other in others if other not in stems)
+    spellings = {stem: known.find(stem) for stem in stems if not stem.isascii() and stem not in others}
+    return {stem: other for stem, other in spellings.items() if other is not None}
 
 
-def _alone(names: Iterable[str], captions: Mapping[str, str], alike: Collection[str], found: Found) -> None:
+def _alone(names: Iterable[str], captions: Mapping[str, str], alike: Collection[str], listing: Listing) -> None:
     """Notes what has no picture, as its name may be mistyped; what shares its name with another; and what is not used at all.
 
     `alike` are stems that belong to a picture although they are not written as its own.
@@ -171,20 +171,20 @@ def _alone(names: Iterable[str], captions: Mapping[str, str], alike: Collection[
         if end in EXTENSIONS and not _is_mask(name):
             first = stems.setdefault(_stem(name), name)
             if first != name and _stem(name) in captions:
-                found.note(f"shares its caption file with {first}", name)
+                listing.note(f"shares its caption file with {first}", name)
         elif name.endswith(METADATA) and name not in METADATA:
-            found.note("metadata below the folder's top, not used; name its folder as a source", name)
+            listing.note("metadata below the folder's top, not used; name its folder as a source", name)
         elif not (end in EXTENSIONS or end in PICTURE_LIKE or end in CAPTIONS or is_archive(name) or name in METADATA):
-            found.note(f"not used: {end}", name)
+            listing.note(f"not used: {end}", name)
     for stem, end in captions.items():
         if stem not in stems and stem not in alike:
-            found.note("caption file without a picture", f"{stem}.{end}")
+            listing.note("caption file without a picture", f"{stem}.{end}")
     for name in sorted(names):
         if _is_mask(name) and MASK.sub("", _stem(name)) not in stems.keys() | alike:
-            found.note("mask without a picture", name)
+            listing.note("mask without a picture", name)
 
 
-def _concepts(pictures: Iterable[str], found: Found) -> dict[str, tuple[int, str]]:
+def _concepts(pictures: Iterable[str], listing: Listing) -> dict[str, tuple[int, str]]:
     """Top folder -> repeats and name, where every picture lies in a folder such as `10_sks dog`."""
     tops = {n.partition("/")[0] if "/" in n else "" for n in pictures}
     named = {top: CONCEPT.fullmatch(top) for top in tops}
@@ -195,20 +195,20 @@ def _concepts(pictures: Iterable[str], found: Found) -> dict[str, tuple[int, str
         return {}
     for top, (repeats, concept) in sorted(out.items()):
         text = f"in {top}/: shown {repeats} times an epoch, as {concept!r} where there is no caption"
-        found.notes[text] = [n for n in pictures if n.startswith(top + "/")]
+        listing.notes[text] = [n for n in pictures if n.startswith(top + "/")]
     return out
 
 
-def _sidecar(folder: str, stem: str, endings: Mapping[str, str], found: Found, each_line: bool) -> tuple[str, ...]:
+def _sidecar(folder: str, stem: str, endings: Mapping[str, str], listing: Listing, each_line: bool) -> tuple[str, ...]:
     """The captions of the file beside a picture."""
     if stem not in endings:
         return ()
     name = f"{stem}.{endings[stem]}"
-    contents = text(os.path.join(folder, name), name, found)
-    return ("?",) if contents is None else lines(contents, each_line)  # it has one, which is a problem of its own
+    contents = read_caption_file(os.path.join(folder, name), name, listing)
+    return ("?",) if contents is None else caption_lines(contents, each_line)  # it has one, which is a problem of its own
 
 
-def lines(text: str, each: bool) -> tuple[str, ...]:
+def caption_lines(text: str, each: bool) -> tuple[str, ...]:
     """A caption file's captions: all of it, or with `each` every line; one that is empty where there is none."""
     parts = [" ".join(line.split()) for line in (text.splitlines() if each else [text])]
     return tuple(part for part in parts if not blank(part)) or ("",)

@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from finetune.data.archives import image_bytes
 from finetune.data.file import read_file, reading
-from finetune.data.sample import Found, Item
-from finetune.data.tables import Columns, said
+from finetune.data.sample import Item, Listing
+from finetune.data.tables import Columns, cell_captions
 from finetune.errors import AccessError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 
 def saved(path: Path) -> bool:
@@ -17,7 +20,7 @@ def saved(path: Path) -> bool:
     return (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()
 
 
-def items(place: str, split: str | None, found: Found, columns: Columns) -> Iterator[Item]:
+def dataset_items(place: str, split: str | None, listing: Listing, columns: Columns) -> Iterator[Item]:
     """`place` is a folder of `save_to_disk`, or a Hub id with an optional @revision.
 
     Raises:
@@ -35,10 +38,10 @@ def items(place: str, split: str | None, found: Found, columns: Columns) -> Iter
         texts = table[caption] if caption else [None] * len(table)
         pictures, stamp, roots = _encoded(table, picture), table._fingerprint, _roots(place)
     if caption is None:
-        found.note(f"no caption column is known among {', '.join(table.column_names)}; data.caption_column names one", place)
+        listing.note(f"no caption column is known among {', '.join(table.column_names)}; data.caption_column names one", place)
     for i, text in enumerate(texts):
         name = f"{place}, row {i}"
-        yield Item(f"{i:07d}", partial(_cell, pictures, i, roots, name), f"{stamp} {i}", said(text, name, found))
+        yield Item(f"{i:07d}", partial(_cell, pictures, i, roots, name), f"{stamp} {i}", cell_captions(text, name, listing))
 
 
 def _roots(place: str) -> tuple[Path, ...]:
@@ -49,7 +52,7 @@ def _roots(place: str) -> tuple[Path, ...]:
     return tuple(Path(p).resolve() for p in (place, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE) if Path(p).is_dir())
 
 
-def _table(place: str, split: str | None) -> Any:
+def _table(place: str, split: str | None) -> "Dataset":
     import datasets
 
     datasets.disable_progress_bars()
@@ -58,36 +61,36 @@ def _table(place: str, split: str | None) -> Any:
             return _checked(_split(place, datasets.load_from_disk(place), split))
     try:
         name, _, revision = place.partition("@")
-        made = datasets.load_dataset(name, revision=revision or None)
+        dataset = datasets.load_dataset(name, revision=revision or None)
     except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetsError, ValueError, OSError) as e:
         raise AccessError(f"--data {place}: no such folder, and no dataset that the Hub gives ({str(e).splitlines()[0]})", HINT) from e
-    return _split(place, made, split)
+    return _split(place, dataset, split)
 
 
-def _checked(table: Any) -> Any:
+def _checked(table: "Dataset") -> "Dataset":
     """A table whose offsets lead nowhere else: a damaged one would end the process."""
     table.data.table.validate(full=True)
     return table
 
 
-def _split(place: str, made: Any, split: str | None) -> Any:
+def _split(place: str, dataset: "Dataset | DatasetDict", split: str | None) -> "Dataset":
     """Raises:
     ConfigError: there are several splits and none is chosen, or the chosen one is not there.
     """
-    if not isinstance(made, dict):
-        return made
-    if split is None and len(made) > 1 and "train" not in made:
-        raise ConfigError(f"--data {place}: has the splits {', '.join(made)}", "--set data.split=NAME chooses one")
-    chosen = split or ("train" if "train" in made else next(iter(made)))
-    if chosen not in made:
-        raise ConfigError(f"data.split {chosen}: {place} has {', '.join(made)}")
-    return made[chosen]
+    if not isinstance(dataset, dict):
+        return dataset
+    if split is None and len(dataset) > 1 and "train" not in dataset:
+        raise ConfigError(f"--data {place}: has the splits {', '.join(dataset)}", "--set data.split=NAME chooses one")
+    chosen = split or ("train" if "train" in dataset else next(iter(dataset)))
+    if chosen not in dataset:
+        raise ConfigError(f"data.split {chosen}: {place} has {', '.join(dataset)}")
+    return dataset[chosen]
 
 
 HINT = "--data takes a folder, a .tar or .parquet file, or a dataset's id such as owner/name; HF_TOKEN opens those that ask for it"
 
 
-def _encoded(table: Any, picture: str) -> Any:
+def _encoded(table: "Dataset", picture: str) -> "Dataset":
     """The picture column as bytes, not decoded by `datasets`: there is one decoder."""
     import datasets
 
@@ -97,7 +100,7 @@ def _encoded(table: Any, picture: str) -> Any:
     return table
 
 
-def _cell(table: Any, row: int, roots: tuple[Path, ...], name: str) -> bytes:
+def _cell(table: "Dataset", row: int, roots: tuple[Path, ...], name: str) -> bytes:
     with reading(name, "cannot be read", "the dataset is damaged; fetch it again"):
         value = next(iter(table[row].values()))
     if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):

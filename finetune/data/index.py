@@ -67,10 +67,10 @@ def _sealed(text: str) -> str:
     return f"{zlib.crc32(text.encode()):08x}{text}"
 
 
-def _value(text: Any) -> Any:
+def _value(text: str | None) -> Any:
     """None for what was not written so, too: it is looked at again."""
     try:
-        return from_json(text[8:]) if text == _sealed(text[8:]) else None
+        return from_json(text[8:]) if text and text == _sealed(text[8:]) else None
     except (ValueError, TypeError):
         return None
 

@@ -83,8 +83,8 @@ def _places() -> Iterator[Path]:
         yield Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "fonts"
         yield Path.home() / ".fonts"
         yield from (Path(root) / "fonts" for root in (os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share").split(":"))
-    if (found := importlib.util.find_spec("matplotlib")) and found.origin:  # which brings DejaVu along
-        yield Path(found.origin).parent / "mpl-data" / "fonts" / "ttf"
+    if (matplotlib := importlib.util.find_spec("matplotlib")) and matplotlib.origin:  # which brings DejaVu along
+        yield Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf"
 
 
 def _rank(path: Path) -> tuple[int, int, str]:
@@ -93,11 +93,17 @@ def _rank(path: Path) -> tuple[int, int, str]:
     return known, sum(word in name for word in STYLED), name
 
 
+def _is_font(name: str) -> bool:
+    return Path(name).suffix.lower() in (".ttf", ".otf", ".ttc") and not any(word in name.lower() for word in BLANK)
+
+
 @cache
 def faces() -> tuple[Face, ...]:
     """The machine's fonts in the order in which they are asked for a character."""
-    found = (Path(folder) / name for place in _places() for folder, _, names in os.walk(place) for name in names)
-    paths = [p for p in found if p.suffix.lower() in (".ttf", ".otf", ".ttc") and not any(word in p.name.lower() for word in BLANK)]
+    paths: list[Path] = []
+    for place in _places():
+        for folder, _, names in os.walk(place):
+            paths += [Path(folder, name) for name in names if _is_font(name)]
     opened = map(_opened, sorted(paths, key=_rank)[:MOST_FONTS])
     return tuple(face for face in opened if face)
 
@@ -148,7 +154,7 @@ def _clings(character: str) -> bool:
     return unicodedata.category(character) in ("Mn", "Me", "Cf") or "\U0001f3fb" <= character <= "\U0001f3ff"
 
 
-def pieces(text: str) -> list[Piece]:
+def font_runs(text: str) -> list[Piece]:
     """The text from left to right, as far as `MOST_LETTERS`, each piece with the font that has it."""
     out: list[Piece] = []
     for character in _flat(text):
@@ -156,11 +162,11 @@ def pieces(text: str) -> list[Piece]:
         face = last if last and _stays(last, character) else _face(character)
         if face is None and _is_manner(character):
             continue
-        face, said = (face, character) if face else (_own(), _spelt(character))
+        face, letters = (face, character) if face else (_own(), _spelt(character))
         if face is last:
-            out[-1] = Piece(face, out[-1].text + said)
+            out[-1] = Piece(face, out[-1].text + letters)
         else:
-            out.append(Piece(face, said))
+            out.append(Piece(face, letters))
     first = next((c for c in text if c.isalpha()), "")
     return out[::-1] if first and _turned(first) else out
 
@@ -184,7 +190,7 @@ def _is_manner(character: str) -> bool:
 
 def length(text: str) -> float:
     """In pixels."""
-    return sum(piece.length for piece in pieces(text))
+    return sum(piece.length for piece in font_runs(text))
 
 
 def missing(texts: Iterable[str]) -> str:
@@ -227,11 +233,11 @@ def _end(text: str, width: float) -> int:
     return end
 
 
-def write(page: Image.Image, place: tuple[float, float], text: str, fill: str = "black") -> None:
+def write_line(page: Image.Image, place: tuple[float, float], text: str, fill: str = "black") -> None:
     """One line, its left upper corner at `place`."""
     x, y = place[0], place[1] + SIZE  # of the baseline, which all fonts share
     pen = ImageDraw.Draw(page)
-    for piece in pieces(text):
+    for piece in font_runs(text):
         if piece.face.scale == 1:
             pen.text((x, y), piece.text, fill=fill, font=piece.face.font, anchor="ls", embedded_color=True)
         else:

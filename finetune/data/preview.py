@@ -20,16 +20,16 @@ class Shown(NamedTuple):
     colour: str
 
 
-def shown(samples: Sequence[Sample], pixels: Pixels) -> list[Shown]:
+def preview_cells(samples: Sequence[Sample], pixels: Pixels) -> list[Shown]:
     """Every variant of every sample; what a mask leaves out is darkened."""
     sizes = sorted({s.size for s in samples})
     out = []
     for sample in samples:
         for variant in range(pixels.augment.count):
-            made = prepared(sample, pixels.augment.view(sample.content, variant), pixels.background)
-            image = made.image
-            if made.mask is not None:
-                part = cut_mask(made.mask, sample.size, sample.size, pixels.augment.view(sample.content, variant))[0].numpy()
+            picture = prepared(sample, pixels.augment.view(sample.content, variant), pixels.background)
+            image = picture.image
+            if picture.mask is not None:
+                part = cut_mask(picture.mask, sample.size, sample.size, pixels.augment.view(sample.content, variant))[0].numpy()
                 shade = Image.fromarray((255 - part * 255).astype("uint8"), "L")
                 image = Image.composite(Image.blend(image, Image.new("RGB", image.size, "black"), 0.75), image, shade)
             caption = lettering.wrap(sample.captions[variant % len(sample.captions)], CELL, LINES - 1)
@@ -38,7 +38,7 @@ def shown(samples: Sequence[Sample], pixels: Pixels) -> list[Shown]:
     return out
 
 
-def sheet(cells: Sequence[Shown]) -> Image.Image:
+def preview_sheet(cells: Sequence[Shown]) -> Image.Image:
     columns = min(6, len(cells))
     height = CELL + LINES * lettering.LINE + 8
     page = Image.new("RGB", (columns * (CELL + 8), -(-len(cells) // columns) * height), "white")
@@ -50,5 +50,5 @@ def sheet(cells: Sequence[Shown]) -> Image.Image:
         pen.rectangle((left - 4, top - 4, left + image.width + 3, top + image.height + 3), fill=cell.colour)
         page.paste(image, (left, top))
         for line, text in enumerate(cell.lines):
-            lettering.write(page, (x, y + CELL + line * lettering.LINE), text, cell.colour if line == 0 else "black")
+            lettering.write_line(page, (x, y + CELL + line * lettering.LINE), text, cell.colour if line == 0 else "black")
     return page

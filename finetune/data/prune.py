@@ -31,27 +31,27 @@ class Pruned(NamedTuple):
     runs: int  # that are still there
 
 
-def remember(out: Path, used: Mapping[Path, Iterable[bytes]]) -> None:
+def note_use(out: Path, used: Mapping[Path, Iterable[bytes]]) -> None:
     """Notes what a run in the folder `out` uses: by space, its keys."""
     names = {space.relative_to(files.cache_root()).as_posix(): sorted({k.hex() for k in keys}) for space, keys in used.items()}
     files.write_json(_note(out), {"out": str(out.resolve()), "used": names})
 
 
-def begin(out: Path) -> None:
+def note_beginning(out: Path) -> None:
     """Notes that a run begins in `out`, before it is known what it uses: what it touches from now on is held as long as it runs."""
     with suppress(ResourceError, OSError):  # a cache that cannot be written is refused where it is needed
         if _note(out).exists():
             files.touch(_note(out))
         else:
-            remember(out, {})
+            note_use(out, {})
 
 
-def notes() -> Iterator[Note]:
+def use_notes() -> Iterator[Note]:
     """Of all runs that used the cache; a damaged one counts as none."""
     for path in sorted(_folder().glob("*.json")):
         with suppress(OSError, ValueError, LookupError, TypeError):
-            told = from_json(files.read_text(path))
-            yield Note(path, Path(told["out"]), dict(told["used"]), path.stat().st_mtime)
+            note = from_json(files.read_text(path))
+            yield Note(path, Path(note["out"]), dict(note["used"]), path.stat().st_mtime)
 
 
 def _note(out: Path) -> Path:
@@ -68,7 +68,7 @@ def prune() -> Pruned:
 
     wanted: dict[str, set[bytes]] = {}
     runs = 0
-    for note in notes():
+    for note in use_notes():
         if not RunFolder(note.out).record.exists() and time.time() - note.time > YOUNG:
             note.path.unlink()
             continue

@@ -86,7 +86,7 @@ class Problem(NamedTuple):
 
 
 @dataclass
-class Found:
+class Listing:
     """A source's samples in the order of their names, and what a person should know about it."""
 
     samples: list[Sample] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Found:
     def note(self, text: str, name: str) -> None:
         self.notes.setdefault(text, []).append(name)
 
-    def add(self, other: "Found", prefix: str = "") -> None:
+    def add(self, other: "Listing", prefix: str = "") -> None:
         self.samples += [replace(s, name=prefix + s.name) for s in other.samples]
         self.problems += [p._replace(name=prefix + p.name) for p in other.problems]
         self.dropped |= {f"{prefix}{name}": why for name, why in other.dropped.items()}
@@ -130,7 +130,7 @@ class Found:
 class Pictures:
     """The sides of the data: to train on, the class pictures beside them, and held out; in this order in `all`."""
 
-    found: Found
+    listing: Listing
     train: list[Sample]
     held: list[Sample]
     classes: list[Sample] = field(default_factory=list)
@@ -142,7 +142,10 @@ class Pictures:
     @property
     def captions(self) -> list[str]:
         """Every one that may be said, once."""
-        return sorted({c for s in (*self.train, *self.classes) for c in s.captions} | {s.caption for s in self.held})
+        captions = {s.caption for s in self.held}
+        for s in (*self.train, *self.classes):
+            captions.update(s.captions)
+        return sorted(captions)
 
     def fingerprint(self) -> str:
         """A hash of every picture's bytes, caption and share, whatever the files are called and wherever they lie."""
@@ -162,7 +165,7 @@ class Pictures:
     def describe(self, say: Callable[[str], None]) -> None:
         """What was found, converted and dropped; nothing is silent."""
         say(f"pictures: {len(self.train)} to train on" + (f", {len(self.held)} held out" if self.held else ""))
-        self.found.describe(say)
+        self.listing.describe(say)
 
 
 def _facts(s: Sample) -> tuple[str, tuple[str, ...], float, str, tuple[int, ...], str]:
@@ -182,7 +185,12 @@ def changed(before: Mapping[str, Sequence[str]], now: Mapping[str, Sequence[str]
             name for name in both if before[name][:2] == now[name][:2] and before[name][2] != now[name][2]
         ],
     }
-    return "; ".join(f"{some(names)} {'is' if len(names) == 1 else 'are'} {what}" for what, names in kinds.items() if names)
+    changes = []
+    for what, names in kinds.items():
+        if names:
+            verb = "is" if len(names) == 1 else "are"
+            changes.append(f"{some(names)} {verb} {what}")
+    return "; ".join(changes)
 
 
 def some(names: Iterable[str], most: int = SHOWN) -> str:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from finetune.data.file import File
 from finetune.data.folder import NO_CAPTION
 from finetune.data.index import Index
 from finetune.data.inputs import ALPHA, LOSS_MASK, PICTURE, Input
-from finetune.data.sample import Found, Item, Pictures, Problem, Sample, Size
+from finetune.data.sample import Item, Listing, Pictures, Problem, Sample, Size
 from finetune.data.tables import USUAL, Columns
 from finetune.errors import ConfigError, DataError
 from finetune.text import AUTO, BRACES, WEIGHT, flaw
@@ -48,7 +48,7 @@ class Origin:
     skip: Callable[[str], bool] | None = None  # files of a folder that are as if they were not there
 
 
-def items(origin: Origin, found: Found) -> Iterator[Item]:
+def items(origin: Origin, listing: Listing) -> Iterator[Item]:
     """What a place holds, whatever kind of place it is.
 
     Raises:
@@ -57,20 +57,20 @@ def items(origin: Origin, found: Found) -> Iterator[Item]:
     check_place(origin.place)
     path = files.pictures(origin.place)
     if path.is_file():
-        yield from _shard(path, path.name, found, origin)
+        yield from _shard(path, path.name, listing, origin)
     elif not path.is_dir() or hub.saved(path):
-        yield from hub.items(str(path) if path.is_dir() else origin.place, origin.split, found, origin.columns)
+        yield from hub.dataset_items(str(path) if path.is_dir() else origin.place, origin.split, listing, origin.columns)
     else:
         if origin.split or origin.columns.image:
             what = f"data.split {origin.split}" if origin.split else f"data.image_column {origin.columns.image}"
             raise ConfigError(f"{what}: {origin.place} is a folder of pictures, and no dataset or table", "leave it out")
         empty = True
-        for item in folder.items(path, found, origin.each_line, origin.columns, origin.skip or (lambda name: False)):
+        for item in folder.folder_items(path, listing, origin.each_line, origin.columns, origin.skip or (lambda name: False)):
             empty = False
             yield item
-        for name in [name for name in folder.walk(path, Found()) if folder.is_archive(name)] if empty else []:
-            found.dropped.pop(name)
-            yield from _shard(path / name, name, found, origin)
+        for name in [name for name in folder.walk(path, Listing()) if folder.is_archive(name)] if empty else []:
+            listing.dropped.pop(name)
+            yield from _shard(path / name, name, listing, origin)
 
 
 DEMO = "finetune/bases/demo"  # enough wherever the package is installed: see `files.pictures`
@@ -91,15 +91,15 @@ def _is_id(place: str) -> bool:
     return bool(slash and owner and name) and "/" not in name and not place.startswith((".", "~", os.sep)) and not owner.startswith(".")
 
 
-def _shard(path: Path, label: str, found: Found, origin: Origin) -> Iterator[Item]:
+def _shard(path: Path, label: str, listing: Listing, origin: Origin) -> Iterator[Item]:
     if path.suffix == ".parquet":
-        return archives.parquet_items(path, label, found, origin.columns)
+        return archives.parquet_items(path, label, listing, origin.columns)
     if path.suffix in (".tar", ".gz", ".tgz"):
-        return archives.tar_items(path, label, found, origin.columns, origin.each_line)
+        return archives.tar_items(path, label, listing, origin.columns, origin.each_line)
     raise DataError(f"{path}: neither a folder nor an archive", hub.HINT)
 
 
-def scan(origin: Origin, given: Iterable[Item] | None = None) -> Found:
+def scan(origin: Origin, given: Iterable[Item] | None = None) -> Listing:
     """Looks at every picture's header and caption, so that what is wrong is known before a model is loaded.
 
     No pixels are decoded, but for files whose end looks wrong. A picture that was seen before and has the same size and time is not
@@ -108,8 +108,8 @@ def scan(origin: Origin, given: Iterable[Item] | None = None) -> Found:
     Raises:
         DataError, AccessError: there are no pictures at all; what is wrong with single ones is in the result's `problems`.
     """
-    found, count = Found(), 0
-    stream = items(origin, found) if given is None else iter(given)
+    listing, count = Listing(), 0
+    stream = items(origin, listing) if given is None else iter(given)
     index = Index(f"pictures of {os.path.abspath(origin.place)}", f"{decode.VERSION} {decode.HEADER_VERSION}")
     with ThreadPoolExecutor() as pool:
         while part := list(islice(stream, PART)):
@@ -121,26 +121,26 @@ def scan(origin: Origin, given: Iterable[Item] | None = None) -> Found:
                 row = next(looked) if known is None else known
                 if known is None and not isinstance(row, Problem):
                     fresh.append((item.stamp, row))
-                _add(item, row, origin, found)
+                _add(item, row, origin, listing)
             index.put(fresh)
     index.close(forget=given is None and origin.skip is None)
-    if not found.samples and not found.problems:
-        others = f" (not usable: {', '.join(list(found.dropped)[:5])})" if found.dropped else ""
+    if not listing.samples and not listing.problems:
+        others = f" (not usable: {', '.join(list(listing.dropped)[:5])})" if listing.dropped else ""
         others = f" but {count} that this program drew" if count else others
         raise DataError(f"{origin.place}: no pictures{others}", f"pictures end in {', '.join(sorted(decode.EXTENSIONS))}")
-    return found
+    return listing
 
 
 def _look(item: Item) -> "list[Any] | Problem":
     """Content, width, height, what will be converted, whether there is transparency, and whether this program drew it."""
     try:
         data = item.read()
-        return [decode.content(data), *decode.header(data, item.name)]
+        return [decode.content(data), *decode.picture_header(data, item.name)]
     except DataError as e:
         return Problem(item.name, e.message.removeprefix(f"{item.name}: "), e.hint)
 
 
-def _is_row(row: Any) -> bool:
+def _is_row(row: object) -> bool:
     """Whether what was kept is such a row: whatever else stands there was not written here."""
     match row:
         case [str(), int(width), int(height), [*notes], bool(), bool()]:
@@ -148,96 +148,102 @@ def _is_row(row: Any) -> bool:
     return False
 
 
-def _add(item: Item, row: "list[Any] | Problem", origin: Origin, found: Found) -> None:
+def _add(item: Item, row: "list[Any] | Problem", origin: Origin, listing: Listing) -> None:
     """The sample that an item makes, or what is wrong with it."""
     if isinstance(row, Problem):
-        found.problems.append(row)
+        listing.problems.append(row)
         return
     content, width, height, notes, alpha, drawn = row
     if drawn and not origin.drawn:
-        found.note("not used, as this program drew it", item.name)
+        listing.note("not used, as this program drew it", item.name)
         return
     captions = origin.wording.every(item, item.captions, content)
     if wrong := next(filter(None, map(flaw, captions)), None):
-        found.problems.append(Problem(item.name, f"its caption holds {wrong}", "correct the caption"))
+        listing.problems.append(Problem(item.name, f"its caption holds {wrong}", "correct the caption"))
         return
     if not captions:
-        found.problems.append(Problem(item.name, "empty caption file" if item.captions else "no caption", NO_CAPTION))
+        listing.problems.append(Problem(item.name, "empty caption file" if item.captions else "no caption", NO_CAPTION))
         return
     if origin.wording.caption is not None and item.captions:
-        found.note("caption file not used, as --caption is for all", item.name)
-    _note_syntax(item, origin, captions, found)
+        listing.note("caption file not used, as --caption is for all", item.name)
+    _note_syntax(item, origin, captions, listing)
     for text in notes:
-        found.note(text.replace("{background}", origin.background), item.name)
+        listing.note(text.replace("{background}", origin.background), item.name)
     inputs = {PICTURE: Input(content, item.read)}
     if origin.mask == "alpha" and alpha:
         inputs[LOSS_MASK] = Input(ALPHA)
     elif origin.mask == "file" and item.mask is not None:
-        inputs[LOSS_MASK] = Input(_check_mask(item, item.mask, Size(height, width), found), item.mask)
+        inputs[LOSS_MASK] = Input(_check_mask(item, item.mask, Size(height, width), listing), item.mask)
     elif item.mask is not None:
-        found.note("mask file not used; --set data.mask=file uses it", item.name)
+        listing.note("mask file not used; --set data.mask=file uses it", item.name)
     if origin.mask != "none":
-        found.note("with a mask" if LOSS_MASK in inputs else "without a mask: all of it counts", item.name)
+        listing.note("with a mask" if LOSS_MASK in inputs else "without a mask: all of it counts", item.name)
     original, times = _size(height, width), _times(origin.repeats * item.repeats)
-    found.samples.append(Sample(item.name, inputs, captions, original, times=times))
+    listing.samples.append(Sample(item.name, inputs, captions, original, times=times))
 
 
-def _note_syntax(item: Item, origin: Origin, captions: Sequence[str], found: Found) -> None:
+def _note_syntax(item: Item, origin: Origin, captions: Sequence[str], listing: Listing) -> None:
     """What other tools read in a caption, and what is taken for plain words here."""
     if any(map(WEIGHT.search, captions)):
-        found.note(WEIGHTS, item.name)
-    if not origin.wording.wildcards and any("|" in braces for c in captions for braces in BRACES.findall(c)):
-        found.note("captioned with {…|…}, which is taken as it stands; --set data.wildcards=true draws one of the words", item.name)
+        listing.note(WEIGHTS, item.name)
+    if not origin.wording.wildcards and any("|" in braces for braces in chain.from_iterable(map(BRACES.findall, captions))):
+        listing.note("captioned with {…|…}, which is taken as it stands; --set data.wildcards=true draws one of the words", item.name)
 
 
 _size, _times = cache(Size), cache(Fraction)  # one object for all that are equal: there may be millions
 
 
-def _check_mask(item: Item, read: Callable[[], bytes], picture: Size, found: Found) -> str:
+def _check_mask(item: Item, read: Callable[[], bytes], picture: Size, listing: Listing) -> str:
     """The hash of a mask that fits its picture; a problem if it does not."""
     name = f"the mask of {item.name}"
     try:
         data = read()
-        head = decode.header(data, name)
+        head = decode.picture_header(data, name)
     except DataError as e:
-        found.problems.append(Problem(item.name, e.message, e.hint))
+        listing.problems.append(Problem(item.name, e.message, e.hint))
         return ""
     if abs(head.width * picture.height / (head.height * picture.width) - 1) > WIDEST_MASK:
         here = f"its mask is {head.width}x{head.height}, and the picture {picture}"
-        found.problems.append(Problem(item.name, here, "make it of the same proportions"))
+        listing.problems.append(Problem(item.name, here, "make it of the same proportions"))
     return decode.content(data)
 
 
-def load(origins: Sequence[Origin], holdout: str | None, held_as: Origin) -> Pictures:
+def load_pictures(origins: Sequence[Origin], holdout: str | None, held_as: Origin) -> Pictures:
     """The pictures of all places, their sides, and how often an epoch shows each. `held_as` says how a --holdout folder is read.
 
     Raises:
         DataError: a picture or caption is wrong, with all their names.
         ConfigError: nothing would be left on one side.
     """
-    found, parts = Found(), []
+    listing, parts = Listing(), []
     for origin in origins:
         part = scan(origin)
         prefix = f"{origin.place}/" if len(origins) > 1 else ""
-        found.add(part, prefix)
-        parts.append(found.samples[-len(part.samples) :] if part.samples else [])
-    found.refuse()
-    chosen, held = split(found, holdout, held_as)
+        listing.add(part, prefix)
+        parts.append(listing.samples[-len(part.samples) :] if part.samples else [])
+    listing.refuse()
+    chosen, held = split(listing, holdout, held_as)
     keep = {id(s) for s in chosen}
     train = weigh([[s for s in part if id(s) in keep] for part in parts], origins)
-    return Pictures(found, train, held)
+    return Pictures(listing, train, held)
 
 
 def weigh(parts: list[list[Sample]], origins: Sequence[Origin]) -> list[Sample]:
     """Where sources have weights, an epoch shows their pictures so often that the draws of the sources stand in that proportion."""
     if all(o.weight is None for o in origins):
-        return [s for part in parts for s in part]
-    shares = [Fraction(str(o.weight or 1)) / (sum(s.times for s in part) or 1) for o, part in zip(origins, parts, strict=True)]
+        return list(chain.from_iterable(parts))
+    shares = []
+    for origin, part in zip(origins, parts, strict=True):
+        draws = sum(s.times for s in part) or 1
+        shares.append(Fraction(str(origin.weight or 1)) / draws)
     least = min(share for share, part in zip(shares, parts, strict=True) if part)
-    return [replace(s, times=s.times * share / least) for share, part in zip(shares, parts, strict=True) for s in part]
+    out = []
+    for share, part in zip(shares, parts, strict=True):
+        out += [replace(s, times=s.times * share / least) for s in part]
+    return out
 
 
-def split(found: Found, holdout: str | None, origin: Origin) -> tuple[list[Sample], list[Sample]]:
+def split(listing: Listing, holdout: str | None, origin: Origin) -> tuple[list[Sample], list[Sample]]:
     """Training and held-out samples. Of many pictures, a picture's side depends on its bytes alone: it stays when others come and go.
 
     Of fewer than `MANY`, whose hashes may all fall on one side, exactly the fraction is held out: those whose hashes come first.
@@ -246,7 +252,7 @@ def split(found: Found, holdout: str | None, origin: Origin) -> tuple[list[Sampl
     Raises:
         ConfigError: nothing would be left on one side.
     """
-    samples = found.samples
+    samples = listing.samples
     if holdout == AUTO:
         holdout = AUTO_FRACTION if len({s.content for s in samples}) >= ENOUGH else None
     if holdout is None:
@@ -254,19 +260,19 @@ def split(found: Found, holdout: str | None, origin: Origin) -> tuple[list[Sampl
     try:
         fraction = float(holdout)
     except ValueError:
-        other = Found()
+        other = Listing()
         other.add(scan(replace(origin, place=holdout)), f"{holdout}/")
         other.refuse()
         known = {s.content for s in other.samples}
-        found.add(replace(other, samples=[]))
-        found.dropped |= {s.name: "also in the --holdout folder" for s in samples if s.content in known}
+        listing.add(replace(other, samples=[]))
+        listing.dropped |= {s.name: "also in the --holdout folder" for s in samples if s.content in known}
         return _both([s for s in samples if s.content not in known], other.samples, holdout)
     rank = {s.content: randomness.uniform("holdout", s.content) for s in samples}
     if len(rank) >= MANY:
         apart = {content for content, place in rank.items() if place < fraction}
     else:
         apart = set(sorted(rank, key=rank.__getitem__)[: max(1, round(fraction * len(rank)))])
-        found.notes[FEW] = [s.name for s in samples if s.content in apart]
+        listing.notes[FEW] = [s.name for s in samples if s.content in apart]
     return _both([s for s in samples if s.content not in apart], [s for s in samples if s.content in apart], holdout)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune import files
-from finetune.data.file import reading, text
-from finetune.data.sample import Found, Problem
+from finetune.data.file import read_caption_file, reading
+from finetune.data.sample import Listing, Problem
 from finetune.errors import DataError
-from finetune.text import Names, blank, from_json
+from finetune.text import UnicodeNames, blank, from_json
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
@@ -51,46 +51,46 @@ def caption_list(value: object) -> tuple[str, ...] | None:
     return tuple(" ".join(v.split()) for v in parts if v and not blank(v))
 
 
-def said(value: object, name: str, found: Found) -> tuple[str, ...]:
+def cell_captions(value: object, name: str, listing: Listing) -> tuple[str, ...]:
     """The captions of a cell; a problem where it holds something else."""
     captions = caption_list(value)
     if captions is None:
-        found.problems.append(Problem(name, f"its caption is neither a text nor a list of texts, but {_kind(value)}"))
+        listing.problems.append(Problem(name, f"its caption is neither a text nor a list of texts, but {_kind(value)}"))
         return ("?",)
     return captions
 
 
-def metadata(folder: Path, names: Sequence[str], found: Found, columns: Columns) -> dict[str, tuple[str, ...]] | None:
+def metadata(folder: Path, names: Sequence[str], listing: Listing, columns: Columns) -> dict[str, tuple[str, ...]] | None:
     """file_name -> captions of the metadata file, or None where there is none."""
     there = [name for name in METADATA if name in names]
     if not there:
         return None
     path, listed = folder / there[0], {}
-    found.dropped |= dict.fromkeys(there[1:], f"not used, as there is a {path.name}")
-    root, known, problems = os.path.realpath(folder), Names(names), len(found.problems)
-    for where, row in _rows(path, found):
+    listing.dropped |= dict.fromkeys(there[1:], f"not used, as there is a {path.name}")
+    root, known, problems = os.path.realpath(folder), UnicodeNames(names), len(listing.problems)
+    for where, row in _rows(path, listing):
         try:
             name = columns.caption_of(list(row))
         except DataError as e:
-            found.problems.append(Problem(where, e.message))
+            listing.problems.append(Problem(where, e.message))
             continue
         file, captions = row.get("file_name"), caption_list(row[name]) if name else None
         if "file_name" not in row or name is None:
-            found.problems.append(Problem(where, f"expected file_name and text, found {', '.join(map(str, row)) or 'nothing'}"))
+            listing.problems.append(Problem(where, f"expected file_name and text, found {', '.join(map(str, row)) or 'nothing'}"))
         elif not isinstance(file, str):
-            found.problems.append(Problem(where, f"its file_name is not a text, but {_kind(file)}"))
+            listing.problems.append(Problem(where, f"its file_name is not a text, but {_kind(file)}"))
         elif captions is None:
-            found.problems.append(Problem(where, f"its {name} is neither a text nor a list of texts, but {_kind(row[name])}"))
+            listing.problems.append(Problem(where, f"its {name} is neither a text nor a list of texts, but {_kind(row[name])}"))
         elif (clean := _inside(root, file)) is None:
-            found.problems.append(Problem(where, f"{file} leaves the folder", "name files below the folder of the metadata file"))
+            listing.problems.append(Problem(where, f"{file} leaves the folder", "name files below the folder of the metadata file"))
         elif (there_as := known.find(clean)) is None:
-            found.problems.append(Problem(where, f"no such file: {file}", "correct the name, or remove the row"))
+            listing.problems.append(Problem(where, f"no such file: {file}", "correct the name, or remove the row"))
         elif there_as in listed:
-            found.problems.append(Problem(where, f"{file} stands twice", "give its captions as one list, or leave one out"))
+            listing.problems.append(Problem(where, f"{file} stands twice", "give its captions as one list, or leave one out"))
         else:
             listed[there_as] = captions
-    if not listed and len(found.problems) == problems:
-        found.problems.append(Problem(path.name, "holds no rows", "name the pictures in it, or remove it"))
+    if not listed and len(listing.problems) == problems:
+        listing.problems.append(Problem(path.name, "holds no rows", "name the pictures in it, or remove it"))
     return listed
 
 
@@ -113,7 +113,7 @@ def _inside(root: str, file: str) -> str | None:
     return path[len(root) + 1 :].replace(os.sep, "/") if path.startswith(root + os.sep) else None
 
 
-def _rows(path: Path, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(path: Path, listing: Listing) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each row stands, and the row."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
@@ -123,27 +123,27 @@ def _rows(path: Path, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
             rows = pq.read_table(path).to_pylist()
         yield from ((f"{path.name}, row {i}", row) for i, row in enumerate(rows))
         return
-    if (contents := text(str(path), path.name, found)) is not None:
-        yield from (_csv if path.suffix == ".csv" else _json_lines)(path.name, contents, found)
+    if (contents := read_caption_file(str(path), path.name, listing)) is not None:
+        yield from (_csv if path.suffix == ".csv" else _json_lines)(path.name, contents, listing)
 
 
-def _csv(name: str, contents: str, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv(name: str, contents: str, listing: Listing) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(contents, newline=""), strict=True)
     try:
         if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
-            found.problems.append(Problem(f"{name}, line 1", "a column stands twice", "leave one out"))
+            listing.problems.append(Problem(f"{name}, line 1", "a column stands twice", "leave one out"))
         for row in reader:
             where = f"{name}, line {reader.line_num}"
             if any(row.pop(None, ())):  # what stands behind the last column
                 quotes = 'put captions that hold commas into quotes: "a fox, running"'
-                found.problems.append(Problem(where, f"more fields than the {len(row)} columns", quotes))
+                listing.problems.append(Problem(where, f"more fields than the {len(row)} columns", quotes))
             else:
                 yield where, row
     except csv.Error as e:
-        found.problems.append(Problem(f"{name}, line {reader.line_num}", f"not CSV ({e})", "close every quote"))
+        listing.problems.append(Problem(f"{name}, line {reader.line_num}", f"not CSV ({e})", "close every quote"))
 
 
-def _json_lines(name: str, contents: str, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_lines(name: str, contents: str, listing: Listing) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(contents.split("\n"), 1):
         if not line.strip():
             continue
@@ -151,12 +151,12 @@ def _json_lines(name: str, contents: str, found: Found) -> Iterator[tuple[str, d
         try:
             row = from_json(line, _once)
         except ValueError as e:
-            found.problems.append(Problem(where, f"not JSON ({e})"))
+            listing.problems.append(Problem(where, f"not JSON ({e})"))
             continue
         if isinstance(row, dict):
             yield where, row
         else:
-            found.problems.append(Problem(where, "expected an object with file_name and text"))
+            listing.problems.append(Problem(where, "expected an object with file_name and text"))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

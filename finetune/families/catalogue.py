@@ -10,14 +10,20 @@ from finetune.families import facts
 from finetune.families.names import Names
 from finetune.families.spec import FamilySpec, KnownBase
 
-_FOUND = sorted(
+_FAMILY_FACTS = sorted(
     (importlib.import_module(f"{facts.__name__}.{module.name}") for module in pkgutil.iter_modules(facts.__path__)),
     key=lambda module: str(module.SPEC.released),
 )
-FAMILIES: tuple[FamilySpec, ...] = tuple(module.SPEC for module in _FOUND)
-BASES: dict[str, KnownBase] = {name: base for module in _FOUND for name, base in module.BASES.items()}
-TOKENIZERS = tuple(dict.fromkeys(name for spec in FAMILIES for encoder in spec.encoders.values() for name in encoder.words.named))
-PARTS = tuple(sorted({part for spec in FAMILIES for part in spec.parts}))
+FAMILIES: tuple[FamilySpec, ...] = tuple(module.SPEC for module in _FAMILY_FACTS)
+BASES: dict[str, KnownBase] = {}
+for _facts in _FAMILY_FACTS:
+    BASES |= _facts.BASES
+_tokenizers: dict[str, None] = {}
+for _spec in FAMILIES:
+    for _encoder in _spec.encoders.values():
+        _tokenizers |= dict.fromkeys(_encoder.words.named)
+TOKENIZERS = tuple(_tokenizers)
+PARTS = tuple(sorted(frozenset[str]().union(*(spec.parts for spec in FAMILIES))))
 
 
 def of_name(family: str) -> FamilySpec:
@@ -57,5 +63,8 @@ NOT_YET = {
 
 def not_yet(name: str, pipeline: str | None = None) -> str | None:
     """The family that a name or a pipeline is of, where it is one that is not supported yet."""
-    own = name.rpartition("/")[2].lower()
-    return next((title for start, (title, cls) in NOT_YET.items() if cls == pipeline or (pipeline is None and own.startswith(start))), None)
+    model_name = name.rpartition("/")[2].lower()
+    for start, (title, cls) in NOT_YET.items():
+        if cls == pipeline or (pipeline is None and model_name.startswith(start)):
+            return title
+    return None

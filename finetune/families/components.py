@@ -19,8 +19,8 @@ SLACK = 1.02  # some readers fill in what a file may leave out
 
 def _keys(cls: Any) -> frozenset[str]:
     """What a network's class knows of a config."""
-    made = getattr(cls, "config_class", None) or cls
-    return frozenset(inspect.signature(made.__init__).parameters)
+    config_class = getattr(cls, "config_class", None) or cls
+    return frozenset(inspect.signature(config_class.__init__).parameters)
 
 
 class Components:
@@ -35,13 +35,13 @@ class Components:
             AccessError: its weights are missing or damaged.
         """
         if name not in self.loaded or dtype not in (None, next(self.loaded[name].parameters()).dtype):
-            cls, own = self.kinds[name]
+            cls, usual = self.kinds[name]
             self._check_size(name)
             with self.source.reading(name, _keys(cls)) as folder:
-                module, found = cls.from_pretrained(
-                    folder, variant=self.source.variant, use_safetensors=True, dtype=dtype or own, output_loading_info=True
+                module, loading_info = cls.from_pretrained(
+                    folder, variant=self.source.variant, use_safetensors=True, dtype=dtype or usual, output_loading_info=True
                 )
-                if missing := sorted({*found["missing_keys"]} & {name for name, _ in module.named_parameters()}):
+                if missing := sorted({*loading_info["missing_keys"]} & {name for name, _ in module.named_parameters()}):
                     raise ValueError(f"its weights lack {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
             self.loaded[name] = cast(nn.Module, module.to(self.device).requires_grad_(False).eval())
         return self.loaded[name]
@@ -51,10 +51,12 @@ class Components:
         AccessError: the config is that of a network that is larger than the weights that are there: it is counted before it is made.
         """
         with self.source.reading(name):
-            told = sum(p.numel() for p in self.skeleton(name).parameters())
-            there = sum(prod(shape) for path in self.source.weights(name) for shape in header_of(path).shapes.values())
-            if told > there * SLACK:
-                raise ValueError(f"its config is that of a network of {told:,} numbers, and its weights are {there:,}")
+            numbers = sum(p.numel() for p in self.skeleton(name).parameters())
+            there = 0
+            for path in self.source.weights(name):
+                there += sum(map(prod, header_of(path).shapes.values()))
+            if numbers > there * SLACK:
+                raise ValueError(f"its config is that of a network of {numbers:,} numbers, and its weights are {there:,}")
 
     def free(self, *names: str) -> None:
         for name in names:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -145,22 +146,22 @@ def _check_sizes(config: dict[str, Any]) -> None:
             raise ValueError(f"its {line(key, 60)} is {max(map(abs, numbers)):.4g}; {most} is believed")
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: object) -> bool:
     return value is None or (type(value) is int and value > 0)
 
 
-def _are_sizes(value: Any) -> bool:
+def _are_sizes(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(type(n) is int and n > 0 for n in value)
 
 
-def _numbers(value: Any) -> list[int]:
+def _numbers(value: object) -> list[int]:
     if isinstance(value, list):
-        return [n for one in value for n in _numbers(one)]
+        return list(chain.from_iterable(map(_numbers, value)))
     return [value] if isinstance(value, int) else []
 
 
 @contextmanager
-def shown(folder: Path, who: str, keys: Collection[str] | None = None) -> Iterator[Path]:
+def library_view(folder: Path, who: str, keys: Collection[str] | None = None) -> Iterator[Path]:
     """A component's folder as libraries may see it: itself, or where it holds more, a passing one of links and cleaned configs.
 
     What is dropped is said once; `who` is the base's name.
@@ -227,7 +228,7 @@ def copy(base: Path, component: str, to: Path, variant: str | None, who: str) ->
     """
     check_links(base, component)
     to.mkdir()
-    with shown(base / component, who) as folder:
+    with library_view(base / component, who) as folder:
         for path in sorted(p for p in folder.iterdir() if known(component, p.name)):
             shutil.copyfile(path, to / path.name)
     for file in sorted(to.glob(f"*.{variant}[.-]*")) if variant else ():

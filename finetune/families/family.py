@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from finetune.families import autoencoder, patches, tokenizers
 from finetune.families.components import Components
 from finetune.families.source import Source
-from finetune.families.words import Words
+from finetune.families.vocabulary import Words
 from finetune.objectives.diffusion import Schedule
 from finetune.objectives.flow import Flow
 from finetune.tensors import to_device
@@ -32,15 +32,15 @@ class Base:
 
     def __init__(self, source: Source, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.source, self.device, self.dtype = source, torch.device(device), dtype
-        self.words = Words({part: tokenizers.load(source, part) for part in source.spec.text})
+        self.words = Words({part: tokenizers.load_tokenizer(source, part) for part in source.spec.text})
         self.windows = {part: self._window(part) for part in source.spec.text}
 
     def _window(self, part: str) -> int:
         """Tokens that a text encoder reads, start and end included."""
-        told = self.source.spec.edition(self.source).windows.get(part)
-        if told is None:
+        window = self.source.spec.edition(self.source).windows.get(part)
+        if window is None:
             return int(self.source.config(part)["max_position_embeddings"])
-        return min(told, int(self.words.tokenizers[part].model_max_length))
+        return min(window, int(self.words.tokenizers[part].model_max_length))
 
     def ids(self, part: str, captions: Sequence[str]) -> Tensor:
         """[B, window] on the device for the text encoder `part`, padded and cut as in inference."""
@@ -60,7 +60,7 @@ class Base:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
 
-def rows(**columns: Tensor) -> list[Text]:
+def text_rows(**columns: Tensor) -> list[Text]:
     """Columns [B, ...] as a text each."""
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from finetune.families import autoencoder
-from finetune.families.family import Base, Columns, Cond, Nets, Text, rows
+from finetune.families.family import Base, Columns, Cond, Nets, Text, text_rows
 from finetune.families.patches import pack, positions, unpack
 from finetune.objectives.flow import ByResolution, Flow
 
@@ -36,7 +36,7 @@ class Flux:
         pooled = nets["text_encoder"](input_ids=self.base.ids("text_encoder", captions)).pooler_output
         with torch.autocast(self.base.device.type, enabled=False):  # T5 overflows in fp16
             hidden = nets["text_encoder_2"](self.base.ids("text_encoder_2", captions))[0]
-        return rows(hidden=hidden, pooled=pooled)
+        return text_rows(hidden=hidden, pooled=pooled)
 
     def condition(self, texts: Sequence[Text], columns: Columns) -> Cond:
         cond = self.base.stacked(texts)
@@ -49,11 +49,15 @@ class Flux:
         """The denoiser's velocity; `t` is sigma [B] in [0, 1]."""
         dtype, (h, w) = self.base.dtype, x_t.shape[-2:]
         out = nets["denoiser"](
-            hidden_states=pack(x_t).to(dtype), timestep=t.to(dtype), guidance=cond.get("guidance"),
-            encoder_hidden_states=cond["hidden"], pooled_projections=cond["pooled"],
+            hidden_states=pack(x_t).to(dtype),
+            timestep=t.to(dtype),
+            guidance=cond.get("guidance"),
+            encoder_hidden_states=cond["hidden"],
+            pooled_projections=cond["pooled"],
             txt_ids=torch.zeros(cond["hidden"].shape[1], 3, device=x_t.device, dtype=dtype),
-            img_ids=positions(h, w, x_t.device).to(dtype), return_dict=False,
-        )  # fmt: skip
+            img_ids=positions(h, w, x_t.device).to(dtype),
+            return_dict=False,
+        )
         return unpack(cast(Tensor, out[0]), h, w)
 
     def example(self, side: int, device: str) -> dict[str, Any]:

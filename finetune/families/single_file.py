@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from finetune import files
 from finetune.errors import AccessError, ConfigError
 from finetune.families.hashes import file_hash
-from finetune.families.spec import ZERO_SNR
+from finetune.families.spec import ZERO_SNR, Configs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,9 +29,11 @@ UNET = "model.diffusion_model."
 PROBE = UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight"  # its width tells what text a U-Net reads
 WIDTHS = {768: "sd15", 1024: "sd21", 2048: "sdxl"}
 TEXT_ENCODERS = {
-    "sd15": ("cond_stage_model.",), "sd21": ("cond_stage_model.",), "sdxl": ("conditioner.embedders.0.", "conditioner.embedders.1."),
+    "sd15": ("cond_stage_model.",),
+    "sd21": ("cond_stage_model.",),
+    "sdxl": ("conditioner.embedders.0.", "conditioner.embedders.1."),
     "flux": ("text_encoders.clip_l.", "text_encoders.t5xxl."),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ class Checkpoint:
     @property
     def configs(self) -> dict[str, Any]:
         """The base's JSON files, by their path in a diffusers folder."""
-        found = shipped(self.name)
+        configs = shipped_configs(self.name)
         if self.prediction:
-            found["scheduler/scheduler_config.json"] |= {"prediction_type": self.prediction} | (ZERO_SNR if self.zero_snr else {})
-        return found
+            configs["scheduler/scheduler_config.json"] |= {"prediction_type": self.prediction} | (ZERO_SNR if self.zero_snr else {})
+        return configs
 
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -63,8 +65,8 @@ def unpickle(path: Path) -> Path:
     import torch
 
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # refuses what would run
-        state = found.get("state_dict", found)
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # refuses what would run
+        state = contents.get("state_dict", contents)
         tensors = _apart({str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)})
     except Exception as e:  # UnpicklingError, RuntimeError, AttributeError, EOFError: whatever a file that is no checkpoint leads to
         raise AccessError(f"--base {path}: not a checkpoint of tensors alone ({type(e).__name__}); nothing in it was run") from e
@@ -98,7 +100,7 @@ def _unpickled(path: Path) -> Path:
     return files.cache_root() / "bases" / f"{file_hash(path)}.safetensors"
 
 
-def look(path: Path, prediction: str | None) -> Checkpoint:
+def identify(path: Path, prediction: str | None) -> Checkpoint:
     """What a file holds, from its keys.
 
     Raises:
@@ -115,18 +117,18 @@ def look(path: Path, prediction: str | None) -> Checkpoint:
     kind = "flux" if name.startswith("flux") else name
     if missing := [p for p in TEXT_ENCODERS[kind] if not any(n.startswith(p) for n in names)]:
         raise AccessError(f"--base {path}: holds no text encoder ({missing[0]}…)", f"--base {name} takes it from the Hub; or {HINT}")
-    said = {"epsilon": "epsilon", "v": "v_prediction"}.get(metadata.get("modelspec.prediction_type", ""))
-    own = "v_prediction" if "v_pred" in names else said
-    if own and prediction and own != prediction:
-        raise ConfigError(f"model.prediction_type {prediction}: {path.name} says {own}", "leave it out")
+    declared = {"epsilon": "epsilon", "v": "v_prediction"}.get(metadata.get("modelspec.prediction_type", ""))
+    marked = "v_prediction" if "v_pred" in names else declared
+    if marked and prediction and marked != prediction:
+        raise ConfigError(f"model.prediction_type {prediction}: {path.name} says {marked}", "leave it out")
     if name == "sd21":
-        if not (own or prediction):
+        if not (marked or prediction):
             raise AccessError(
                 f"--base {path}: a single file of Stable Diffusion 2 does not say whether it predicts epsilon or v",
                 "--set model.prediction_type=v_prediction for the 768-pixel model, epsilon for the 512-pixel one",
             )
-        name = "sd21" if (own or prediction) == "v_prediction" else "sd21-base"
-    return Checkpoint(path, name, own or prediction, "ztsnr" in names, half)
+        name = "sd21" if (marked or prediction) == "v_prediction" else "sd21-base"
+    return Checkpoint(path, name, marked or prediction, "ztsnr" in names, half)
 
 
 def _name(path: Path, names: set[str], width: Callable[[str], int]) -> tuple[str, str]:
@@ -134,23 +136,23 @@ def _name(path: Path, names: set[str], width: Callable[[str], int]) -> tuple[str
         if (probe := f"{prefix}double_blocks.0.img_attn.qkv.weight") in names:
             return ("flux-dev" if f"{prefix}guidance_in.in_layer.weight" in names else "flux-schnell"), probe
     if PROBE in names:
-        if (found := width(PROBE)) in WIDTHS:
-            return WIDTHS[found], PROBE
-        raise AccessError(f"--base {path}: a checkpoint of an unknown kind, whose attention reads text of width {found}", HINT)
+        if (known_width := width(PROBE)) in WIDTHS:
+            return WIDTHS[known_width], PROBE
+        raise AccessError(f"--base {path}: a checkpoint of an unknown kind, whose attention reads text of width {known_width}", HINT)
     some = ", ".join(sorted(names)[:2])
     raise AccessError(f"--base {path}: not a checkpoint of a known family (its keys begin {some})", "an adapter is no base")
 
 
-def unknown_width(source: Any) -> int:
+def unknown_width(source: Configs) -> int:
     """The width of the text that a base's denoiser reads, if a single file of it would be no known base's; else 0."""
     width = int(source.config("unet")["cross_attention_dim"])
     return 0 if width in WIDTHS else width
 
 
-def shipped(name: str) -> dict[str, Any]:
+def shipped_configs(name: str) -> dict[str, Any]:
     """The JSON files of a known base, by their path in a diffusers folder."""
-    found: dict[str, Any] = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
-    return found
+    configs: dict[str, Any] = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+    return configs
 
 
 def write_configs(configs: dict[str, Any], folder: Path) -> None:
@@ -173,7 +175,7 @@ def skeleton(configs: dict[str, Any]) -> Path:
     return folder
 
 
-def unpack(checkpoint: Checkpoint) -> Path:
+def unpack_checkpoint(checkpoint: Checkpoint) -> Path:
     """The checkpoint as a diffusers folder in the cache, under the hash of its bytes and configs.
 
     Raises:
@@ -225,5 +227,5 @@ def _whole(folder: Path) -> bool:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != HASHES)
-    return {path.relative_to(folder).as_posix(): file_hash(path) for path in found}
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != HASHES)
+    return {path.relative_to(folder).as_posix(): file_hash(path) for path in paths}

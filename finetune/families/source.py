@@ -8,6 +8,7 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class Source:
         """The folder that a library may read a component from, whose config has no other than these `keys`; and whatever the library
         raises for one that is missing or damaged, as an AccessError that names it."""
         try:
-            with contents.shown(self.folder / component, self.id, keys) as folder:
+            with contents.library_view(self.folder / component, self.id, keys) as folder:
                 yield folder
         except (AccessError, MemoryError):
             raise
@@ -117,9 +118,9 @@ class Source:
         """sha256 over the names and bytes of the components' configs and weights."""
         digest = hashlib.sha256()
         for component in components:
-            texts = [p for kind in ("*.json", "*.txt") for p in (self.folder / component).glob(kind)]
+            folder = self.folder / component
             weights = self.weights(component) if component in self.spec.parts else []
-            for path in sorted([*texts, *weights]):
+            for path in sorted([*folder.glob("*.json"), *folder.glob("*.txt"), *weights]):
                 digest.update(f"{component}/{path.name} {file_hash(path)}\n".encode())
         return digest.hexdigest()
 
@@ -135,7 +136,7 @@ def default_base(user_choice: str | None, accelerator: bool) -> tuple[str, str]:
     return "tiny", "base: tiny: draws 64-pixel emoji (no accelerator was found; --base chooses another, `ft models` lists them)"
 
 
-def resolve(
+def resolve_base(
     base: str, variant: str | None = None, weights: bool = True, prediction: str | None = None, allow_pickle: bool = False
 ) -> Source:
     """Finds a base; downloads from the Hub what is not in its cache (`weights=False`: only configs).
@@ -154,13 +155,13 @@ def resolve(
     if known and not weights:  # what they are is known to the package: no need to ask the Hub
         from finetune.families import single_file
 
-        return _read(base, single_file.skeleton(single_file.shipped(base)), None, None, known)
+        return _read(base, single_file.skeleton(single_file.shipped_configs(base)), None, None, known)
     path = home(base)
     if path.is_dir():
         return _read(path.resolve().name, path, None, variant, None)
     if path.is_file() or path.suffix in (".safetensors", ".ckpt", ".bin"):
         return _single_file(base, path, weights, prediction, allow_pickle)
-    check(base)
+    check_base(base)
     hub_id, _, revision = (known.hub if known and known.hub else base).partition("@")
     folder, commit = _download(hub_id, revision or None, variant, weights)
     return _read(hub_id, folder, commit, variant, known)
@@ -172,7 +173,7 @@ def known_name(base: str) -> str | None:
     return base if base in BASES else ids.get(base)
 
 
-def check(base: str) -> None:
+def check_base(base: str) -> None:
     """Raises:
     AccessError: it cannot be a base: it is no known name, is not on this disk, and cannot be a Hub id.
     """
@@ -205,8 +206,8 @@ def _single_file(base: str, path: Path, weights: bool, prediction: str | None, a
         name, path = path.stem, there or single_file.unpickle(path)
     else:
         name = path.stem
-    checkpoint = single_file.look(path, prediction)
-    folder = single_file.unpack(checkpoint) if weights else single_file.skeleton(checkpoint.configs)
+    checkpoint = single_file.identify(path, prediction)
+    folder = single_file.unpack_checkpoint(checkpoint) if weights else single_file.skeleton(checkpoint.configs)
     return _read(name, folder, None, None, None)
 
 
@@ -220,10 +221,10 @@ def _read(name: str, folder: Path, revision: str | None, variant: str | None, kn
     for spec in FAMILIES:
         if pipeline in spec.pipelines:
             guidance = known.guidance if known else _told_guidance(folder)
-            made = Source(name, folder, spec, revision, variant, guidance, known.licence if known else None)
-            _check_understood(made)
-            return made
-    pipelines = ", ".join(p for spec in FAMILIES for p in spec.pipelines)
+            source = Source(name, folder, spec, revision, variant, guidance, known.licence if known else None)
+            _check_understood(source)
+            return source
+    pipelines = ", ".join(chain.from_iterable(spec.pipelines for spec in FAMILIES))
     if family := not_yet(name, pipeline):
         raise AccessError(f"--base {name}: {family} is not supported yet; known pipelines are: {pipelines}", "`ft models` lists bases")
     raise AccessError(
@@ -249,21 +250,21 @@ def _check_understood(source: Source) -> None:
     for part, settings in spec.understood.items():
         for key, values in settings.items():
             if key in configs[part] and not any(configs[part][key] == v for v in values):
-                said = line(json.dumps(configs[part][key]), 60)
+                value = line(json.dumps(configs[part][key]), 60)
                 known = ", ".join(json.dumps(v) for v in values)
-                raise AccessError(f"--base {source.id}: {part} has {key} {said}; {spec.name} is known with {known}", UNKNOWN)
+                raise AccessError(f"--base {source.id}: {part} has {key} {value}; {spec.name} is known with {known}", UNKNOWN)
 
     def size(name: str) -> Any:
         part, _, key = name.partition(".")
         return configs[part].get(key)
 
     for whole, summands in spec.sums.items():
-        told, parts = size(whole), [size(name) for name in summands]
-        if told is None or None in parts:  # the class's own, or shown to be none when it is loaded
+        total, parts = size(whole), [size(name) for name in summands]
+        if total is None or None in parts:  # the class's own, or shown to be none when it is loaded
             continue
-        if not all(isinstance(n, int) for n in (told, *parts)) or told != sum(parts):
-            said = " + ".join(f"{name} {line(str(n), 20)}" for name, n in zip(summands, parts, strict=True))
-            raise AccessError(f"--base {source.id}: its {whole} is {line(str(told), 20)}, and {said} do not add up to it", UNKNOWN)
+        if not all(isinstance(n, int) for n in (total, *parts)) or total != sum(parts):
+            value = " + ".join(f"{name} {line(str(n), 20)}" for name, n in zip(summands, parts, strict=True))
+            raise AccessError(f"--base {source.id}: its {whole} is {line(str(total), 20)}, and {value} do not add up to it", UNKNOWN)
 
 
 def _download(hub_id: str, revision: str | None, variant: str | None, weights: bool) -> tuple[Path, str]:

@@ -134,5 +134,5 @@ class KnownBase:
     licence: str  # by the Hub's identifiers
     guidance: float | None = None  # where the family's default does not suit
     names: Path | None = None  # a file of all that it was taught, a name a line
-    said: str = ""  # how these names are said
+    wording: str = ""  # how these names are said
     sheet: Path | None = None  # a picture of each, drawn by it

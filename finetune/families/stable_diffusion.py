@@ -5,8 +5,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from finetune.families import noise
-from finetune.families.family import Base, Columns, Cond, Nets, Text, rows
+from finetune.families import noise_schedule
+from finetune.families.family import Base, Columns, Cond, Nets, Text, text_rows
 from finetune.objectives.diffusion import Schedule
 
 
@@ -17,11 +17,11 @@ class StableDiffusion:
         self.base = base
 
     def schedule(self) -> Schedule:
-        return noise.ddpm(self.base.source)
+        return noise_schedule.ddpm(self.base.source)
 
     def text(self, nets: Nets, captions: Sequence[str]) -> list[Text]:
         """The encoder's last hidden states, padded to the window as in inference."""
-        return rows(hidden=nets["text_encoder"](input_ids=self.base.ids("text_encoder", captions)).last_hidden_state)
+        return text_rows(hidden=nets["text_encoder"](input_ids=self.base.ids("text_encoder", captions)).last_hidden_state)
 
     def condition(self, texts: Sequence[Text], columns: Columns) -> Cond:
         return self.base.stacked(texts)
@@ -31,4 +31,4 @@ class StableDiffusion:
         return cast(Tensor, out[0])
 
     def example(self, side: int, device: str) -> dict[str, Any]:
-        return noise.unet_example(self.base.source, side, self.base.windows["text_encoder"], device)
+        return noise_schedule.unet_example(self.base.source, side, self.base.windows["text_encoder"], device)

@@ -6,8 +6,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from finetune.families import noise
-from finetune.families.family import Base, Columns, Cond, Nets, Text, rows
+from finetune.families import noise_schedule
+from finetune.families.family import Base, Columns, Cond, Nets, Text, text_rows
 from finetune.objectives.diffusion import Schedule
 from finetune.tensors import to_device
 
@@ -20,7 +20,7 @@ class StableDiffusionXL:
         self.base = base
 
     def schedule(self) -> Schedule:
-        return noise.ddpm(self.base.source)
+        return noise_schedule.ddpm(self.base.source)
 
     def text(self, nets: Nets, captions: Sequence[str]) -> list[Text]:
         """Both encoders' hidden states before the last layer, side by side, and the second one's projected summary."""
@@ -28,20 +28,20 @@ class StableDiffusionXL:
         for part in self.base.source.spec.text:
             out = nets[part](input_ids=self.base.ids(part, captions), output_hidden_states=True)
             hidden.append(out.hidden_states[-2])
-        return rows(hidden=torch.cat(hidden, -1), pooled=out.text_embeds)
+        return text_rows(hidden=torch.cat(hidden, -1), pooled=out.text_embeds)
 
     def condition(self, texts: Sequence[Text], columns: Columns) -> Cond:
         return self.base.stacked(texts) | {"ids": to_device(columns["crop"], self.base.device).to(self.base.dtype)}
 
     def predict(self, nets: Nets, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        told = {"text_embeds": cond["pooled"], "time_ids": cond["ids"]}
+        added = {"text_embeds": cond["pooled"], "time_ids": cond["ids"]}
         x_t = x_t.to(self.base.dtype)
-        out = nets["denoiser"](x_t, t, encoder_hidden_states=cond["hidden"], added_cond_kwargs=told, return_dict=False)
+        out = nets["denoiser"](x_t, t, encoder_hidden_states=cond["hidden"], added_cond_kwargs=added, return_dict=False)
         return cast(Tensor, out[0])
 
     def example(self, side: int, device: str) -> dict[str, Any]:
         config = self.base.source.config("unet")
         pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-        told = {"text_embeds": torch.zeros(1, pooled, device=device), "time_ids": torch.zeros(1, 6, device=device)}
-        example = noise.unet_example(self.base.source, side, self.base.windows["text_encoder"], device)
-        return example | {"added_cond_kwargs": told}
+        added = {"text_embeds": torch.zeros(1, pooled, device=device), "time_ids": torch.zeros(1, 6, device=device)}
+        example = noise_schedule.unet_example(self.base.source, side, self.base.windows["text_encoder"], device)
+        return example | {"added_cond_kwargs": added}

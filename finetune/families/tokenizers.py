@@ -1,13 +1,12 @@
 """The tokenizers of text encoders."""
 
-from typing import Any
-
 import transformers
 
 from finetune.families.source import Source
+from finetune.families.vocabulary import TextTokenizer
 
 
-def load(source: Source, part: str) -> Any:
+def load_tokenizer(source: Source, part: str) -> TextTokenizer:
     """The tokenizer of a text encoder.
 
     Raises:
@@ -16,7 +15,7 @@ def load(source: Source, part: str) -> Any:
     """
     encoder = source.spec.encoders[part]
     with source.reading(encoder.tokenizer) as folder:
-        tokenizer = getattr(transformers, encoder.words.cls).from_pretrained(folder)
+        tokenizer: TextTokenizer = getattr(transformers, encoder.words.cls).from_pretrained(folder)
         rows = int(source.config(part)["vocab_size"])
         if not 0.9 * rows < len(tokenizer) <= rows:
             raise ValueError(f"its vocabulary has {len(tokenizer)} entries, the text encoder {rows}")

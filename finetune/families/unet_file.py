@@ -11,16 +11,25 @@ from finetune.families.source import Source
 State = Mapping[str, Tensor]
 
 RESNET = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0", "conv2": "out_layers.3",
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
-}  # fmt: skip
+}
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 OPEN_CLIP = {
     "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
     "text_model.embeddings.position_embedding.weight": "positional_embedding",
-    "text_model.final_layer_norm.": "ln_final.", "text_model.encoder.layers.": "transformer.resblocks.", "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj",
-}  # fmt: skip
+    "text_model.final_layer_norm.": "ln_final.",
+    "text_model.encoder.layers.": "transformer.resblocks.",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
 
 
 def unet_key(key: str, resnets: int, attentive: set[int]) -> str:
@@ -78,8 +87,12 @@ def vae(state: State) -> dict[str, Tensor]:
 
 def prefixed(state: State) -> dict[str, Tensor]:
     """CLIP's names with the `text_model.` that newer versions of transformers leave out."""
-    kept = ("text_model.", "text_projection")
-    return {k if k.startswith(kept) else f"text_model.{k}": t for k, t in state.items() if not k.endswith("position_ids")}
+    out: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        if not key.endswith("position_ids"):
+            named = key.startswith(("text_model.", "text_projection"))
+            out[key if named else f"text_model.{key}"] = tensor
+    return out
 
 
 def open_clip(state: State) -> dict[str, Tensor]:
@@ -107,7 +120,7 @@ def second(state: State) -> dict[str, Tensor]:
     return open_clip({**state, **more}) | {"text_projection": torch.eye(width), "logit_scale": torch.tensor(4.6052)}
 
 
-def whole(source: Source, parts: Mapping[str, State]) -> dict[str, Tensor]:
+def whole_file(source: Source, parts: Mapping[str, State]) -> dict[str, Tensor]:
     """The file's tensors, and the keys that readers know its base by, which have no value: `v_pred`, `ztsnr`."""
     spec, schedule = source.spec, source.config("scheduler")
     tensors = single(parts, openclip=spec.edition(source).version in spec.names.kohya_v2)  # version 2's text encoder is OpenCLIP's
@@ -119,10 +132,10 @@ def single(parts: Mapping[str, State], openclip: bool) -> dict[str, Tensor]:
     """The whole file's tensors; `parts` are state dicts by diffusers' folder, `openclip` is whether the only text encoder is OpenCLIP's."""
     out = unet(parts["unet"]) | vae(parts["vae"])
     if "text_encoder_2" in parts:
-        own = {f"conditioner.embedders.0.transformer.{k}": t for k, t in prefixed(parts["text_encoder"]).items()}
-        own |= {f"conditioner.embedders.1.model.{k}": t for k, t in open_clip(prefixed(parts["text_encoder_2"])).items()}
+        text_tensors = {f"conditioner.embedders.0.transformer.{k}": t for k, t in prefixed(parts["text_encoder"]).items()}
+        text_tensors |= {f"conditioner.embedders.1.model.{k}": t for k, t in open_clip(prefixed(parts["text_encoder_2"])).items()}
     elif openclip:
-        own = {f"cond_stage_model.model.{k}": t for k, t in second(prefixed(parts["text_encoder"])).items()}
+        text_tensors = {f"cond_stage_model.model.{k}": t for k, t in second(prefixed(parts["text_encoder"])).items()}
     else:
-        own = {f"cond_stage_model.transformer.{k}": t for k, t in prefixed(parts["text_encoder"]).items()}
-    return {k: t.contiguous() for k, t in (out | own).items()}
+        text_tensors = {f"cond_stage_model.transformer.{k}": t for k, t in prefixed(parts["text_encoder"]).items()}
+    return {k: t.contiguous() for k, t in (out | text_tensors).items()}

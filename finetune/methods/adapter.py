@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from finetune import randomness
-from finetune.config.adapter_types import ROWS, Row
+from finetune.config.adapter_types import ROWS, AdapterType
 from finetune.config.method import Method
 from finetune.errors import ConfigError, FinetuneError
 from finetune.methods import beginnings
@@ -181,7 +181,7 @@ def attach(
     return trainable
 
 
-def _config(row: Row, method: Method, wanted: Mapping[str, RankAlpha], counting: bool) -> object:
+def _config(row: AdapterType, method: Method, wanted: Mapping[str, RankAlpha], counting: bool) -> object:
     """PEFT's config; on networks without weights, which are only counted, nothing is computed from weights."""
     settings = row.settings(method.model_copy(update={"init": "default"}) if counting else method)
     if "rank_pattern" in row.takes:
@@ -229,7 +229,7 @@ MOST_MISSED = 0.02  # of a change, where it is approximated: more is another ada
 
 
 @torch.no_grad()
-def _load(layer: AdaptedLayer, row: Row, learned: Learned, name: str) -> None:
+def _load(layer: AdaptedLayer, row: AdapterType, learned: Learned, name: str) -> None:
     """Puts what a file holds into a layer's tensors, whose strength is not folded in."""
     change = learned.change
     if row.begin and change.kind in row.after and (change.kind != row.file or not row.tensors):
@@ -240,7 +240,7 @@ def _load(layer: AdaptedLayer, row: Row, learned: Learned, name: str) -> None:
     _fill(layer, row, change.tensors, name, row.tensors)
 
 
-def _begun(layer: AdaptedLayer, row: Row, learned: Learned, name: str) -> dict[str, Tensor]:
+def _begun(layer: AdaptedLayer, row: AdapterType, learned: Learned, name: str) -> dict[str, Tensor]:
     """The row's own tensors for a change of another kind."""
     weight: Tensor = layer.get_base_layer().weight.detach().float()
     t = {k: v.to(weight) for k, v in learned.change.tensors.items()}
@@ -267,7 +267,7 @@ def _padded(t: Tensor, like: Tensor) -> Tensor:
     return out
 
 
-def _fill(layer: AdaptedLayer, row: Row, tensors: Mapping[str, Tensor], name: str, attributes: Mapping[str, str]) -> None:
+def _fill(layer: AdaptedLayer, row: AdapterType, tensors: Mapping[str, Tensor], name: str, attributes: Mapping[str, str]) -> None:
     held, folded = _held(layer, attributes), next((n for n in row.folded if n in tensors), None)
     here, there = _shapes(held), _shapes(tensors)
     if here != there:
@@ -294,7 +294,7 @@ def result(net: nn.Module, kind: str) -> dict[str, Change]:
     return {name: _change(layer, row) for name, layer in layers(net).items()}
 
 
-def _change(layer: AdaptedLayer, row: Row) -> Change:
+def _change(layer: AdaptedLayer, row: AdapterType) -> Change:
     if not row.tensors:
         weight, delta = layer.get_base_layer().weight.detach().float(), layer.get_delta_weight(NAME).detach().float()
         return Change(row.file, {"diff": row.change(weight, delta).cpu().contiguous()})

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from finetune.config import Job
-from finetune.config.load import Settings
+from finetune.config.precedence import Settings
 from finetune.data.sample import Pictures
 from finetune.data.scan import AUTO_FRACTION
 from finetune.errors import ConfigError

@@ -13,7 +13,7 @@ from finetune.families.source import Source
 def located(job: Job, name: str | None = None, weights: bool = True) -> Source:
     """Where the job's base lies, or another by `name`; with `weights` it may be downloaded or unpacked for that."""
     m = job.model
-    where = source.resolve(name or m.base, m.variant, weights=weights, prediction=m.prediction_type, allow_pickle=m.allow_pickle)
+    where = source.resolve_base(name or m.base, m.variant, weights=weights, prediction=m.prediction_type, allow_pickle=m.allow_pickle)
     return replace(where, zero_snr=job.objective.zero_terminal_snr)
 
 

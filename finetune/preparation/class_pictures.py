@@ -11,7 +11,7 @@ from finetune.data import cache, folder, scan
 from finetune.data.captions import Wording
 from finetune.data.decode import EXTENSIONS
 from finetune.data.encoded import Text
-from finetune.data.sample import Found, Sample
+from finetune.data.sample import Listing, Sample
 from finetune.data.scan import Origin
 from finetune.errors import ConfigError
 from finetune.families import load
@@ -60,11 +60,11 @@ class ClassPictures:
         return self.folder / f"class-{self.key}-{number:06d}.png"
 
     @cached_property
-    def given(self) -> Found:
+    def given(self) -> Listing:
         """A person's pictures in the folder: all that no base drew, for this job or for another."""
-        there = list(folder.walk(self.folder, Found())) if self.folder.is_dir() else []
+        there = list(folder.walk(self.folder, Listing())) if self.folder.is_dir() else []
         if not any(_is_persons(name) and Path(name).suffix.lower() in EXTENSIONS for name in there):
-            return Found()
+            return Listing()
         pictures = scan.scan(replace(self._origin, skip=lambda name: not _is_persons(name)))
         pictures.refuse()
         return pictures
@@ -120,7 +120,7 @@ class ClassPictures:
 
     def samples(self) -> list[Sample]:
         """All of them, with the loss weight of the prior; a person's own captions have the class word in front."""
-        drawn = scan.scan(self._origin, [scan.file_item(self.path(n)) for n in range(self.count)]) if self.count else Found()
+        drawn = scan.scan(self._origin, [scan.file_item(self.path(n)) for n in range(self.count)]) if self.count else Listing()
         drawn.refuse()
         return [replace(s, weight=self.job.subject.prior_weight) for s in (*self.given.samples, *drawn.samples)]
 

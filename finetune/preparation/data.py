@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from finetune.config.job import Job
-from finetune.data import plan, scan
+from finetune.data import index_plan, scan
 from finetune.data.buckets import Buckets, largest_step
 from finetune.data.captions import Wording
 from finetune.data.crop import Augment
 from finetune.data.encoded import Pixels
-from finetune.data.sample import Found, Pictures, Sample
+from finetune.data.sample import Listing, Pictures, Sample
 from finetune.data.scan import Origin
 from finetune.data.tables import Columns
 from finetune.data.templates import TEMPLATES
@@ -19,12 +19,12 @@ from finetune.families.family import Family
 
 def gathered(job: Job) -> Pictures:
     """The job's own pictures; class pictures need its base, and so do buckets."""
-    return scan.load(origins(job), job.data.holdout, held_as(job))
+    return scan.load_pictures(origins(job), job.data.holdout, held_as(job))
 
 
-def scanned(job: Job) -> Found:
+def scanned(job: Job) -> Listing:
     """All that lies where the job's pictures come from, problems included."""
-    found, places = Found(), origins(job)
+    found, places = Listing(), origins(job)
     for origin in places:
         found.add(scan.scan(origin), f"{origin.place}/" if len(places) > 1 else "")
     return found
@@ -114,7 +114,7 @@ class Data:
     batch: int
 
     def describe(self, say: Callable[[str], None]) -> None:
-        plan.describe(self.pictures.train, self.batch, self.sizes, say)
+        index_plan.describe(self.pictures.train, self.batch, self.sizes, say)
 
 
 def cut(job: Job, family: Family, pictures: Pictures, batch: int, classes: Sequence[Sample] = ()) -> Data:

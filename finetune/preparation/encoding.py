@@ -15,7 +15,7 @@ from finetune import randomness
 from finetune.data import cache, decode, prune
 from finetune.data.cache import Cache
 from finetune.data.crop import cut_mask, to_tensor
-from finetune.data.encoded import VERSION, Encoded, Text, Variant, at_once, caption_keys, picture_jobs, prepared
+from finetune.data.encoded import VERSION, Encoded, Text, Variant, caption_keys, picture_jobs, pictures_at_once, prepared
 from finetune.data.inputs import LOSS_MASK
 from finetune.data.sample import Pictures, Size
 from finetune.errors import DataError
@@ -62,7 +62,7 @@ def encode(work: Work, pictures: Pictures, crew: Crew) -> tuple[Encoded, dict[st
         used: dict[Path, Iterable[bytes]] = {store.root: [variant.name for variant in chain.from_iterable(jobs)]}
         if names:
             used[texts_of(family).root] = names.values()
-        prune.remember(crew.note or job.run.folder, used)
+        prune.note_use(crew.note or job.run.folder, used)
     _latents(family, jobs, shown.background, store, crew)
     encoded = Encoded(pictures.all, store, shown, lambda job: _again(family, job, shown.background, store))
     if family.device.type == "cuda":
@@ -136,7 +136,7 @@ def _encode(family: Family, jobs: Sequence[Variant], background: str, pool: Thre
         return []
     pictures = list(pool.map(lambda job: prepared(job.sample, job.view, background), jobs))
     pixels = torch.stack([to_tensor(p.image) for p in pictures])
-    padded = torch.cat([pixels, pixels[-1:].expand(at_once(jobs[0].sample.size) - len(jobs), *pixels.shape[1:])])
+    padded = torch.cat([pixels, pixels[-1:].expand(pictures_at_once(jobs[0].sample.size) - len(jobs), *pixels.shape[1:])])
     mean, deviation = (t[: len(jobs)].cpu() for t in family.encode(padded))
     for job, m, d in zip(jobs, mean, deviation, strict=True):
         if not (m.isfinite().all() and d.isfinite().all()):

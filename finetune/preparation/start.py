@@ -3,7 +3,7 @@
 from finetune.adapters import landing
 from finetune.adapters.read import read
 from finetune.adapters.weights import Weights
-from finetune.config.adapter_types import ROWS, Row
+from finetune.config.adapter_types import ROWS, AdapterType
 from finetune.config.job import Job
 from finetune.errors import ConfigError
 from finetune.families.family import Family
@@ -24,7 +24,7 @@ def start(job: Job, family: Family) -> dict[str, Start] | None:
     file, row = read(path, spec.name), ROWS[job.method.kind]
     modules = {(part, m): w for (part, m), w in file.on(spec.denoiser).items() if not unused(family, part, m)}
     shapes = landing.shapes_of(family)
-    if misfit := landing.misfit(shapes, modules):
+    if misfit := landing.shape_misfit(shapes, modules):
         raise ConfigError(f"method.start {path}: was made for another base: {family.source.id} {misfit}", "choose its base with --base")
     kinds = {w.kind for w in modules.values()}
     if odd := kinds - _continued(row):
@@ -50,7 +50,7 @@ def start(job: Job, family: Family) -> dict[str, Start] | None:
     return dict(parts)
 
 
-def _continued(row: Row) -> set[str]:
+def _continued(row: AdapterType) -> set[str]:
     """The kinds of files that an adapter of this type goes on from."""
     return {*row.after, row.file} if row.tensors else set(row.after)
 
@@ -65,7 +65,7 @@ def _whole(w: Weights) -> int:
     return max(max(t.shape) for t in w.tensors.values())
 
 
-def _change(w: Weights, row: Row, path: str) -> Change:
+def _change(w: Weights, row: AdapterType, path: str) -> Change:
     tensors = {k: t.float() for k, t in w.tensors.items()}
     if "dora" in tensors:
         rows = w.rows()

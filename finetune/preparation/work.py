@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from finetune import files
 from finetune.config import optimizers
 from finetune.config.job import Job
-from finetune.data.sample import Found, Pictures
+from finetune.data.sample import Listing, Pictures
 from finetune.errors import ConfigError
 from finetune.families import single_file
 from finetune.families.family import Family
@@ -55,9 +55,9 @@ def planned(job: Job, family: Family, pictures: Pictures | None, batch: int, dev
     Raises:
         FinetuneError: a setting does not fit the base.
     """
-    known = pictures or Pictures(Found(), [], [])
+    known = pictures or Pictures(Listing(), [], [])
     job = settled(job, known, family) if pictures else automatic.resolved(job, known, 0)  # without pictures, nothing is chosen of them
-    optimizers.check(job.optim.optimizer, device)
+    optimizers.check_device_runs(job.optim.optimizer, device)
     check_drawing(job, family)
     check_subject(job, family, batch)
     add_tokens(job, family, known.captions)

@@ -11,12 +11,12 @@ from torch import nn
 
 from finetune import files
 from finetune.adapters import dense, embedding, model
-from finetune.adapters.card import card, place
-from finetune.adapters.contract import Contract, Kind, Labels, for_rank, header, of_data
+from finetune.adapters.card import card, card_path
+from finetune.adapters.compatibility import Reading, readings, sentences, traits
+from finetune.adapters.contract import Contract, Kind, Labels, file_metadata, for_rank, of_data
 from finetune.adapters.convert import silent
 from finetune.adapters.layouts import Place, usual
 from finetune.adapters.read import read
-from finetune.adapters.readers import Reading, readings, sentences, traits
 from finetune.adapters.weights import Weights
 from finetune.adapters.write import DTYPES, export
 from finetune.config.adapter_types import ROWS
@@ -69,7 +69,7 @@ def check_formats(trainees: Trainees) -> None:
         )
     if (whole := trainees.of("model")) and job.run.format != "single":
         target = RunFolder(job.run.folder).model(job.run.name, job.run.name)
-        model.check(family.source, target, [trainees.places[trainee.part] for trainee in whole])
+        model.check_place_of_model(family.source, target, [trainees.places[trainee.part] for trainee in whole])
     if trainees.of("adapter"):
         check_layout(job, family, trainees.layers)
 
@@ -180,7 +180,7 @@ class Outgoing:
         theirs = lycoris(job) if self.trainees.of("adapter") else None
         names, (architecture, version) = family.spec.names, family.labels()
         labels = Labels(architecture, version, names.codes, version in names.kohya_v2)
-        return {**header(kind, self.contract, name, labels, family.source.licence, theirs), **self.data}
+        return {**file_metadata(kind, self.contract, name, labels, family.source.licence, theirs), **self.data}
 
     def write(self, nets: Mapping[str, nn.Module], name: str) -> dict[str, Path]:
         """The files of a run, by kind: `adapter`, `model`, `embedding` (`embedding_2` of a second new token and so on)."""
@@ -297,4 +297,4 @@ def write_card(
     rows = of_name(contract.family).names.embedding_keys
     names = {kind: path.name for kind, path in written.items()}
     text = card(contract, job.run.name, names, {**facts, **settings}, licence, samples, readers, rows)
-    files.write_text(place(out, job.run.name), text)
+    files.write_text(card_path(out, job.run.name), text)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune import __version__, files
-from finetune.adapters.card import place
+from finetune.adapters.card import card_path
 from finetune.config.job import FREE_SETTINGS, Job
-from finetune.config.load import dump, parse, read_yaml, section_model
+from finetune.config.precedence import dump, parse, read_yaml, section_model
 from finetune.data import sample
 from finetune.data.sample import Pictures
 from finetune.errors import ConfigError
@@ -114,7 +114,7 @@ def kept_files(out: Path) -> list[Path]:
     """The files that a run keeps beside its checkpoints and results, there or not."""
     run = RunFolder(out)
     written = [*run.drawn, *run.snapshots, run.best, run.metrics, run.summary, run.pictures, run.finished, run.record]
-    return [*written, run.readme] if place(out, "") == run.readme else written
+    return [*written, run.readme] if card_path(out, "") == run.readme else written
 
 
 def versions() -> dict[str, str]:

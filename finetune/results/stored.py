@@ -46,7 +46,7 @@ class Entry:
 
 def entries() -> list[Entry]:
     """All that is ours in the cache, the one that was used last at the end."""
-    users = [(note, lock.holder(note.out)) for note in prune.notes()]
+    users = [(note, lock.holder(note.out)) for note in prune.use_notes()]
     running = [(_began(note), who) for note, who in users if who]
     held = [_held(entry, running) for entry in (*_shards(users), *_class_pictures(), *_bases())]
     return sorted(held, key=lambda e: (e.used, e.path))

@@ -1,4 +1,4 @@
-"""Adapter files on the networks of a base: low-rank ones beside the weights, all others added to them."""
+"""AdapterFile files on the networks of a base: low-rank ones beside the weights, all others added to them."""
 
 import logging
 import warnings
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from finetune.adapters import landing
 from finetune.adapters.embedding import Embedding
 from finetune.adapters.layouts import Place, diffusers
-from finetune.adapters.read import Adapter
+from finetune.adapters.read import AdapterFile
 from finetune.adapters.weights import Weights
 from finetune.errors import DataError
 from finetune.families.family import Family
@@ -30,7 +30,7 @@ class Target(Protocol):
 OTHER = "choose its base with --base"
 
 
-def needs_fp32(adapters: Sequence[Adapter]) -> bool:
+def needs_fp32(adapters: Sequence[AdapterFile]) -> bool:
     """Whether a file changes weights themselves: half-precision ones would round most of a small change away."""
     for adapter in adapters:
         for (part, _), weights in adapter.modules.items():
@@ -60,7 +60,7 @@ def to_words(family: Family, embeddings: Sequence[Embedding]) -> None:
         family.words.add(e.token, e.vectors)
 
 
-def to_text_encoders(family: Family, adapters: Sequence[tuple[Adapter, float]]) -> int:
+def to_text_encoders(family: Family, adapters: Sequence[tuple[AdapterFile, float]]) -> int:
     """Adds what the files hold for the text encoders to their weights; returns how many layers changed."""
     count = 0
     for adapter, weight in adapters:
@@ -71,7 +71,7 @@ def to_text_encoders(family: Family, adapters: Sequence[tuple[Adapter, float]]) 
     return count
 
 
-def to_denoiser(family: Family, pipeline: Pipeline, adapters: Sequence[tuple[Adapter, float]]) -> int:
+def to_denoiser(family: Family, pipeline: Pipeline, adapters: Sequence[tuple[AdapterFile, float]]) -> int:
     """Loads the files' denoiser parts into a pipeline, each with its weight; returns how many layers changed."""
     denoiser, loaded, count = family.spec.denoiser, {}, 0
     logging.getLogger("diffusers.loaders").setLevel(logging.ERROR)
@@ -124,4 +124,4 @@ def merge(target: Target, w: Weights, weight: float) -> None:
 
 def misfit(family: Family, modules: Mapping[Place, Weights]) -> str | None:
     """The first module that the base has no layer for, or one of another size; None if all fit."""
-    return landing.misfit(landing.shapes_of(family), modules)
+    return landing.shape_misfit(landing.shapes_of(family), modules)

@@ -167,7 +167,7 @@ def open_png(path: Path | str) -> Image.Image:
     Raises:
         DataError: it is missing, or damaged since.
     """
-    return decode.decode(read_file(str(path)), str(path)).image
+    return decode.decode_picture(read_file(str(path)), str(path)).image
 
 
 LABEL, GAP, HEAD = 240, 4, 20  # pixels: of the widest label, between pictures, and above columns
@@ -185,12 +185,12 @@ def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[s
     page = Image.new("RGB", (label + max(map(len, shown)) * (wide + GAP), head + len(rows) * (high + GAP)), "white")
     for x, name in enumerate(columns):
         for text in lettering.wrap(name, wide, 1):
-            lettering.write(page, (label + x * (wide + GAP) + 2, 2), text)
+            lettering.write_line(page, (label + x * (wide + GAP) + 2, 2), text)
     for y, images in enumerate(shown):
         top = head + y * (high + GAP)
         lines = lettering.wrap(rows[y][0], label - 8, high // lettering.LINE)
         for i, text in enumerate(lines):
-            lettering.write(page, (4, top + (high - len(lines) * lettering.LINE) // 2 + i * lettering.LINE), text)
+            lettering.write_line(page, (4, top + (high - len(lines) * lettering.LINE) // 2 + i * lettering.LINE), text)
         for x, image in enumerate(images):
             left = label + x * (wide + GAP)
             page.paste(image, (left + (wide - image.width) // 2, top + (high - image.height) // 2))

@@ -15,7 +15,7 @@ from finetune import files
 from finetune.adapters import embedding
 from finetune.adapters.chosen import parse_adapter
 from finetune.adapters.embedding import Embedding
-from finetune.adapters.read import Adapter, read
+from finetune.adapters.read import AdapterFile, read
 from finetune.config import read_yaml
 from finetune.data import lettering
 from finetune.data.encoded import Text
@@ -51,7 +51,7 @@ class Request:
     replace: bool = False  # pictures of the same names; else the names are numbered on
 
 
-def choose_base(asked: str | None, adapters: Sequence[Adapter | Embedding]) -> Source:
+def choose_base(asked: str | None, adapters: Sequence[AdapterFile | Embedding]) -> Source:
     """The base that was asked for, else the one that the files name; opened as in their training.
 
     Raises:
@@ -69,14 +69,14 @@ def choose_base(asked: str | None, adapters: Sequence[Adapter | Embedding]) -> S
     how = next((record for record in records if record["base"] == base), {})
     prediction = how.get("prediction_type") or next((a.contract.prediction_type for a in adapters if a.contract), None)
     single = files.home(base).is_file() and prediction in ("epsilon", "v_prediction")
-    where = source.resolve(base, how.get("variant"), prediction=prediction if single else None)
+    where = source.resolve_base(base, how.get("variant"), prediction=prediction if single else None)
     ends = {a.contract.zero_terminal_snr for a in adapters if a.contract}
     if len(ends) > 1:
         raise ConfigError("some of the adapters were trained with zero terminal SNR, and others not", "draw with them one at a time")
     return replace(where, zero_snr=ends == {True})
 
 
-def _named(adapter: Adapter | Embedding) -> str:
+def _named(adapter: AdapterFile | Embedding) -> str:
     """The base to draw with. A file from elsewhere may name what it likes: only what is known, or what the user has trained on, is opened.
 
     Raises:
@@ -110,7 +110,7 @@ def own_base(folder: Path) -> dict[str, Any]:
     return model
 
 
-def sampler_for(family: Family, request: Request, adapters: Sequence[Adapter | Embedding]) -> str:
+def sampler_for(family: Family, request: Request, adapters: Sequence[AdapterFile | Embedding]) -> str:
     """The sampler to use.
 
     Raises:
@@ -128,7 +128,7 @@ def sampler_for(family: Family, request: Request, adapters: Sequence[Adapter | E
         here = family.schedule().prediction_type
         if contract.prediction_type != here:
             raise DataError(f"{adapter.path}: trained for {contract.prediction_type}, and {where.id} predicts {here}", apply.OTHER)
-    for adapter in (a for a in adapters if isinstance(a, Adapter)):
+    for adapter in (a for a in adapters if isinstance(a, AdapterFile)):
         if what := apply.misfit(family, adapter.on(spec.denoiser)):
             raise DataError(f"{adapter.path}: {where.id} {what}", apply.OTHER)
     if not request.base and any(c.base_sha256 != where.fingerprint(spec.denoiser) for _, c in contracts):
@@ -152,7 +152,7 @@ class Composed:
 
 def compose(
     family: Family,
-    adapters: Sequence[tuple[Adapter, float]],
+    adapters: Sequence[tuple[AdapterFile, float]],
     embeddings: Sequence[Embedding],
     prompts: Sequence[str],
     sampler: str | None = None,
@@ -183,7 +183,7 @@ def generate(request: Request, say: Callable[[str], None], bar: Bar = no_bar) ->
     for adapter in adapters:
         embeddings += embedding.bundled(adapter)
     weighted = [(a, weight) for a, (_, weight) in zip(adapters, chosen, strict=True)]
-    files_given: list[Adapter | Embedding] = [*adapters, *embeddings]
+    files_given: list[AdapterFile | Embedding] = [*adapters, *embeddings]
     where = choose_base(request.base, files_given)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     half = device is not None and not apply.needs_fp32(adapters)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from finetune import randomness
 from finetune.adapters import embedding
-from finetune.adapters.read import Adapter, read
+from finetune.adapters.read import AdapterFile, read
 from finetune.errors import DataError
 from finetune.families import load
 from finetune.families.family import Family
@@ -101,7 +101,7 @@ SMALL = 1e-12
 NOISE = 1e-5  # of the network's answer in fp32: what another order of sums makes
 
 
-def _tolerance(adapter: Adapter, answer: Tensor, change: float) -> float:
+def _tolerance(adapter: AdapterFile, answer: Tensor, change: float) -> float:
     """The share of the change that rounding explains: of the file's number format, and of the network's own arithmetic."""
     rounding = 0.0
     for weights in adapter.modules.values():
@@ -110,7 +110,7 @@ def _tolerance(adapter: Adapter, answer: Tensor, change: float) -> float:
     return float(4 * rounding + NOISE * float(answer.norm()) / max(change, SMALL))
 
 
-def _why(adapter: Adapter) -> str:
+def _why(adapter: AdapterFile) -> str:
     """Why diffusers' reader may make something else of it, as far as is known."""
     known = [r for r in adapter.readings if r.tool == "diffusers" and r.how == WRONG]
     norms = {w.kind for w in adapter.modules.values()} == {"dora"}
@@ -144,7 +144,7 @@ def _answers(family: Family, net: nn.Module, prompt: dict[str, Tensor]) -> Tenso
     return torch.cat(out).cpu()
 
 
-def _through_diffusers(family: Family, path: Path, adapter: Adapter) -> tuple[nn.Module | None, str]:
+def _through_diffusers(family: Family, path: Path, adapter: AdapterFile) -> tuple[nn.Module | None, str]:
     """The denoiser with the file as diffusers reads it, or why it cannot."""
     if path.is_dir():
         return None, "does not read folders of PEFT's"

@@ -14,8 +14,8 @@ from finetune.data import captioner, check, preview
 from finetune.data.check import Report
 from finetune.data.crop import PLAIN, to_image, to_tensor
 from finetune.data.encoded import picture_jobs, prepared
-from finetune.data.plan import Group, joined, repeated
-from finetune.data.sample import Found, Pictures, Problem, Sample, some
+from finetune.data.index_plan import SampleGroup, joined, repeated
+from finetune.data.sample import Listing, Pictures, Problem, Sample, some
 from finetune.errors import ConfigError, DataError
 from finetune.families import autoencoder, load
 from finetune.families.family import Family
@@ -30,7 +30,7 @@ ROUND_TRIP = 20.0  # dB of PSNR below which a picture is named: a base cannot dr
 WORST = 8
 
 
-def _sides(job: Job, found: Found) -> Pictures | None:
+def _sides(job: Job, found: Listing) -> Pictures | None:
     """The sides of the data, where nothing keeps a run from beginning."""
     if found.problems:
         return None
@@ -53,10 +53,10 @@ def checked(job: Job, vae: str | None, phase: Phase) -> tuple[Report, Image.Imag
         prepared = data.cut(job, family, sides, data.global_batch(job))
         sides, sizes, batch = prepared.pictures, prepared.sizes, prepared.batch
     with phase("looking at pictures", len({s.content for s in found.samples})) as tick:
-        report = check.check(found, sides, job.trigger, tick)
+        report = check.check_data(found, sides, job.trigger, tick)
     report.facts = {"pictures": len(found.samples), "problems": len(found.problems), "base": family.source.id} | report.facts
     if sides:
-        epoch = Group(sides.train, 0, batch, 0)
+        epoch = SampleGroup(sides.train, 0, batch, 0)
         _add_numbers(job, sides, epoch, report)
         for what, names in joined(epoch, sizes).items():
             report.add("note", what, names)
@@ -68,7 +68,7 @@ def checked(job: Job, vae: str | None, phase: Phase) -> tuple[Report, Image.Imag
     return report, sheet
 
 
-def _add_numbers(job: Job, sides: Pictures, epoch: Group, report: Report) -> None:
+def _add_numbers(job: Job, sides: Pictures, epoch: SampleGroup, report: Report) -> None:
     report.facts |= {
         "to_train_on": len(sides.train),
         "held_out": len(sides.held),
@@ -154,7 +154,7 @@ def crops(job: Job, count: int) -> tuple[Image.Image, int]:
     """The crops of the first `count` pictures, evenly taken, and how many there are in all."""
     sides = data.cut(job, base.weightless(job), data.gathered(job), data.global_batch(job)).pictures
     step = max(1, -(-len(sides.train) // count))
-    return preview.sheet(preview.shown(sides.train[::step], data.pixels(job))), len(sides.train)
+    return preview.preview_sheet(preview.preview_cells(sides.train[::step], data.pixels(job))), len(sides.train)
 
 
 def encode_ahead(job: Job, phase: Phase, say: Callable[[str], None]) -> dict[str, int]:
@@ -180,9 +180,9 @@ def caption(
     folder: Path, model: str, prompt: str | None, tokens: int, batch: int, prefix: str, overwrite: bool, phase: Phase
 ) -> tuple[int, int]:
     """Writes a caption beside every picture that has none; how many were written, and how many were there. No model is loaded for none."""
-    todo, kept = captioner.pictures(folder, overwrite)
+    todo, kept = captioner.uncaptioned(folder, overwrite)
     if not todo:
         return 0, kept
-    loaded = captioner.load(model, prompt, tokens)
+    loaded = captioner.load_captioner(model, prompt, tokens)
     with phase("captioning", len(todo)) as tick:
-        return captioner.write(folder, todo, loaded, batch, prefix, overwrite, tick), kept
+        return captioner.caption_folder(folder, todo, loaded, batch, prefix, overwrite, tick), kept

@@ -12,8 +12,8 @@ from finetune import randomness
 from finetune.config.job import Job
 from finetune.data.batch import Batch
 from finetune.data.encoded import Encoded
+from finetune.data.index_plan import IndexPlan
 from finetune.data.inputs import LOSS_MASK
-from finetune.data.plan import IndexPlan
 from finetune.draws import StepDraws
 from finetune.errors import FinetuneError
 from finetune.families.family import Family

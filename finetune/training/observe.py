@@ -159,7 +159,7 @@ class Observer:
         training.release()
         training.accelerator.free_memory()
         family.parts.free(*family.spec.parts)
-        where = source.resolve(str(written["model"])) if "model" in written else family.source
+        where = source.resolve_base(str(written["model"])) if "model" in written else family.source
         fresh = load.family(where, family.device, family.dtype)
         adapters = [(read(written["adapter"]), 1.0)] if "adapter" in written else []
         embeddings = [embedding.read(path) for kind, path in written.items() if kind.startswith("embedding")]

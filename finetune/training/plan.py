@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.config.job import Job
 from finetune.config.optimizers import OPTIMIZERS
-from finetune.data.plan import IndexPlan
+from finetune.data.index_plan import IndexPlan
 from finetune.families.family import Family
 from finetune.methods import adapter
 from finetune.methods.layer import Weighted
@@ -106,7 +106,7 @@ def plan(job: Job) -> Plan:
         "base": where.id,
         "pictures": len(pictures.train),
         "held_out": len(pictures.held),
-        "dropped": len(pictures.found.dropped),
+        "dropped": len(pictures.listing.dropped),
         "class_pictures": job.subject.class_count if job.subject.prior else 0,
         "trigger": job.trigger,
         "captions": len(set(chain.from_iterable(sample.captions for sample in pictures.train))),

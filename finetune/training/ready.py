@@ -33,7 +33,7 @@ def ready(process: Process, job: Job, fresh: bool) -> Ready:
     """
     say, out = process.tracker.say, process.folder.path
     if process.main:
-        prune.begin(out)
+        prune.note_beginning(out)
         clean.sweep(out)
     pictures = data.gathered(job)
     pictures.describe(say)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from finetune.config.job import Job
-from finetune.data.plan import IndexPlan
+from finetune.data.index_plan import IndexPlan
 from finetune.errors import Stopped
 from finetune.methods.networks import recompute
 from finetune.methods.trainees import DENOISER, ParameterGroup

@@ -24,7 +24,7 @@ def read_base(place: scenes.Place, folder: Path, data: bytes) -> None:
 
 def _plan(place: scenes.Place, base: Path, **model: Any) -> None:
     """As `--dry-run` does, which loads no weights."""
-    from finetune.config.load import parse
+    from finetune.config.precedence import parse
     from finetune.training import plan
 
     data = {"path": str(place.root / "imgs"), "resolution": 32}

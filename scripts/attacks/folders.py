@@ -47,7 +47,7 @@ def run_seeds(place: scenes.Place) -> list[bytes]:
 
 def read_run(place: scenes.Place, folder: Path, data: bytes) -> None:
     """What looks into a run's folder before it goes on, and what lists it."""
-    from finetune.config.load import parse, read_yaml
+    from finetune.config.precedence import parse, read_yaml
     from finetune.results import checkpoint, clean, earlier, finished
 
     made = unpacked(place.root / "made", folder, data)
@@ -89,7 +89,7 @@ def prepare(place: scenes.Place) -> None:
     """What kinds take as sound: a run with a new token, bases, a saved dataset, a PEFT folder."""
     import datasets
 
-    from finetune.families.source import resolve
+    from finetune.families.source import resolve_base
 
     with scenes.quiet():
         lines = (
@@ -100,6 +100,6 @@ def prepare(place: scenes.Place) -> None:
         for words in lines:
             assert (made := place.run(words)).kind == trial.OK, made
         if not (place.root / "base").exists():
-            shutil.copytree(resolve("tiny").folder, place.root / "base")
+            shutil.copytree(resolve_base("tiny").folder, place.root / "base")
         table = datasets.Dataset.from_dict({"image": [{"bytes": small(), "path": None}] * 2, "text": [PLAIN, "x"]})
         table.cast_column("image", datasets.Image()).save_to_disk(place.root / "saved")

@@ -28,8 +28,8 @@ def read_picture(folder: Path, data: bytes) -> int:
     """The fair size: eight times the pixels that its header says."""
     from finetune.data import decode
 
-    head = decode.header(data, "a.png")
-    decode.decode(data, "a.png")
+    head = decode.picture_header(data, "a.png")
+    decode.decode_picture(data, "a.png")
     return 8 * head.width * head.height
 
 
@@ -63,7 +63,7 @@ def alone(name: str, folder: Path, data: bytes) -> None:
 
 def read_recipe(folder: Path, data: bytes) -> None:
     from finetune import config
-    from finetune.config.load import read_yaml
+    from finetune.config.precedence import read_yaml
 
     path = folder / "a.yaml"
     path.write_bytes(data)

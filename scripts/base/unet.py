@@ -17,8 +17,8 @@ from vae import encode
 
 from finetune import randomness
 from finetune.config.optim import Optim
+from finetune.data.index_plan import IndexPlan, Slot
 from finetune.data.inputs import PICTURE, Input
-from finetune.data.plan import IndexPlan, Slot
 from finetune.data.sample import Sample
 from finetune.methods.trainees import ParameterGroup
 from finetune.objectives.diffusion import Diffusion, Schedule

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from finetune.families import autoencoder
-from finetune.families.family import Base, Columns, Cond, Nets, Text, rows
+from finetune.families.family import Base, Columns, Cond, Nets, Text, text_rows
 from finetune.objectives.flow import Flow
 
 TIMESTEPS = 1000  # the network is told sigma as one of so many
@@ -27,7 +27,7 @@ class Quill:
     def text(self, nets: Nets, captions: Sequence[str]) -> list[Text]:
         """What depends on a caption alone; it is kept in the cache, so it must not depend on its neighbours."""
         out = nets["text_encoder"](self.base.ids("text_encoder", captions), output_hidden_states=True)
-        return rows(hidden=out.hidden_states[-2])
+        return text_rows(hidden=out.hidden_states[-2])
 
     def condition(self, texts: Sequence[Text], columns: Columns) -> Cond:
         """A batch of texts, with what else the denoiser is told."""

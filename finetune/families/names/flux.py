@@ -19,7 +19,7 @@ from finetune.families.names.readers import (
     Rule,
     rules,
 )
-from finetune.families.names.text import CLIP_WORDS, T5_WORDS, clip, t5
+from finetune.families.names.text_encoders import CLIP_WORDS, T5_WORDS, clip, t5
 
 CODE = "https://github.com/black-forest-labs/flux"
 WIDTH = 3072  # of the model
@@ -101,7 +101,7 @@ def holds(module: str) -> bool:
     return inside and original(module) is not None
 
 
-def share(module: str) -> int:
+def row_share(module: str) -> int:
     """Attention projections are square, the feed-forward is four times as wide."""
     return 4 if module.endswith("proj_mlp") else 1
 
@@ -170,7 +170,7 @@ NAMES = Names(
     rules=_RULES,
     tags=("flux", "flux-diffusers"),
     codes={"adapter": CODE, "embedding": CODE, "model": CODE},
-    share=share,
+    share=row_share,
     swapped=frozenset({"norm_out.linear"}),  # diffusers keeps scale and shift, the original shift and scale
     usual_key=usual_key,
 )  # fmt: skip

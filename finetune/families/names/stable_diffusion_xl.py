@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from finetune.families.names import DENOISER, Layer, Names, Spelling, unet
-from finetune.families.names.text import clip
+from finetune.families.names.text_encoders import clip
 
 _BLOCKS = unet.blocks(3)
 _DEEP = re.compile(r"\.transformer_blocks\.[2-9]\.")  # which only its U-Net has, of ten

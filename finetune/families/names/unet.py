@@ -24,7 +24,7 @@ from finetune.families.names.readers import (
     Rule,
     rules,
 )
-from finetune.families.names.text import CLIP_WORDS
+from finetune.families.names.text_encoders import CLIP_WORDS
 
 BLOCKS = ("input_blocks.", "output_blocks.", "middle_block.", "down_blocks.", "up_blocks.", "mid_block.")
 BEGINNINGS = ("down_blocks.", "up_blocks.", "mid_block.", "conv_", "time_embedding.", "add_embedding.")
@@ -115,8 +115,8 @@ def alike(layers: Sequence[Layer]) -> bool:
 
 def text_width(layers: Sequence[Layer]) -> int:
     """Of what the first cross-attention in a file reads; 0 where none tells."""
-    told = (layer.inputs for layer in layers if layer.part == DENOISER and layer.module.endswith(CROSS))
-    return next((width for width in told if width), 0)
+    widths = (layer.inputs for layer in layers if layer.part == DENOISER and layer.module.endswith(CROSS))
+    return next((width for width in widths if width), 0)
 
 
 _AXIS = "takes DoRA's norms along the other axis: 7 to 9 times the whole change"

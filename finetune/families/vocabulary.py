@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from tokenizers import AddedToken
 
@@ -14,16 +14,26 @@ def pieces(token: str, vectors: int) -> list[str]:
     return [token] + [f"{token}_{i}" for i in range(1, vectors)]
 
 
-def whole(token: str) -> str:
+def token_pattern(token: str) -> str:
     """A pattern for a token; one that begins or ends like a word is no part of a longer word."""
     before, after = (r"\b" if re.match(r"\w", end) else "" for end in (token[0], token[-1]))
     return f"{before}{re.escape(token)}{after}"
 
 
+class TextTokenizer(Protocol):
+    """What is used of a tokenizer of transformers."""
+
+    model_max_length: int
+
+    def __len__(self) -> int: ...
+    def __call__(self, text: str | list[str], **how: Any) -> Mapping[str, Any]: ...
+    def add_tokens(self, new_tokens: list[AddedToken]) -> int: ...
+
+
 class Words:
     """`tokenizers` by the name of the text encoder that reads their ids."""
 
-    def __init__(self, tokenizers: Mapping[str, Any]) -> None:
+    def __init__(self, tokenizers: Mapping[str, TextTokenizer]) -> None:
         self.tokenizers = dict(tokenizers)
         self.size = {part: len(t) for part, t in self.tokenizers.items()}  # before anything was added
         self.added: dict[str, int] = {}
@@ -49,18 +59,18 @@ class Words:
 
     def ids(self, part: str, text: str) -> list[int]:
         """A caption's ids, without marks."""
-        found: list[int] = self.tokenizers[part](self.expand(text), add_special_tokens=False)["input_ids"]
-        return found
+        ids: list[int] = self.tokenizers[part](self.expand(text), add_special_tokens=False)["input_ids"]
+        return ids
 
     def expand(self, caption: str) -> str:
         """The caption with every added token written out as its pieces, in whatever case it is said, as the tokenizers read it."""
         if not self.added:
             return caption
         named = {token.lower(): token for token in self.added}
-        longest = "|".join(whole(token) for token in sorted(self.added, key=len, reverse=True))
+        longest = "|".join(token_pattern(token) for token in sorted(self.added, key=len, reverse=True))
 
-        def written(found: re.Match[str]) -> str:
-            token = named[found[0].lower()]
+        def written(match: re.Match[str]) -> str:
+            token = named[match[0].lower()]
             return " ".join(pieces(token, self.added[token]))
 
         return re.sub(longest, written, caption, flags=re.IGNORECASE)

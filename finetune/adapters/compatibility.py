@@ -32,17 +32,19 @@ def readings(names: Names, traits: Traits) -> list[Reading]:
     return out
 
 
-def sentences(found: Collection[Reading], warnings: bool = False) -> list[str]:
+def sentences(rows: Collection[Reading], warnings: bool = False) -> list[str]:
     """One for all tools of which the same is to be said; `warnings` are those alone that lose something."""
     groups: dict[tuple[str, str], list[str]] = {}
-    for r in found:
+    for r in rows:
         groups.setdefault((r.how, r.says), []).append(r.tool)
     order = (EXACT, WRONG, PART, UNREAD, UNTRIED)
     lines = sorted(groups.items(), key=lambda item: order.index(item[0][0]))
-    shown = [(how, says, tools) for (how, says), tools in lines if not warnings or how in (WRONG, PART) or (how == EXACT and says)]
-    return [
-        f"{' and '.join(tools) if len(tools) < 3 else ', '.join(tools)}: {how}{f' ({says})' if says else ''}" for how, says, tools in shown
-    ]
+    out = []
+    for (how, says), tools in lines:
+        if not warnings or how in (WRONG, PART) or (how == EXACT and says):
+            named = " and ".join(tools) if len(tools) < 3 else ", ".join(tools)
+            out.append(f"{named}: {how} ({says})" if says else f"{named}: {how}")
+    return out
 
 
 def table() -> str:
@@ -51,8 +53,8 @@ def table() -> str:
     for spec in FAMILIES:
         for layout, kinds in (("kohya", ("lora", "dora", "loha, lokr, full")), ("diffusers", ("lora", "dora")), ("peft", ("lora", "dora"))):
             for kind in kinds:
-                found = readings(spec.names, Traits(layout, frozenset(kind.split(", "))))
-                by = {how: [r for r in found if r.how == how] for how in (EXACT, WRONG, PART, UNREAD, UNTRIED)}
+                rows = readings(spec.names, Traits(layout, frozenset(kind.split(", "))))
+                by = {how: [r for r in rows if r.how == how] for how in (EXACT, WRONG, PART, UNREAD, UNTRIED)}
                 lost = "; ".join(s.replace(f": {WRONG} ", " ").replace(f": {PART} ", " ") for s in sentences([*by[WRONG], *by[PART]]))
                 names = [", ".join(r.tool for r in by[how]) for how in (EXACT, UNREAD, UNTRIED)]
                 lines.append(f"| {spec.name} | {layout} | {kind} | {names[0]} | {lost} | {names[1]} | {names[2]} |")

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import platformdirs
 from pydantic import BaseModel, ValidationError
@@ -17,6 +17,9 @@ from finetune.config.data import Source
 from finetune.config.job import Job
 from finetune.config.yaml import MOST_LETTERS, parsed
 from finetune.errors import ConfigError, line
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 MOST_MISTAKES = 20  # that are said at once
 Settings = dict[str, Any]  # nested: {"optim": {"lr": 1e-4}}
@@ -39,14 +42,14 @@ def own_settings() -> Settings:
         ConfigError: it is not readable, or holds what is no setting, or a wrong value.
     """
     path = user_config()
-    own = read_yaml(path) if path.exists() else {}
+    settings = read_yaml(path) if path.exists() else {}
     try:
-        Job.model_validate(merge({"data": {"path": "."}}, own))
+        Job.model_validate(merge_settings({"data": {"path": "."}}, settings))
     except ValidationError as e:  # what contradicts what may change with the flags
         wrong = [_describe(error, {}) for error in e.errors() if len(error["loc"]) > 1 or error["type"] != "value_error"]
         if wrong:
             raise ConfigError(f"{path}: " + "\n       ".join(wrong), "`ft config --schema` has every setting") from e
-    return own
+    return settings
 
 
 def read_yaml(path: Path) -> Settings:
@@ -69,13 +72,13 @@ def read_yaml(path: Path) -> Settings:
     return value
 
 
-def merge(*layers: Mapping[str, Any]) -> Settings:
+def merge_settings(*layers: Mapping[str, Any]) -> Settings:
     """Later layers win, key by key."""
     out: Settings = {}
     for layer in layers:
         for key, value in layer.items():
             both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-            out[key] = merge(out[key], value) if both else value
+            out[key] = merge_settings(out[key], value) if both else value
     return out
 
 
@@ -91,7 +94,7 @@ def assignments(pairs: Iterable[str]) -> Settings:
             value = parsed(text)
         except ValueError as e:
             raise ConfigError(f"--set {pair}: the value is not YAML") from e
-        out = merge(out, {section: {key: value}})
+        out = merge_settings(out, {section: {key: value}})
     return out
 
 
@@ -109,11 +112,13 @@ def resolve(
         ConfigError: every mistake there is, in one message.
     """
     user = user_config()
-    written = {path: read_yaml(path) for path in (user if user.exists() else None, recipe) if path}
-    said = merge(assignments(sets), flags)
-    if not _permits(said) and (path := next((p for p, settings in written.items() if _permits(settings)), None)):
+    written = {user: read_yaml(user)} if user.exists() else {}
+    if recipe:
+        written[recipe] = read_yaml(recipe)
+    given = merge_settings(assignments(sets), flags)
+    if not _permits(given) and (path := next((p for p, settings in written.items() if _permits(settings)), None)):
         raise ConfigError(f"{path}: model.allow_pickle is a permission, which no file gives", "--allow-pickle gives it")
-    return parse(merge(defaults or {}, *written.values(), said), names)
+    return parse(merge_settings(defaults or {}, *written.values(), given), names)
 
 
 def _permits(settings: Settings) -> bool:
@@ -136,7 +141,7 @@ def parse(settings: Mapping[str, Any], names: Mapping[str, str] | None = None) -
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")  # YAML and JSON can write them, no system and no tokenizer reads them
 
 
-def _no_text(value: Any, *name: str) -> Iterator[str]:
+def _no_text(value: object, *name: str) -> Iterator[str]:
     """The settings, section.key, that hold what is no text."""
     if isinstance(value, Mapping):
         for key, one in value.items():
@@ -148,7 +153,7 @@ def _no_text(value: Any, *name: str) -> Iterator[str]:
         yield ".".join(name[:2])
 
 
-def _describe(error: Any, names: Mapping[str, str]) -> str:
+def _describe(error: "ErrorDetails", names: Mapping[str, str]) -> str:
     location = [str(part) for part in error["loc"]]
     setting = ".".join(location[:2])
     shown = names.get(setting, setting) or "settings"

@@ -10,6 +10,7 @@ each size's epochs are one row of draws, and what its last batch lacks is the be
 the more they would be drawn otherwise.
 """
 
+import itertools
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ class Slot:
 
 
 @dataclass
-class Group:
+class SampleGroup:
     """Samples of which every step takes `batch`, all of one size. `first` is the index of the first in the dataset."""
 
     samples: Sequence[Sample]
@@ -41,7 +42,7 @@ class Group:
     batch: int
     seed: int
     starts: list[int] = field(default_factory=lambda: [0])  # the step at which each epoch begins, as far as anyone asked
-    made: dict[int, NDArray[np.int32]] = field(default_factory=dict)  # the last epochs that were asked for
+    kept_batches: dict[int, NDArray[np.int32]] = field(default_factory=dict)  # the last epochs that were asked for
     continued: dict[Size, tuple[int, NDArray[np.int64]]] = field(default_factory=dict)  # the last order of each of several sizes
 
     def __post_init__(self) -> None:
@@ -53,8 +54,10 @@ class Group:
             if counts[s.content] > 1:
                 same.setdefault(s.content, []).append(i)
         # Rows of one picture, such as one for each caption, are told apart by what they say, not by where they stand.
-        ranked = (sorted(rows, key=lambda i: (self.samples[i].captions, self.samples[i].size)) for rows in same.values())
-        self.twins = {i: turn for rows in ranked for turn, i in enumerate(rows)}
+        self.twins: dict[int, int] = {}
+        for rows in same.values():
+            ranked = sorted(rows, key=lambda i: (self.samples[i].captions, self.samples[i].size))
+            self.twins |= {i: turn for turn, i in enumerate(ranked)}
 
     @property
     def alone(self) -> bool:
@@ -92,8 +95,14 @@ class Group:
 
     def sparse(self) -> dict[Size, list[Sample]]:
         """Of several sizes, those with fewer draws in an epoch than a batch: their batches hold a picture more than once."""
-        rows = {size: [self.samples[i] for cell in cells.values() for i in cell] for size, cells in self.cells.items()}
-        return {} if self.alone else {size: own for size, own in rows.items() if sum(s.times for s in own) < self.batch}
+        out: dict[Size, list[Sample]] = {}
+        if self.alone:
+            return out
+        for size, cells in self.cells.items():
+            samples = [self.samples[i] for i in itertools.chain.from_iterable(cells.values())]
+            if sum(s.times for s in samples) < self.batch:
+                out[size] = samples
+        return out
 
     def order(self, size: Size, epoch: int) -> NDArray[np.int64]:
         """An epoch's draws of a size; where it completes a batch of the epoch before, with others than are in that, if it has any."""
@@ -144,21 +153,26 @@ class Group:
         return np.fromiter(((self._key(epoch, i, copy), i, copy) for i in chosen), DRAW, len(chosen))
 
     def _key(self, epoch: int, i: int, copy: int) -> int:
-        more, twin = (copy,) if copy else (), self.twins.get(i, 0)
-        return randomness.number(self.seed, "order", epoch, self.samples[i].content, *more, *(("twin", twin) if twin else ()))
+        key: list[randomness.Key] = [self.seed, "order", epoch, self.samples[i].content]
+        if copy:
+            key.append(copy)
+        if twin := self.twins.get(i, 0):
+            key += ["twin", twin]
+        return randomness.number(*key)
 
     def batches(self, epoch: int) -> NDArray[np.int32]:
         """The batches of an epoch, as indices into the dataset, [steps, batch]."""
-        if epoch not in self.made:
+        if epoch not in self.kept_batches:
             rows, ranks = [], list[tuple[int, Size]]()
             for size in self.cells:
                 filled = self._filled(size, epoch)
                 rows.append((self.first + filled).astype(np.int32).reshape(-1, self.batch))
                 for start in range(0, len(filled), self.batch):
-                    ranks.append((randomness.number(self.seed, "batch", epoch, *size, start) if len(self.cells) > 1 else start, size))
-            made = np.concatenate(rows)[sorted(range(len(ranks)), key=ranks.__getitem__)]
-            self.made = {e: b for e, b in self.made.items() if abs(e - epoch) < 2} | {epoch: made}
-        return self.made[epoch]
+                    rank = start if self.alone else randomness.number(self.seed, "batch", epoch, *size, start)
+                    ranks.append((rank, size))
+            batches = np.concatenate(rows)[sorted(range(len(ranks)), key=ranks.__getitem__)]
+            self.kept_batches = {e: b for e, b in self.kept_batches.items() if abs(e - epoch) < 2} | {epoch: batches}
+        return self.kept_batches[epoch]
 
     def _filled(self, size: Size, epoch: int) -> NDArray[np.int64]:
         """The draws of the batches of a size that begin in an epoch."""
@@ -187,17 +201,12 @@ class IndexPlan:
         self.samples, self.batch = samples, batch
         counts = [g for g in groups if g] or [len(samples)]
         firsts = [sum(counts[:i]) for i in range(len(counts))]
-        self.groups = [Group(samples[f : f + n], f, batch // len(counts), seed) for f, n in zip(firsts, counts, strict=True)]
-
-    @property
-    def epoch_steps(self) -> int:
-        """Steps until every sample of the largest group was shown."""
-        return max(group.count(0) for group in self.groups)
+        self.groups = [SampleGroup(samples[f : f + n], f, batch // len(counts), seed) for f, n in zip(firsts, counts, strict=True)]
 
     def slots(self, step: int) -> list[Slot]:
         """The global batch of one optimizer step, `batch` slots long."""
         rows = zip(*(group.at(step) for group in self.groups), strict=True)
-        drawn = [sample for row in rows for sample in row]
+        drawn = itertools.chain.from_iterable(rows)
         return [Slot(sample, slot, self.samples[sample].weight) for slot, sample in enumerate(drawn)]
 
     def total_weight(self, step: int) -> float:
@@ -213,7 +222,7 @@ class IndexPlan:
 
 def describe(samples: Sequence[Sample], batch: int, buckets: Buckets, say: Callable[[str], None]) -> None:
     """What pictures are cut to, and what an epoch of them is, in batches of so many."""
-    group = Group(samples, 0, batch, 0)
+    group = SampleGroup(samples, 0, batch, 0)
     counts = Counter(s.size for s in samples)
     say("  cut to " + ", ".join(f"{size}: {count}" for size, count in sorted(counts.items())))
     if enlarged := sum(s.size.height > s.original.height or s.size.width > s.original.width for s in samples):
@@ -224,7 +233,7 @@ def describe(samples: Sequence[Sample], batch: int, buckets: Buckets, say: Calla
         say(f"  an epoch is {group.count(0)} steps; {fills} further draws fill the last batch")
 
 
-def joined(group: Group, buckets: Buckets) -> dict[str, list[str]]:
+def joined(group: SampleGroup, buckets: Buckets) -> dict[str, list[str]]:
     """What is cut like other pictures, as too few have its shape -> names."""
     out: dict[str, list[str]] = {}
     for s in buckets.moved(group.samples):
@@ -233,11 +242,11 @@ def joined(group: Group, buckets: Buckets) -> dict[str, list[str]]:
     return out
 
 
-def repeated(group: Group) -> dict[str, list[str]]:
+def repeated(group: SampleGroup) -> dict[str, list[str]]:
     """What stands several times in its batches, and what helps -> names."""
     out: dict[str, list[str]] = {}
-    for size, own in group.sparse().items():
-        have = "has" if len(own) == 1 else "have"
-        text = f"{len(own)} {have} the shape {size}, and a batch is {group.batch}: drawn as often as others, but several times in a batch"
-        out[f"{text}; crop to a shape that more have, or take a smaller --batch"] = [s.name for s in own]
+    for size, samples in group.sparse().items():
+        have = "has" if len(samples) == 1 else "have"
+        text = f"{len(samples)} {have} the shape {size}, and a batch is {group.batch}: drawn as often as others, but several times"
+        out[f"{text} in a batch; crop to a shape that more have, or take a smaller --batch"] = [s.name for s in samples]
     return out
