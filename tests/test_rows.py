@@ -160,7 +160,7 @@ def test_a_run_goes_on_from_a_file(kind: str, layout: str, trained: Any, make: M
     assert {m: w.rank for m, w in before.on("unet").items()} == {m: w.rank for m, w in after.on("unet").items()}
     said = after.contract
     assert said and (said.rank, said.training_alpha) == (4, 10.0), "it trains on at the strength that it had"
-    assert (through_ours(family(bases("sd")), Path(summary["adapter"])) - live).abs().max() > 0.02
+    assert (through_ours(family(bases("sd")), summary.written["adapter"]) - live).abs().max() > 0.02
 
 
 def test_a_start_that_does_not_fit_is_refused(trained: Any, make: Make, bases: Bases, tmp_path: Path) -> None:
