@@ -247,7 +247,7 @@ def test_a_command_has_at_most_40_flags(command: str) -> None:
 def test_nothing_is_unpickled() -> None:
     banned = ("import pickle", "pickle.load", "eval(", "exec(", "trust_remote_code", "shell=True", "yaml.load(")
     for path in PACKAGE.rglob("*.py"):
-        text = path.read_text(encoding="utf-8").replace(".eval()", "").replace('typ="safe"', "")
+        text = path.read_text(encoding="utf-8").replace(".eval()", "").replace("def eval(self)", "").replace('typ="safe"', "")
         assert not [b for b in banned if b in text], path
         assert all("weights_only=True" in line for line in text.splitlines() if "torch.load(" in line), path
 
