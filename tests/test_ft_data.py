@@ -213,3 +213,9 @@ def test_a_sheet_replaces_a_sheet_and_nothing_else(tmp_path: Path, base: Path, c
         code, _, err = run(capsys, "check", str(tmp_path / "imgs"), "--vae", str(base), "--sheet", str(path))
         assert code == 2 and f"--sheet {path}: is there already" in err and path.read_bytes() == before
     assert run(capsys, *words, str(sheet))[0] == run(capsys, *words, str(sheet))[0] == 0
+
+
+def test_a_check_holds_out_what_a_run_would(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, printed, _ = run(capsys, "check", "--data", str(tiny.folder(tmp_path / "imgs", 24)), "--base", str(base), "--json")
+    facts = json.loads(printed)
+    assert code in (0, 3) and facts["held_out"] > 0 and facts["held_out"] + facts["to_train_on"] == 24

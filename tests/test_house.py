@@ -190,8 +190,6 @@ SHARED_NAMES = {
     "grid": "a sheet of pictures, and its file's name",
     "train restore": "of processes; of one run; and of its parts",
     "cut planned": "of one picture, and of all of them; of data, and of all work",
-    # Two things yet:
-    "Item Size Weights averaged check held layers look prune sheet": "to be named apart",
 }
 
 

@@ -81,6 +81,8 @@ def test_a_stranger_sorts_the_demos_pictures(tmp_path: Path) -> None:
         greyness([draw.open_png(p) for p in sorted((tmp_path / "demo" / side).glob("0*.png"))]) for side in ("before", "after")
     )
     assert len(before) == len(after) == 10 and after.min() > before.max(), (before, after)
+    assert cli.run(["lora", "--recipe", str(tmp_path / "demo" / "run.yaml"), "--steps", "402"]) == 0
+    assert cli.run(["demo", "--out", str(tmp_path / "demo")]) == 0, "one that went on is drawn as it is"
 
 
 def test_the_judge_knows_what_it_judges() -> None:

@@ -144,7 +144,8 @@ def any_job(given: Settings, recipe: Path | None, sets: list[str], names: Mappin
         ConfigError: every mistake there is.
     """
     path = recipes.recipe_path(recipe) if recipe else None
-    return _with_base(lambda flags: resolve(flags, path, sets, names, {}), given, read_yaml(path) if path else {}, sets)
+    usual = {} if path else {"data": AUTOMATIC["lora"]["data"]}  # as a run of them without a recipe holds out
+    return _with_base(lambda flags: resolve(flags, path, sets, names, usual), given, read_yaml(path) if path else {}, sets)
 
 
 def _with_base(resolved: Callable[[Settings], Job], given: Settings, settings: Settings, sets: list[str]) -> Job:

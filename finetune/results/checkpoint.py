@@ -43,11 +43,11 @@ def save(root: Path, step: int, tensors: State, more: dict[str, Any], keep: int)
 
     folder = of_step(root, step)
     files.write(folder, fill)
-    prune(root, step, keep)
+    keep_newest(root, step, keep)
     return folder
 
 
-def prune(root: Path, step: int, keep: int) -> None:
+def keep_newest(root: Path, step: int, keep: int) -> None:
     """Removes what a run at this step does not go on from: older checkpoints than the newest `keep`, later ones, and halves of some."""
     saved = steps(root)
     for old in [s for s in saved if s > step] + [s for s in saved if s <= step][keep:]:

@@ -30,10 +30,10 @@ def verdict(measure: Measure | None) -> Verdict:
 
 
 def lines(job: Job, summary: Summary) -> Iterator[str]:
-    """The verdict on a run that ended with this summary, the sheet to look at, and lines to copy."""
-    yield from _measured(job, summary, summary.measure) if summary.measure else _unmeasured(job, summary)
+    """The sheet of a run that ended with this summary, the verdict on it, and lines to copy."""
     if summary.sheet:
         yield f"look: {summary.sheet} shows the base's pictures beside the result's"
+    yield from _measured(job, summary, summary.measure) if summary.measure else _unmeasured(job, summary)
     yield f"draw: {shlex.join(_drawing(job, summary))}"
     if dropped(job):
         yield "its checkpoints, which are large, were removed: --steps cannot continue it (--set run.keep_finished=true keeps them)"

@@ -6,13 +6,18 @@ from typing import Any
 
 from finetune import config
 from finetune.bases import DEMO_HELD_OUT, DEMO_PICTURES
+from finetune.results import checkpoint
+from finetune.run_folder import RunFolder
 from finetune.sampling import draw
 from finetune.sampling.generate import Request, generate
 from finetune.training.run import train
 
 
 def demo(out: Path, steps: int, fresh: bool, prompts: Sequence[str], say: Callable[[str], None]) -> dict[str, Any]:
-    """Returns the paths of the adapter and of the sheet. The settings are those of `recipes/tiny-style.yaml`."""
+    """Returns the paths of the adapter and of the sheet. The settings are those of `recipes/tiny-style.yaml`. One that went on to more
+    steps, as its last lines say how, is drawn as it is now."""
+    saved = [] if fresh else checkpoint.steps(RunFolder(out).checkpoints)
+    steps = max([steps, *saved])
     job = config.parse(
         {
             "model": {"base": "tiny"},

@@ -226,7 +226,7 @@ class Run:
         licence = self.prepared.work.family.source.licence
         export.write_card(process.folder.path, job, outgoing.contract, written, licence, facts, samples)
         ended = self._summary(written | of_best, best.step if best else None, bool(samples))
-        checkpoint.prune(process.folder.checkpoints, job.optim.steps, job.run.keep)
+        checkpoint.keep_newest(process.folder.checkpoints, job.optim.steps, job.run.keep)
         summary.write(process.folder.path, ended, self.prepared.identity)
         finished.write(job, self.prepared.work.family.source.folder, ended)
         drop_checkpoints(process, job)
