@@ -160,7 +160,7 @@ from finetune.data import decode
 data = open(sys.argv[1], "rb").read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with ThreadPoolExecutor(4) as pool:
-    list(pool.map(lambda _: decode.decode(data, "x").notes, range(4)))
+    list(pool.map(lambda _: decode.decode_picture(data, "x").notes, range(4)))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

@@ -111,10 +111,10 @@ def warm(root: Path) -> Place:
 
 def _draw_quickly() -> None:
     """From here on in this process, samples are drawn in two steps: it is their writing that is attacked."""
-    from finetune.families.stable_diffusion import StableDiffusion
+    from finetune.families.family import Family
 
-    usual: Any = StableDiffusion.inference
-    setattr(StableDiffusion, "inference", lambda family: (2, usual(family)[1]))  # noqa: B010
+    usual: Any = Family.inference
+    setattr(Family, "inference", lambda family: (2, usual(family)[1]))  # noqa: B010
 
 
 @contextlib.contextmanager
