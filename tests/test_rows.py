@@ -272,7 +272,7 @@ def test_the_layers_that_were_asked_for_and_no_others(make: Make) -> None:
 def test_a_type_is_its_row(trained: Any, bases: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another of PEFT's, Householder reflections (Yuan et al. 2024, arXiv:2405.17484), put in the place of one that is here."""
     reflections = AdapterType(
-        "reflections", "", "HRAConfig", lambda m: {"r": m.rank}, "full", takes=ROWS["oft"].takes, change=lambda weight, turn: (
+        "reflections", "HRAConfig", lambda m: {"r": m.rank}, "full", takes=ROWS["oft"].takes, change=lambda weight, turn: (
             weight.flatten(1) @ turn
         ).view_as(weight) - weight,
     )  # fmt: skip
