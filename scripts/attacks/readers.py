@@ -105,7 +105,7 @@ def read_contract(folder: Path, data: bytes) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(4 * 33))
     inspect.inspect(path).text()
     found = read(path)
-    _ = found.contract, found.traits
+    _ = found.contract, found.readings
 
 
 def _entries() -> dict[str, Any]:
