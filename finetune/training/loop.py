@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -49,9 +50,9 @@ class Training:
     had_gradient: dict[str, Tensor] | None = None  # for the canary: whether each tensor has had one that is not 0
     skipped: int = 0  # updates that an fp16 scaler dropped
 
-    @property
+    @cached_property
     def step(self) -> Step:
-        """The module without what wraps it."""
+        """The module without what wraps it; to find it, all modules are walked."""
         return cast(Step, self.accelerator.unwrap_model(self.module))
 
     def state(self) -> checkpoint.State:
@@ -79,6 +80,7 @@ class Training:
         """Lets go of all that trained, so that its memory is free for what comes after."""
         self.inner.state.clear()
         self.inner.param_groups.clear()
+        self.__dict__.pop("step", None)
         self.module, self.trainable, self.shadow, self.averages, self.settle = nn.Identity(), {}, None, None, lambda step: None
 
     @property
