@@ -190,7 +190,7 @@ class Trainees:
 
 
 def trainees(family: Family, job: Job, start: Mapping[str, Start] | None = None) -> Trainees:
-    """What the job trains; `start` is what an adapter goes on from, by network and layer. The only place that reads `method.kind`.
+    """What the job trains; `start` is what an adapter goes on from, by network and layer.
 
     Raises:
         ConfigError: a target or a pattern matches no layer.
