@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from finetune.families import autoencoder, patches, tokenizers
 from finetune.families.components import Components
 from finetune.families.source import Source
+from finetune.families.spec import Edition
 from finetune.families.vocabulary import Words
 from finetune.objectives.diffusion import Schedule
 from finetune.objectives.flow import Flow
@@ -32,12 +33,13 @@ class Base:
 
     def __init__(self, source: Source, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.source, self.device, self.dtype = source, torch.device(device), dtype
+        self.edition = source.spec.edition(source)
         self.words = Words({part: tokenizers.load_tokenizer(source, part) for part in source.spec.text})
         self.windows = {part: self._window(part) for part in source.spec.text}
 
     def _window(self, part: str) -> int:
         """Tokens that a text encoder reads, start and end included."""
-        window = self.source.spec.edition(self.source).windows.get(part)
+        window = self.edition.windows.get(part)
         if window is None:
             return int(self.source.config(part)["max_position_embeddings"])
         return min(window, int(self.words.tokenizers[part].model_max_length))
@@ -92,7 +94,6 @@ class Family:
 
     def __init__(self, base: Base, network: Network) -> None:
         self.base, self.network, self.source, self.spec = base, network, base.source, base.source.spec
-        self.edition = self.spec.edition(self.source)
         self.window = base.windows[self.spec.counted]  # tokens of a caption, marks included
         self.parts = Components(self.source, {part: self._kind(part) for part in self.spec.parts}, self.device)
         self.schedule, self.text, self.predict = network.schedule, network.text, network.predict
@@ -114,6 +115,11 @@ class Family:
     def dtype(self) -> torch.dtype:
         """The number format that the denoiser runs in."""
         return self.base.dtype
+
+    @property
+    def edition(self) -> Edition:
+        """Which of the family's models the base is."""
+        return self.base.edition
 
     @property
     def words(self) -> Words:
