@@ -226,13 +226,19 @@ def test_no_two_public_things_share_a_name() -> None:
 def test_the_command_line_loads_no_torch_and_is_quick() -> None:
     program = "import sys, finetune.cli; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
-    times = []  # of the processor: what else the machine does is no matter
-    for _ in range(3):
-        before = os.times()
-        subprocess.run([sys.executable, "-m", "finetune", "--help"], check=True, capture_output=True)
-        after = os.times()
-        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
-    assert min(times) < 0.5
+    libraries = [sys.executable, "-c", "import typer.main, pydantic, ruamel.yaml, psutil"]
+    ours, theirs = [], []  # in turn, as a busy machine makes the processor's time longer too
+    for _ in range(4):
+        ours.append(_processor_seconds([sys.executable, "-m", "finetune", "--help"]))
+        theirs.append(_processor_seconds(libraries))
+    assert min(ours) < 4 * min(theirs), (ours, theirs)  # measured: 2.8 to 3.1 times
+
+
+def _processor_seconds(command: list[str]) -> float:
+    before = os.times()
+    subprocess.run(command, check=True, capture_output=True)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 @pytest.mark.parametrize("command", ["lora", "dreambooth", "textual-inversion"])
