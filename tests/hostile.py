@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 from safetensors.torch import load_file
 
-from finetune import files
+from finetune import files, tensor_files
 from finetune.adapters.contract import KEY
 from finetune.header import header_of
 
@@ -28,11 +28,11 @@ def adapters(good: Path, folder: Path) -> Iterator[Path]:
         said = {k: payload for k in facts} | {f"ss_{payload[:50]}": "x"}
         said[KEY] = json.dumps(contract | {k: payload for k in ("base", "trigger", "sampler", "base_revision")})
         path = folder / f"header-{i}.safetensors"
-        files.write_bytes(path, files.safetensors(tensors, said))
+        files.write_bytes(path, tensor_files.safetensors(tensors, said))
         yield path
         path = folder / f"key-{i}.safetensors"
         first = next(iter(tensors))
-        files.write_bytes(path, files.safetensors({**tensors, payload[:900]: tensors[first].clone()}, facts))
+        files.write_bytes(path, tensor_files.safetensors({**tensors, payload[:900]: tensors[first].clone()}, facts))
         yield path
 
 

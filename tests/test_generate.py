@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from finetune import cli, config, files
+from finetune import cli, config, files, tensor_files
 from finetune.adapters import contract
 from finetune.adapters.contract import Contract
 from finetune.families import source
@@ -252,4 +252,4 @@ def renamed(path: Path, **values: str) -> None:
     """The same adapter, with another contract."""
     said = header_of(path).metadata
     said |= {contract.KEY: json.dumps(json.loads(said[contract.KEY]) | values)}
-    files.write_bytes(path, files.safetensors(load_file(path), said))
+    files.write_bytes(path, tensor_files.safetensors(load_file(path), said))

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     },
     "cli": {"adapters", "config", "data", "evaluation", "families", "preparation", "results", "sampling", "training"},
 }  # fmt: skip
-FOUNDATIONS = {"draws", "errors", "files", "header", "libraries", "randomness", "run_folder", "tensors", "text"}
+FOUNDATIONS = {"draws", "errors", "files", "header", "libraries", "randomness", "run_folder", "tensor_files", "tensors", "text"}
 
 
 def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune import files, header
+from finetune import files, header, tensor_files
 from finetune.adapters import embedding, inspect, problems, strength
 from finetune.config import precedence as settings
 from finetune.config import yaml
@@ -62,12 +62,12 @@ def _patterns(count: int) -> Any:
 
 
 def _embedding(vectors: int, tmp_path: Path) -> Any:
-    files.write_bytes(tmp_path / "x.safetensors", files.safetensors({"emb_params": torch.zeros(vectors, 2)}, {}))
+    files.write_bytes(tmp_path / "x.safetensors", tensor_files.safetensors({"emb_params": torch.zeros(vectors, 2)}, {}))
     return embedding.read(tmp_path / "x.safetensors")
 
 
 def _key(letters: int, tmp_path: Path) -> Any:
-    files.write_bytes(tmp_path / "x.safetensors", files.safetensors({"k" * letters: torch.zeros(1)}, {}))
+    files.write_bytes(tmp_path / "x.safetensors", tensor_files.safetensors({"k" * letters: torch.zeros(1)}, {}))
     return header.header_of(tmp_path / "x.safetensors")
 
 
@@ -79,7 +79,7 @@ def _change(side: int, tmp_path: Path) -> Any:
         f"{name}.lora_up.weight": torch.zeros(side, 1),
         f"{name}.alpha": torch.ones(()),
     }
-    files.write_bytes(tmp_path / "x.safetensors", files.safetensors(made, {}))
+    files.write_bytes(tmp_path / "x.safetensors", tensor_files.safetensors(made, {}))
     wrong = [p for p in inspect.inspect(tmp_path / "x.safetensors").problems if "are believed" in p]
     if wrong:
         raise DataError(wrong[0])

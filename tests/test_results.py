@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune import config, files
+from finetune import config, files, tensor_files
 from finetune.results import checkpoint, metrics, record, summary
 from finetune.results.metrics import Row
 from finetune.results.summary import Measure, Summary
@@ -47,7 +47,7 @@ def test_a_run_is_read_back_from_its_folder(run: RunFolder, settings: Callable[.
     assert checkpoint.steps(run.checkpoints) == [4, 2]
     assert checkpoint.is_valid(run.checkpoint(4)) and checkpoint.facts(run.checkpoint(4))["step"] == 4
     assert [step_of(path.stem) for path in run.snapshots] == [2, 4]
-    assert int(files.open_sealed(run.best)[1]["step"]) in (2, 4)
+    assert int(tensor_files.open_sealed(run.best)[1]["step"]) in (2, 4)
 
     drawn = run.pictures_drawn
     assert [sample.step for sample in drawn] == [0, 0, 2, 2, 4, 4] and len({sample.key for sample in drawn}) == 2

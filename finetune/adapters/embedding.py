@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from finetune import files
+from finetune import files, tensor_files
 from finetune.adapters.contract import Contract
 from finetune.adapters.keys import EMBEDDED
 from finetune.adapters.read import AdapterFile
@@ -75,7 +75,7 @@ def write(path: Path, token: str, rows: Mapping[str, Tensor], dtype: str | None,
     if not all(bool(torch.isfinite(t).all()) for t in cast.values()):
         raise FinetuneError(f"{path}: not finite as {dtype}; nothing was written", "lower --lr, or --set run.save_dtype=fp32")
     token_facts = {"token": token, "vectors": str(len(next(iter(rows.values()))))}
-    files.write_bytes(path, files.safetensors(cast, hashed(cast, {**facts, **token_facts})))
+    files.write_bytes(path, tensor_files.safetensors(cast, hashed(cast, {**facts, **token_facts})))
     back = read(path)
     if back.token != token or any(not torch.equal(t.float(), back.rows[k]) for k, t in cast.items()):
         raise FinetuneError(f"{path}: what was read back differs from what was written", "check the disk")

@@ -11,7 +11,7 @@ from diffusers import ModelMixin
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from finetune import files
+from finetune import files, tensor_files
 from finetune.adapters.write import DTYPES, hashed
 from finetune.errors import AccessError, ConfigError, FinetuneError
 from finetune.families import contents
@@ -116,4 +116,4 @@ def write_single(source: Source, path: Path, nets: Mapping[str, nn.Module], dtyp
     whole = getattr(importlib.import_module(f"finetune.families.{module}"), function)
     state: dict[str, Tensor] = whole(source, {part: cast(net, dtype, part) for part, net in nets.items()})
     state = {k: t.to(DTYPES[dtype]) for k, t in state.items()}
-    files.write_bytes(path, files.safetensors(state, hashed(state, metadata)))
+    files.write_bytes(path, tensor_files.safetensors(state, hashed(state, metadata)))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from finetune import files
+from finetune import files, tensor_files
 from finetune.adapters import layouts
 from finetune.adapters.read import named, read
 from finetune.errors import ConfigError, FinetuneError
@@ -57,7 +57,7 @@ def export(
             raise ConfigError(f"{path}: is there already, and is no adapter", "choose another --name")
         files.write(path, lambda p: _peft_folder(p, state, metadata, layouts.peft_config(cast, base)))
     else:
-        files.write_bytes(path, files.safetensors(state, metadata))
+        files.write_bytes(path, tensor_files.safetensors(state, metadata))
     # A projection that changes nothing does not come back out of a fused layer.
     silent = {place for place, w in cast.items() if w.kind == "lora" and not w.tensors["up"].any()}
     if not _same(state, load_file(tensors_file(path))) or read(path, family).modules.keys() | silent != modules.keys():
@@ -70,17 +70,17 @@ def _same(meant: layouts.State, back: layouts.State) -> bool:
 
 def _peft_folder(folder: Path, state: layouts.State, metadata: Mapping[str, str], config: Mapping[str, Any]) -> None:
     folder.mkdir()
-    (folder / "adapter_model.safetensors").write_bytes(files.safetensors(state, metadata))
+    (folder / "adapter_model.safetensors").write_bytes(tensor_files.safetensors(state, metadata))
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def legacy_hash(state: layouts.State, facts: Mapping[str, str]) -> str:
     """The eight digits that older interfaces know a file by: of 64 KiB at 1 MiB of the file with its `ss_*` facts alone."""
-    return hashlib.sha256(files.safetensors(state, facts)[0x100000:0x110000]).hexdigest()[:8]
+    return hashlib.sha256(tensor_files.safetensors(state, facts)[0x100000:0x110000]).hexdigest()[:8]
 
 
 def hashed(state: Mapping[str, Tensor], facts: Mapping[str, str]) -> dict[str, str]:
     """A header's facts with ModelSpec's hash of the model: sha256 of the file's bytes after its header."""
-    data = memoryview(files.safetensors(state, {}))
+    data = memoryview(tensor_files.safetensors(state, {}))
     digest = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
     return {**facts, "modelspec.hash_sha256": f"0x{digest}"}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from finetune import files
+from finetune import files, tensor_files
 from finetune.errors import AccessError, ConfigError
 from finetune.families.hashes import file_hash
 from finetune.families.spec import ZERO_SNR, Configs
@@ -71,7 +71,7 @@ def unpickle(path: Path) -> Path:
     except Exception as e:  # UnpicklingError, RuntimeError, AttributeError, EOFError: whatever a file that is no checkpoint leads to
         raise AccessError(f"--base {path}: not a checkpoint of tensors alone ({type(e).__name__}); nothing in it was run") from e
     target = _unpickled(path)
-    files.write_bytes(target, files.sealed(tensors, {}))
+    files.write_bytes(target, tensor_files.sealed(tensors, {}))
     return target
 
 
@@ -90,7 +90,7 @@ def unpickled(path: Path) -> Path | None:
     """What `unpickle` made of the same bytes earlier, if it is whole."""
     target = _unpickled(path)
     with suppress(OSError, ValueError):
-        files.check_seal(target)
+        tensor_files.check_seal(target)
         files.touch(target)
         return target
     return None

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from finetune import files
+from finetune import files, tensor_files
 from finetune.adapters.contract import TAGS
 from finetune.errors import ConfigError, DataError
 from finetune.results.checkpoint import State
@@ -64,7 +64,7 @@ class PowerAverages:
 
     def put_down(self, path: Path, data: Mapping[str, str]) -> None:
         """With what the files of the run say of the data, which may be elsewhere when an average is written."""
-        files.write_bytes(path, files.sealed(self.state(), data))
+        files.write_bytes(path, tensor_files.sealed(self.state(), data))
 
 
 Numbers = NDArray[np.float64]
@@ -98,7 +98,7 @@ def averaged(snapshots: Iterable[Path], length: float) -> tuple[dict[str, Tensor
     out: dict[str, Tensor] = {}
     for path, row in zip(by_step.values(), combination(steps, length), strict=True):
         try:
-            tensors, data = files.open_sealed(path)
+            tensors, data = tensor_files.open_sealed(path)
         except (OSError, ValueError) as e:
             hint = f"the average of the others is another; to take it all the same, remove {path.name}"
             raise DataError(f"{path}: is damaged, or of an older version", hint) from e

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from finetune import files, randomness
+from finetune import files, randomness, tensor_files
 from finetune.adapters import embedding
 from finetune.adapters.read import read
 from finetune.config.optimizers import OPTIMIZERS
@@ -110,7 +110,7 @@ class Observer:
         if not self.best_file.exists():
             return None
         try:
-            tensors, facts = files.open_sealed(self.best_file)
+            tensors, facts = tensor_files.open_sealed(self.best_file)
             return Best(tensors, int(facts["step"]))
         except (OSError, ValueError, LookupError):
             self.tracker.say(f"note: {self.best_file} is damaged: what was best on held-out pictures is not written")
@@ -150,7 +150,7 @@ class Observer:
         if step > 0 and mean < self.best:
             self.best = mean
             with averaged_weights(training):
-                state = files.sealed(training.trainable, {"step": str(step)})
+                state = tensor_files.sealed(training.trainable, {"step": str(step)})
             files.write_bytes(self.best_file, state)
 
     def draw_written(self, written: Mapping[str, Path]) -> list[tuple[str, str]]:

@@ -103,9 +103,9 @@ def recipe_seeds() -> list[bytes]:
 def tensors(metadata: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> bytes:
     import torch
 
-    from finetune import files
+    from finetune import tensor_files
 
-    return files.safetensors({name: torch.ones(shape) for name, shape in shapes.items()}, metadata)
+    return tensor_files.safetensors({name: torch.ones(shape) for name, shape in shapes.items()}, metadata)
 
 
 LAYER = "lora_unet_mid_block_attentions_0_proj_in"
