@@ -5,14 +5,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from finetune.draws import Draws
 from finetune.objectives.errors import Error, l2
 from finetune.objectives.noise import PLAIN, Noise
-from finetune.objectives.objective import Ask, Inputs, Noised
+from finetune.objectives.objective import Denoising, Noised
 from finetune.objectives.timesteps import At, Density, Levels, drawn, uniform
 from finetune.objectives.weights import Weight, reparametrised
 from finetune.objectives.weights import uniform as every_alike
-from finetune.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ TARGETS = {"epsilon": epsilon, "v_prediction": velocity, "sample": sample}
 
 
 @dataclass(frozen=True)
-class Diffusion:
+class Diffusion(Denoising):
     """Weighted error of the model's own prediction type."""
 
     schedule: Schedule
@@ -81,25 +79,13 @@ class Diffusion:
     levels: Levels = drawn
     noise: Noise = PLAIN
 
-    def __call__(self, ask: Ask, batch: Inputs, draws: Draws) -> Tensor:
-        noised = self.noised(batch.columns["x_0"], draws)
-        return self.cost(ask.predict(noised.x_t, noised.t), noised)
-
     def at(self, level: float) -> "Diffusion":
         return replace(self, weight=every_alike, error=l2, levels=At(level), noise=PLAIN)
-
-    def captions(self, caption: str) -> tuple[str, ...]:
-        return ()
 
     def timesteps(self, u: Tensor, shape: torch.Size) -> Tensor:
         """[B] uniform in [0, 1), fp64 -> t [B] int64 in [0, T), whatever the pictures' shape [B, C, H, W]."""
         level = self.low + (self.high - self.low) * self.density(u)
         return (level * self.schedule.steps).long().clamp(0, self.schedule.steps - 1)
-
-    def noised(self, x_0: Tensor, draws: Draws) -> Noised:
-        t = to_device(self.timesteps(self.levels(draws), x_0.shape), x_0.device)
-        noise, added = self.noise(draws, x_0)
-        return self.mixed(x_0, noise, t, added)
 
     def mixed(self, x_0: Tensor, noise: Tensor, t: Tensor, added: Tensor | None = None) -> Noised:
         """`x_0` [B, C, H, W] at `t` [B] int64 in [0, T); `added` is the noise that is mixed in where it is not the `noise` to predict."""

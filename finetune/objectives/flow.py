@@ -6,12 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from finetune.draws import Draws
 from finetune.objectives.errors import Error, l2
 from finetune.objectives.noise import PLAIN, Noise
-from finetune.objectives.objective import Ask, Inputs, Noised
+from finetune.objectives.objective import Denoising, Noised
 from finetune.objectives.timesteps import At, Density, Levels, LogitNormal, drawn
-from finetune.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Flow:
 
 
 @dataclass(frozen=True)
-class FlowMatching:
+class FlowMatching(Denoising):
     """Error of the velocity noise - x_0."""
 
     schedule: Flow
@@ -58,15 +56,8 @@ class FlowMatching:
     levels: Levels = drawn
     noise: Noise = PLAIN
 
-    def __call__(self, ask: Ask, batch: Inputs, draws: Draws) -> Tensor:
-        noised = self.noised(batch.columns["x_0"], draws)
-        return self.cost(ask.predict(noised.x_t, noised.t), noised)
-
     def at(self, level: float) -> "FlowMatching":
         return replace(self, error=l2, levels=At(level), noise=PLAIN)
-
-    def captions(self, caption: str) -> tuple[str, ...]:
-        return ()
 
     def timesteps(self, u: Tensor, shape: torch.Size) -> Tensor:
         """[B] uniform in [0, 1), fp64 -> sigma [B] in [0, 1), fp32; the shift is that of Esser et al., equation 23.
@@ -76,11 +67,6 @@ class FlowMatching:
         s = self.by_resolution(shape) if self.by_resolution else self.schedule.shift
         sigma = self.density(u)
         return (self.low + (self.high - self.low) * s * sigma / (1 + (s - 1) * sigma)).float()
-
-    def noised(self, x_0: Tensor, draws: Draws) -> Noised:
-        t = to_device(self.timesteps(self.levels(draws), x_0.shape), x_0.device)
-        noise, added = self.noise(draws, x_0)
-        return self.mixed(x_0, noise, t, added)
 
     def mixed(self, x_0: Tensor, noise: Tensor, t: Tensor, added: Tensor | None = None) -> Noised:
         """`x_0` [B, C, H, W] at sigma `t` [B]; `added` is the noise that is mixed in where it is not the `noise` to predict."""

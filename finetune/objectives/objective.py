@@ -3,9 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from finetune.draws import Draws
+from finetune.objectives.noise import Noise
+from finetune.objectives.timesteps import Levels
+from finetune.tensors import to_device
 
 Weights = Literal["live", "base"]  # as they are while they train, or as they were before
 
@@ -56,11 +60,33 @@ class Objective(Protocol):
 class Denoising(Objective, Protocol):
     """An objective that mixes a picture with noise and asks once; what builds on one may ask more at the same place."""
 
-    def noised(self, x_0: Tensor, draws: Draws) -> Noised:
-        """`x_0` [B, C, H, W] at the levels and with the noise that are drawn."""
+    @property
+    def levels(self) -> Levels: ...
+
+    @property
+    def noise(self) -> Noise: ...
+
+    def timesteps(self, u: Tensor, shape: torch.Size) -> Tensor:
+        """[B] uniform in [0, 1), fp64 -> `t` [B] as the network is told it; `shape` is that of the pictures [B, C, H, W]."""
+
+    def mixed(self, x_0: Tensor, noise: Tensor, t: Tensor, added: Tensor | None = None) -> Noised:
+        """`x_0` [B, C, H, W] at `t` [B]; `added` is the noise that is mixed in where it is not the `noise` to predict."""
 
     def cost(self, answer: Tensor, noised: Noised) -> Tensor:
-        """The weighted error of each element of an answer, [B, C, H, W]."""
+        """The weighted error of each element of an answer, [B, C, H, W] in the target's dtype (fp32 in training)."""
+
+    def __call__(self, ask: Ask, batch: Inputs, draws: Draws) -> Tensor:
+        noised = self.noised(batch.columns["x_0"], draws)
+        return self.cost(ask.predict(noised.x_t, noised.t), noised)
+
+    def captions(self, caption: str) -> Iterable[str]:
+        return ()
+
+    def noised(self, x_0: Tensor, draws: Draws) -> Noised:
+        """`x_0` [B, C, H, W] at the levels and with the noise that are drawn."""
+        t = to_device(self.timesteps(self.levels(draws), x_0.shape), x_0.device)
+        noise, added = self.noise(draws, x_0)
+        return self.mixed(x_0, noise, t, added)
 
 
 def per_picture(error: Tensor, masks: Tensor | None) -> Tensor:

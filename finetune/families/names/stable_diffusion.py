@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from finetune.families.names import DENOISER, Layer, Names, Spelling, unet
+from finetune.families.names import DENOISER, Layer, Spelling, unet
 from finetune.families.names.text_encoders import clip
 
 # The innermost level has no attention.
@@ -23,25 +23,14 @@ def recognises(layers: Sequence[Layer]) -> bool:
     return unet.text_width(layers) in (768, 1024)
 
 
-NAMES = Names(
-    denoiser="unet",
-    layout="kohya",
+NAMES = unet.names(
     text={"text_encoder": clip("emb_params", "lora_te", "clip_l", "clip_h")},
-    blocks=unet.BLOCKS,
-    beginnings=unet.BEGINNINGS,
-    words=unet.WORDS,
-    holds=unet.holds,
     original=original,
-    members=unet.members,
     recognises=recognises,
     lora=Spelling("lora_unet", original=False),
     lycoris=Spelling("lora_unet", original=False),
     known=("sd15", "sd21"),
-    telling=unet.CROSS,
-    outer=unet.OUTER,
-    rules=unet.RULES,
     tags=("stable-diffusion", "stable-diffusion-diffusers"),
     codes={"adapter": "diffusers", "embedding": unet.STABILITY, "model": unet.STABILITY},
-    one_alpha=True,
     kohya_v2=frozenset({"sd_v2", "sd_v2_v"}),
 )

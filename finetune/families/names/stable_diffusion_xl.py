@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from finetune.families.names import DENOISER, Layer, Names, Spelling, unet
+from finetune.families.names import DENOISER, Layer, Spelling, unet
 from finetune.families.names.text_encoders import clip
 
 _BLOCKS = unet.blocks(3)
@@ -27,24 +27,13 @@ def recognises(layers: Sequence[Layer]) -> bool:
     return any(layer.part == DENOISER and _DEEP.search(layer.module) for layer in layers)
 
 
-NAMES = Names(
-    denoiser="unet",
-    layout="kohya",
+NAMES = unet.names(
     text={"text_encoder": clip("clip_l", "lora_te1", "clip_l"), "text_encoder_2": clip("clip_g", "lora_te2", "clip_g")},
-    blocks=unet.BLOCKS,
-    beginnings=unet.BEGINNINGS,
-    words=unet.WORDS,
-    holds=unet.holds,
     original=original,
-    members=unet.members,
     recognises=recognises,
     lora=Spelling("lora_unet", original=True),
     lycoris=Spelling("lora_unet", original=True),
     known=("sdxl",),
-    telling=unet.CROSS,
-    outer=unet.OUTER,
-    rules=unet.RULES,
     tags=("stable-diffusion-xl", "stable-diffusion-xl-diffusers"),
     codes={"adapter": unet.STABILITY, "embedding": unet.STABILITY, "model": unet.STABILITY},
-    one_alpha=True,
 )

@@ -6,8 +6,9 @@ XL. Both number alike; only the up-sampler of a level without attention stands o
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 
-from finetune.families.names import DENOISER, Layer
+from finetune.families.names import DENOISER, Layer, Names
 from finetune.families.names.readers import (
     BOTH,
     DORA,
@@ -134,4 +135,20 @@ RULES = rules(
     MEASURED_LORA,
     oft=(Rule(("LyCORIS",), EXACT, ("kohya",), OFT),),
     dora=MEASURED_DORA,
+)
+
+# What the families of U-Nets have in common; each adds the rest.
+names = partial(
+    Names,
+    denoiser="unet",
+    layout="kohya",
+    blocks=BLOCKS,
+    beginnings=BEGINNINGS,
+    words=WORDS,
+    holds=holds,
+    members=members,
+    telling=CROSS,
+    outer=OUTER,
+    rules=RULES,
+    one_alpha=True,
 )
