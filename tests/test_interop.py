@@ -59,9 +59,8 @@ def fresh(folder: Path) -> Any:
     return DiffusionPipeline.from_pretrained(folder)
 
 
-@pytest.fixture
-def trained(settings: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, bases: Bases) -> Callable[..., tuple[Path, Tensor]]:
-    """Trains, writes one layout, and returns the file with the *live* training model's output."""
+def live_outputs(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What the denoiser of each run from now on answers when it is done."""
     live: list[Tensor] = []
     finish = Run.finish
 
@@ -71,6 +70,13 @@ def trained(settings: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyP
         return finish(self)
 
     monkeypatch.setattr(Run, "finish", keep)
+    return live
+
+
+@pytest.fixture
+def trained(settings: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, bases: Bases) -> Callable[..., tuple[Path, Tensor]]:
+    """Trains, writes one layout, and returns the file with the *live* training model's output."""
+    live = live_outputs(monkeypatch)
 
     def make(layout: str, name: str = "sd", **run: Any) -> tuple[Path, Tensor]:
         made = settings(

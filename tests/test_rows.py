@@ -12,7 +12,7 @@ import torch
 from parts import in_two_parts
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_interop import SIDE, Bases, family, fresh, output, through_diffusers, through_ours
+from test_interop import SIDE, Bases, family, fresh, live_outputs, output, through_diffusers, through_ours
 from torch import Tensor
 
 from finetune import config
@@ -52,15 +52,7 @@ def make(settings: Make, bases: Bases) -> Make:
 @pytest.fixture
 def trained(make: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Path, Tensor]]:
     """The written file, and what the live network answered when it was done."""
-    live: list[Tensor] = []
-    finish = Run.finish
-
-    def keep(self: Run) -> Any:
-        training = self.training
-        live.append(output(training.step.nets["denoiser"].eval(), self.prepared.work.family))
-        return finish(self)
-
-    monkeypatch.setattr(Run, "finish", keep)
+    live = live_outputs(monkeypatch)
 
     def run(kind: str, name: str = "sd", **more: Any) -> tuple[Path, Tensor]:
         summary = train(config.parse(make(kind, name, **more)))
