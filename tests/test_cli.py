@@ -282,6 +282,14 @@ def test_a_dumped_job_reads_back_equal(settings: Any, tmp_path: Path) -> None:
     assert config.parse(config.read_yaml(tmp_path / "run.yaml")) == job
 
 
+def test_help_tells_the_same_rates_in_every_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune.bases import TINY
+    from finetune.cli import flags
+
+    monkeypatch.chdir(TINY)
+    assert flags._default("optim", "lr", {}) == " [0.0002; on tiny 0.0015]"
+
+
 @pytest.mark.parametrize(
     ("command", "needs"), [("lora", ""), ("dreambooth", "--token sks --class dog"), ("textual-inversion", "--token <x>")]
 )

@@ -17,6 +17,8 @@ OWL = ROOT / "owl"  # a subject that the base has never seen
 
 def embedded(base: str) -> bool:
     """Whether a base is the embedded one, a copy of it, or a fine-tune of it: by its denoiser's config, whatever it is called."""
+    if not base:  # any other, as where rates are told: the folder that ft is in does not matter
+        return False
     if base == TINY.name:
         return True
     try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from finetune.bases import embedded
+from finetune.bases import TINY, embedded
 from finetune.config.adapter_types import INITS, ROWS
 from finetune.config.optimizers import OPTIMIZERS
 from finetune.config.section import Rate, Section, Word
@@ -58,7 +58,7 @@ class Method(Section):
 # Learning rates where none is given. Those of the embedded base were measured (docs/adapters.md, docs/methods.md): it is small, and learns
 # at higher ones than the others, whose are those of the field. An adapter's is that of LoRA times its row's factor.
 RATES = {"lora": 2e-4, "full": 1e-5, "none": 5e-3}
-EMBEDDED, EMBEDDED_RATES = "tiny", {"lora": 1.5e-3, "full": 2e-4, "none": 1e-2}
+EMBEDDED, EMBEDDED_RATES = TINY.name, {"lora": 1.5e-3, "full": 2e-4, "none": 1e-2}
 
 
 def trained(settings: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -17,6 +17,7 @@ from finetune.adapters.chosen import parse_adapter
 from finetune.adapters.embedding import Embedding
 from finetune.adapters.read import AdapterFile, read
 from finetune.config import read_yaml
+from finetune.config.method import EMBEDDED
 from finetune.data import lettering
 from finetune.data.encoded import Text
 from finetune.errors import ConfigError, DataError, line
@@ -65,7 +66,7 @@ def choose_base(asked: str | None, adapters: Sequence[AdapterFile | Embedding]) 
         raise ConfigError(f"the adapters were trained on different bases: {', '.join(sorted(bases))}", "choose one with --base")
     if not asked and adapters and not bases:
         raise ConfigError(f"{adapters[0].path}: does not say its base", "give --base")
-    base = asked or next(iter(bases), "tiny")
+    base = asked or next(iter(bases), EMBEDDED)
     how = next((record for record in records if record["base"] == base), {})
     prediction = how.get("prediction_type") or next((a.contract.prediction_type for a in adapters if a.contract), None)
     single = files.home(base).is_file() and prediction in ("epsilon", "v_prediction")
