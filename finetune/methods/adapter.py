@@ -1,8 +1,8 @@
-"""Adapters on a network: PEFT's layers, injected, seeded, and handed over layout-free. The types are in rows.py."""
+"""Adapters on a network: PEFT's layers, injected, seeded, and handed over layout-free. The types are in config/adapter_types.py."""
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -310,11 +310,8 @@ def _change(layer: AdaptedLayer, row: AdapterType) -> Change:
 
 
 @contextmanager
-def disabled(nets: Iterable[nn.Module]) -> Iterator[None]:
-    """The networks without their adapters. PEFT's own switch would also turn on the gradients of what is to stay as it is."""
-    adapted: list[AdaptedLayer] = []
-    for net in nets:
-        adapted += layers(net).values()
+def disabled(adapted: Sequence[AdaptedLayer]) -> Iterator[None]:
+    """Layers without their adapters. PEFT's own switch would also turn on the gradients of what is to stay as it is."""
     for layer in adapted:
         layer._disable_adapters = True
     try:

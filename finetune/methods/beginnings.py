@@ -1,7 +1,7 @@
 """The tensors of an adapter that changes a layer's weight as a file of another kind does: how a run goes on from whole differences.
 
 Each function takes the weight [out, in, ...], its difference in the same shape, and the rank, all in fp32, and returns the tensors by the
-names in rows.py with strength 1, and the difference that these make.
+names in config/adapter_types.py with strength 1, and the difference that these make.
 """
 
 import torch

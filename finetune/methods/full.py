@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 
-def attach(net: nn.Module, idle: tuple[str, ...] = (), masters: torch.dtype = torch.float32) -> dict[str, nn.Parameter]:
+def attach(net: nn.Module, idle: tuple[str, ...], masters: torch.dtype) -> dict[str, nn.Parameter]:
     """What trains, by name: all of `net`, as `masters`, but for a text encoder's table of words and what it does not use (`idle`
     beginnings).
 

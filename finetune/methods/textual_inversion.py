@@ -66,6 +66,11 @@ def words_of(encoder: nn.Module) -> nn.Embedding:
     return cast(nn.Embedding, cast(TransformersModel, encoder).get_input_embeddings())
 
 
+def rows_of(encoder: nn.Module) -> NewRows:
+    """What `attach` put into a text encoder."""
+    return cast(NewRows, cast(TransformersModel, encoder).get_input_embeddings())
+
+
 def attach(encoder: nn.Module, rows: Tensor, first: int) -> NewRows:
     """Puts `rows` [N, D] behind the text encoder's table, for the ids from `first` on."""
     new = NewRows(words_of(encoder), rows, first)
@@ -75,6 +80,5 @@ def attach(encoder: nn.Module, rows: Tensor, first: int) -> NewRows:
 
 def result(encoder: nn.Module, tokens: Mapping[str, int]) -> dict[str, Tensor]:
     """The rows of each token, [vectors, D], fp32 on the CPU; `tokens` are names with their numbers of vectors."""
-    new = cast(NewRows, cast(TransformersModel, encoder).get_input_embeddings())
-    parts = torch.split(new.rows.detach().float().cpu().clone(), list(tokens.values()))
+    parts = torch.split(rows_of(encoder).rows.detach().float().cpu().clone(), list(tokens.values()))
     return dict(zip(tokens, parts, strict=True))

@@ -1,6 +1,6 @@
 """What trains in a run: a list of trainees, made of the job once; start, dry run, plan and export walk the same list."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -14,6 +14,7 @@ from finetune.errors import ConfigError
 from finetune.families.family import Family
 from finetune.methods import adapter
 from finetune.methods.adapter import RankAlpha, Start
+from finetune.methods.layer import AdaptedLayer
 from finetune.methods.networks import undrop
 from finetune.methods.ways import Adapter, How, Noun, Rows, Whole
 
@@ -89,9 +90,6 @@ class Trainees:
     job: Job
     each: tuple[Trainee, ...]
 
-    def __iter__(self) -> Iterator[Trainee]:
-        return iter(self.each)
-
     def of(self, noun: Noun) -> list[Trainee]:
         """Those that end in a file of this kind."""
         return [trainee for trainee in self.each if trainee.how.noun == noun]
@@ -136,7 +134,7 @@ class Trainees:
             for name, parameter in trainee.how.attach(nets[trainee.part]).items():
                 parameters.append(_Named(trainee, f"{trainee.part}.{name}", parameter))
         groups = []
-        for rates, members in self._grouped(parameters):
+        for _, rates, members in self._grouped(parameters):
             groups.append(ParameterGroup({m.name: m.value for m in members}, rates.rate, rates.decay, rates.until))
         grouped = set[str]().union(*(group.parameters for group in groups))
         for one in parameters:
@@ -156,12 +154,12 @@ class Trainees:
             for name, number in trainee.how.count(nets[trainee.part]).items():
                 numbers.append(_Named(trainee, f"{trainee.part}.{name}", number))
         counted = []
-        for rates, members in self._grouped(numbers):
-            counted.append(Counted(members[0].trainee.group, sum(m.value for m in members), rates.rate, rates.decay))
+        for group, rates, members in self._grouped(numbers):
+            counted.append(Counted(group, sum(m.value for m in members), rates.rate, rates.decay))
         return counted
 
-    def _grouped(self, parameters: Sequence[_Named[V]]) -> list[tuple[Rates, list[_Named[V]]]]:
-        """The parameters that train, in groups of one rate and decay.
+    def _grouped(self, parameters: Sequence[_Named[V]]) -> list[tuple[str, Rates, list[_Named[V]]]]:
+        """The parameters that train, in groups of one rate and decay, each with what shares it.
 
         Raises:
             ConfigError: see `adapter.spread`; or nothing would train.
@@ -177,7 +175,7 @@ class Trainees:
                 trains = trains or one.trainee.patterns
         if not trains:
             raise ConfigError("optim.lr_pattern: nothing would train, as all factors are 0", "leave some parameters out of the patterns")
-        return [(rates, members) for (_, rates), members in groups.items()]
+        return [(group, rates, members) for (group, rates), members in groups.items()]
 
     def settle(self, nets: Mapping[str, nn.Module], progress: float) -> None:
         """What follows an update at a share of the steps."""
@@ -186,7 +184,10 @@ class Trainees:
 
     def base(self, nets: Mapping[str, nn.Module]) -> Callable[[], AbstractContextManager[None]]:
         """Within what it gives, the networks answer as before they were trained: adapters are off. Whole weights have no before."""
-        return lambda: adapter.disabled(nets.values())
+        layers: list[AdaptedLayer] = []
+        for net in nets.values():
+            layers += adapter.layers(net).values()
+        return lambda: adapter.disabled(layers)
 
 
 def trainees(family: Family, job: Job, start: Mapping[str, Start] | None = None) -> Trainees:

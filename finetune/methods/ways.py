@@ -11,7 +11,6 @@ from finetune.config.adapter_types import ROWS
 from finetune.config.job import Job
 from finetune.methods import adapter, full, textual_inversion
 from finetune.methods.adapter import RankAlpha, Start
-from finetune.methods.textual_inversion import NewRows
 
 Noun = Literal["adapter", "model", "embedding"]  # what files are called by what they hold
 
@@ -19,29 +18,27 @@ Noun = Literal["adapter", "model", "embedding"]  # what files are called by what
 class How(Protocol):
     """A way to train a network."""
 
-    @property
-    def noun(self) -> Noun:
-        """Of the file that it ends in."""
-
-    @property
-    def masters(self) -> torch.dtype | None:
-        """The number format that the network is loaded in; None: that which it runs in."""
+    noun: Noun  # of the file that it ends in
+    masters: torch.dtype | None  # the number format that the network is loaded in; None: that which it runs in
 
     def attach(self, net: nn.Module) -> dict[str, nn.Parameter]:
         """What trains, by name, in a frozen network that takes it."""
 
     def count(self, net: nn.Module) -> dict[str, int]:
         """Numbers of what `attach` gives, by name, on a network without weights, which it may change."""
+        return {name: parameter.numel() for name, parameter in self.attach(net).items()}
 
     def factors(self, parameter: str) -> tuple[float, float]:
         """What the rate and the decay of a parameter are times those of the trainee."""
+        return 1.0, 1.0
 
     def settle(self, net: nn.Module, progress: float) -> None:
-        """What follows an update at a share of the steps."""
+        """What follows an update at a share of the steps: nothing, as a rule."""
+        return
 
 
 @dataclass(frozen=True)
-class Adapter:
+class Adapter(How):
     """Low-rank and other changes of layers, PEFT's (methods/adapter.py)."""
 
     job: Job
@@ -52,9 +49,6 @@ class Adapter:
 
     def attach(self, net: nn.Module) -> dict[str, nn.Parameter]:
         return adapter.attach(net, self.job.method, self.wanted, self.job.run.seed, self.start)
-
-    def count(self, net: nn.Module) -> dict[str, int]:
-        return {name: parameter.numel() for name, parameter in self.attach(net).items()}
 
     def factors(self, parameter: str) -> tuple[float, float]:
         """LoRA+ for up matrices; no decay of what stands for the base's own weights: DoRA's norms, and matrices that begin with a part
@@ -70,28 +64,19 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class Whole:
+class Whole(How):
     """All weights of a network, but for the `idle` beginnings of names that nothing reads."""
 
-    masters: torch.dtype | None
+    masters: torch.dtype
     idle: tuple[str, ...] = ()
     noun: Noun = "model"
 
     def attach(self, net: nn.Module) -> dict[str, nn.Parameter]:
-        return full.attach(net, self.idle, self.masters or torch.float32)
-
-    def count(self, net: nn.Module) -> dict[str, int]:
-        return {name: parameter.numel() for name, parameter in self.attach(net).items()}
-
-    def factors(self, parameter: str) -> tuple[float, float]:
-        return 1.0, 1.0
-
-    def settle(self, net: nn.Module, progress: float) -> None:
-        """Nothing."""
+        return full.attach(net, self.idle, self.masters)
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(How):
     """New tokens' embeddings in a text encoder (methods/textual_inversion.py)."""
 
     job: Job
@@ -114,13 +99,7 @@ class Rows:
         width = textual_inversion.words_of(net).weight.shape[1]
         return {"new_tokens": len(self.job.method.new_tokens) * self.job.method.vectors * width}
 
-    def factors(self, parameter: str) -> tuple[float, float]:
-        return 1.0, 1.0
-
     def settle(self, net: nn.Module, progress: float) -> None:
         """The norms are kept near those of words while the rows train."""
-        if progress >= self.job.method.token_until:
-            return
-        for module in net.modules():
-            if isinstance(module, NewRows):
-                module.retract()
+        if progress < self.job.method.token_until:
+            textual_inversion.rows_of(net).retract()

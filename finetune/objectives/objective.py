@@ -20,7 +20,7 @@ class Ask(Protocol):
     def predict(self, x_t: Tensor, t: Tensor, captions: Sequence[str | None] | None = None, weights: Weights = "live") -> Tensor:
         """The denoiser's answer, shaped as `x_t` [B, C, H, W], for the batch's inputs and its captions, or for other ones.
 
-        `base` is as all networks were before they were trained, text encoders too; without gradients.
+        `base` is as all networks were before they were trained, text encoders too; to be asked without gradients.
         """
 
 
@@ -60,11 +60,8 @@ class Objective(Protocol):
 class Denoising(Objective, Protocol):
     """An objective that mixes a picture with noise and asks once; what builds on one may ask more at the same place."""
 
-    @property
-    def levels(self) -> Levels: ...
-
-    @property
-    def noise(self) -> Noise: ...
+    levels: Levels
+    noise: Noise
 
     def timesteps(self, u: Tensor, shape: torch.Size) -> Tensor:
         """[B] uniform in [0, 1), fp64 -> `t` [B] as the network is told it; `shape` is that of the pictures [B, C, H, W]."""
