@@ -3,7 +3,6 @@
 import difflib
 import io
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,6 +16,7 @@ from finetune.config.data import Source
 from finetune.config.job import Job
 from finetune.config.yaml import MOST_LETTERS, parsed
 from finetune.errors import ConfigError, line
+from finetune.text import flaw
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -138,18 +138,15 @@ def parse(settings: Mapping[str, Any], names: Mapping[str, str] | None = None) -
         raise ConfigError("\n       ".join(lines), "`ft COMMAND --help` lists the flags, `ft config` every setting") from e
 
 
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # YAML and JSON can write them, no system and no tokenizer reads them
-
-
 def _no_text(value: object, *name: str) -> Iterator[str]:
-    """The settings, section.key, that hold what is no text."""
+    """The settings, section.key, that hold what is no text: YAML and JSON can write it, no system and no tokenizer reads it."""
     if isinstance(value, Mapping):
         for key, one in value.items():
             yield from _no_text(one, *name, str(key))
     elif isinstance(value, list | tuple):
         for one in value:
             yield from _no_text(one, *name)
-    if _NO_TEXT.search("".join(name[2:]) + (value if isinstance(value, str) else "")):
+    if flaw("".join(name[2:]) + (value if isinstance(value, str) else "")):
         yield ".".join(name[:2])
 
 

@@ -49,12 +49,12 @@ class Buckets:
     def choose(self, original: Size, side: int) -> Size:
         """The bucket whose proportions are nearest, as a ratio: a portrait and its landscape get mirror images."""
         fits = _nearest(original, self.options(side))
-        if self.enlarge or _scale(original, fits) <= 1:
+        if self.enlarge or scale(original, fits) <= 1:
             return fits
         smaller = range(side - self.step, min(self.low, side) - 1, -self.step)
         for s in smaller:
             fits = _nearest(original, self.options(s))
-            if _scale(original, fits) <= 1:
+            if scale(original, fits) <= 1:
                 return fits
         return fits  # the smallest
 
@@ -94,7 +94,7 @@ class Buckets:
 
     def _share(self, samples: Sequence[Sample], size: Size) -> float:
         """The share that a size keeps of the picture which it suits least; 0 where it would enlarge what must not be."""
-        if not self.enlarge and any(_scale(s.original, size) > 1 for s in samples):
+        if not self.enlarge and any(scale(s.original, size) > 1 for s in samples):
             return 0.0
         return min(kept_share(s.original, size) for s in samples)
 
@@ -108,7 +108,8 @@ def _nearest(original: Size, options: Sequence[Size]) -> Size:
     return min(options, key=lambda o: (round(abs(math.log(o.width / o.height) - wanted), 9), -o.height * o.width, o))
 
 
-def _scale(original: Size, size: Size) -> float:
+def scale(original: Size, size: Size) -> float:
+    """What a picture is resized by so that it covers a size."""
     return max(size.height / original.height, size.width / original.width)
 
 
@@ -119,4 +120,4 @@ def kept(sample: Sample) -> float:
 
 def kept_share(original: Size, size: Size) -> float:
     """The share of a picture's area that is kept when it is cut to a size."""
-    return min(1.0, size.height * size.width / (original.height * original.width * _scale(original, size) ** 2))
+    return min(1.0, size.height * size.width / (original.height * original.width * scale(original, size) ** 2))

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from finetune.data import decode
-from finetune.data.buckets import kept
+from finetune.data.buckets import kept, scale
 from finetune.data.captions import tags
 from finetune.data.index import Index
 from finetune.data.sample import Listing, Pictures, Sample
@@ -192,8 +192,8 @@ def _captions(samples: Sequence[Sample], trigger: str | None, report: Report) ->
 
 def _sizes(samples: Sequence[Sample], report: Report) -> None:
     for s in samples:
-        scale = max(s.size.height / s.original.height, s.size.width / s.original.width)
-        if scale > ENLARGED:
-            report.add("warning", f"small: {s.original} pixels, enlarged {scale:.1f} times to {s.size}", [s.name])
+        by = scale(s.original, s.size)
+        if by > ENLARGED:
+            report.add("warning", f"small: {s.original} pixels, enlarged {by:.1f} times to {s.size}", [s.name])
         if (lost := 1 - kept(s)) > CROPPED:
             report.add("warning", f"loses {lost:.0%} of its area when cut from {s.original} to {s.size}", [s.name])

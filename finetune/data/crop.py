@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image, ImageEnhance
 
 from finetune import randomness
+from finetune.data.buckets import scale
 from finetune.data.sample import Size
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ class Augment:
 
 def box(original: Size, size: Size, view: View = PLAIN) -> tuple[Box, Crop]:
     """The part of the picture (mirrored already) that covers `size`: left, upper, right, lower in its pixels, and the crop."""
-    scale = max(size.height / original.height, size.width / original.width)
-    height, width = max(size.height, round(original.height * scale)), max(size.width, round(original.width * scale))
+    by = scale(original, size)
+    height, width = max(size.height, round(original.height * by)), max(size.width, round(original.width * by))
     top, left = round((height - size.height) * view.down), round((width - size.width) * view.across)
     y, x = original.height / height, original.width / width
     part = (left * x, top * y, min((left + size.width) * x, original.width), min((top + size.height) * y, original.height))

@@ -97,7 +97,7 @@ def picture_header(data: bytes, name: str) -> PictureHeader:
     """Reads no pixels, but for a file whose end looks wrong, which is decoded to be sure. The notes say {background} for its colour.
 
     Raises:
-        DataError: as `decode`.
+        DataError: as `decode_picture`.
     """
     with _named(name):
         image = _open(data, name)

@@ -19,7 +19,6 @@ from finetune.draws import StepDraws
 from finetune.errors import DataError
 
 Text = dict[str, Tensor]
-ON_HOST = frozenset({"crop"})  # what of a row is too small to be worth a place on the device
 VERSION = 2  # part of every cache's place: raise it when the same pixels or captions would be cut or encoded otherwise
 AT_ONCE, PIXELS = 8, 1024 * 1024  # pictures that the autoencoder takes at once, and their pixels, at most
 
@@ -92,8 +91,8 @@ class Encoded:
                     there[name] = sample, variant
         if sum(map(self.latents.size, there)) > room:
             return False
-        rows = {n: self._row(n, *of) for n, of in there.items()}
-        self.placed = {n: {k: v if k in ON_HOST else v.to(device) for k, v in row.items()} for n, row in rows.items()}
+        rows = {name: self._row(name, *of) for name, of in there.items()}
+        self.placed = {name: {column: tensor.to(device) for column, tensor in row.items()} for name, row in rows.items()}
         return True
 
 

@@ -67,9 +67,13 @@ def folder_items(
 
 def _stamp(folder: Path, name: str) -> str:
     try:
-        stat = os.stat(os.path.join(folder, name))
+        return file_stamp(name, os.stat(os.path.join(folder, name)))
     except OSError:  # a link to nothing: reading it says so
         return name
+
+
+def file_stamp(name: str, stat: os.stat_result) -> str:
+    """What says that a file is the one that was looked at."""
     return f"{name}\n{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
 

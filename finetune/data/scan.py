@@ -14,7 +14,7 @@ from finetune import files, randomness
 from finetune.data import archives, decode, folder, hub
 from finetune.data.captions import Wording
 from finetune.data.file import File
-from finetune.data.folder import NO_CAPTION
+from finetune.data.folder import NO_CAPTION, file_stamp
 from finetune.data.index import Index
 from finetune.data.inputs import ALPHA, LOSS_MASK, PICTURE, Input
 from finetune.data.sample import Item, Listing, Pictures, Problem, Sample, Size
@@ -285,5 +285,4 @@ def _both(train: list[Sample], held: list[Sample], holdout: str) -> tuple[list[S
 
 def file_item(path: Path) -> Item:
     """A single picture file, without a caption."""
-    stat = path.stat()
-    return Item(path.name, File(str(path.parent), path.name), f"{path.name}\n{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}")
+    return Item(path.name, File(str(path.parent), path.name), file_stamp(path.name, path.stat()))
