@@ -1,4 +1,4 @@
-"""AdapterFile files on the networks of a base: low-rank ones beside the weights, all others added to them."""
+"""Adapter files on the networks of a base: low-rank ones beside the weights, all others added to them."""
 
 import logging
 import warnings

@@ -1,13 +1,16 @@
 """What of a prompt will not do what its writer may expect. Torch-free."""
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from finetune.errors import line
-from finetune.families.family import Family
 from finetune.text import WEIGHT, says
 
+if TYPE_CHECKING:
+    from finetune.families.family import Family
 
-def notes(family: Family, prompts: Sequence[str], triggers: Iterable[str]) -> list[str]:
+
+def notes(family: "Family", prompts: Sequence[str], triggers: Iterable[str]) -> list[str]:
     """Prompts that the text encoder does not read to their end, that lack a trigger, or that weigh words as other tools do."""
     out, room = [], family.window - 2
     for prompt in prompts:
