@@ -165,7 +165,7 @@ def encode_ahead(job: Job, phase: Phase, say: Callable[[str], None]) -> dict[str
     accelerator = device.accelerator_for(job)
     family = base.opened(job, accelerator.device, device.DTYPES[device.precision(job, accelerator.device)])
     pictures = data.gathered(job)
-    work = works.planned(job, family, pictures, data.global_batch(job), accelerator.device.type)
+    work = works.planned(job, family, pictures, data.global_batch(job, accelerator.num_processes), accelerator.device.type)
     pictures.describe(say)
     prepared = data.cut(work.job, family, pictures, work.batch)
     prepared.describe(say)

@@ -42,7 +42,7 @@ def ready(process: Process, job: Job, fresh: bool) -> Ready:
         where = base.located(job)
         trust.remember(job.model.base)
     family = load.family(where, accelerator.device, dtype)
-    batch = job.optim.batch * job.optim.accumulate * process.count
+    batch = data.global_batch(job, process.count)
     work = works.planned(job, family, pictures, batch, accelerator.device.type)
     if job.run.automatic and work.job.run.sample_prompt:
         say(f"draws before and after: {', '.join(p[:40] for p in work.job.run.sample_prompt)} (--no-samples draws nothing)")
@@ -54,7 +54,7 @@ def ready(process: Process, job: Job, fresh: bool) -> Ready:
             record.clear(out)
     process.wait()
     hashes = work.hashes()
-    identity = record.identity(work.job, hashes, process.count)
+    identity = record.identity(work.job, hashes, batch)
     earlier = Earlier.of(work.job)
     earlier.refuse(identity)  # before class pictures are drawn for nothing
     prepared = data.cut(work.job, family, pictures, batch, class_pictures(work, process.crew))
