@@ -13,7 +13,7 @@ from finetune.config.job import Job
 from finetune.data.index_plan import IndexPlan
 from finetune.errors import Stopped
 from finetune.methods.networks import recompute
-from finetune.methods.trainees import DENOISER, ParameterGroup
+from finetune.methods.trainees import DENOISER, Counted
 from finetune.preparation.encoding import encode
 from finetune.results import checkpoint, clean, export, finished, record, summary, verdict
 from finetune.results.progress import Progress
@@ -78,7 +78,7 @@ def begin(process: Process, prepared: Ready) -> "Run":
     groups = work.trainees.attach(nets)
     if job.run.gradient_checkpointing:
         recompute(nets[DENOISER], [net for place, net in nets.items() if place != DENOISER])
-    _say_groups(process, groups)
+    _say_groups(process, work.groups)
     step = Step(family, nets, texts, work.trainees.base(nets))
     module, steps = accelerator.prepare(step, optimizer.make(optimizer.torch_groups(groups), job.optim, job.run.seed))
     parameters: dict[str, nn.Parameter] = {}
@@ -104,11 +104,10 @@ def begin(process: Process, prepared: Ready) -> "Run":
     return Run(process, prepared, training, observer, restore(process, prepared, training, observer))
 
 
-def _say_groups(process: Process, groups: list[ParameterGroup]) -> None:
+def _say_groups(process: Process, groups: list[Counted]) -> None:
     for group in groups:
-        first, count = next(iter(group.parameters)), sum(p.numel() for p in group.parameters.values())
-        what = "new tokens" if first.endswith(".new_tokens") else first.split(".")[0].replace("_", " ")
-        process.tracker.say(f"trains: {what}, {count:,} parameters, rate {group.lr:g}, decay {group.weight_decay:g}")
+        part = group.part.replace("_", " ")
+        process.tracker.say(f"trains: {part}, {group.parameters:,} parameters, rate {group.lr:g}, decay {group.weight_decay:g}")
 
 
 def restore(process: Process, prepared: Ready, training: Training, observer: Observer) -> int:
