@@ -20,16 +20,13 @@ from finetune import cli
 from finetune.data import captioner
 from finetune.sampling import draw
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     code = cli.run(["data", *words])
     said = capsys.readouterr()
     return code, said.out, said.err
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
 
 
 def test_the_preview_shows_the_pixels_that_training_sees(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
