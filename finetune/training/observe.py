@@ -55,8 +55,7 @@ def averaged_weights(training: Training) -> Replaced:
     """The averaged weights in the place of the live ones, where the job keeps an average, or its optimizer does."""
     if OPTIMIZERS[training.job.optim.optimizer].averages:
         return Replaced(training, own_average(training.inner, training.trainable))
-    shadow = training.shadow
-    return Replaced(training, dict(zip(training.trainable, shadow, strict=True)) if shadow else None)
+    return Replaced(training, training.shadow)
 
 
 class Best(NamedTuple):

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from finetune.config.job import Job
 from finetune.data.index_plan import IndexPlan
 from finetune.errors import Stopped
@@ -81,9 +79,7 @@ def begin(process: Process, prepared: Ready) -> "Run":
     _say_groups(process, work.groups)
     step = Step(family, nets, texts, work.trainees.base(nets))
     module, steps = accelerator.prepare(step, optimizer.make(optimizer.torch_groups(groups), job.optim, job.run.seed))
-    parameters: dict[str, nn.Parameter] = {}
-    for group in groups:
-        parameters |= group.parameters
+    parameters = optimizer.parameters(groups)
     samples = [*pictures.train, *pictures.classes]
     training = Training(
         job=job,
@@ -95,7 +91,7 @@ def begin(process: Process, prepared: Ready) -> "Run":
         objective=work.objective,
         plan=IndexPlan(samples, work.batch, job.run.seed, [len(pictures.train), len(pictures.classes)]),
         encoded=encoded,
-        shadow=[p.detach().float().clone() for p in parameters.values()] if job.optim.ema else None,
+        shadow={n: p.detach().float().clone() for n, p in parameters.items()} if job.optim.ema else None,
         averages=PowerAverages.of(parameters) if job.optim.ema_posthoc else None,
         settle=lambda step: work.trainees.settle(nets, step / job.optim.steps),
     )
@@ -115,7 +111,7 @@ def restore(process: Process, prepared: Ready, training: Training, observer: Obs
     saved, progress = prepared.earlier.checkpoint, prepared.earlier.progress
     if not (saved and progress):
         return 0
-    tensors, _ = checkpoint.load(saved)
+    tensors = checkpoint.load(saved)
     training.restore(tensors)
     observer.best = float("inf") if progress.best is None else progress.best
     observer.baseline, observer.looked = tensors.get("held-out/baseline"), progress.looked
