@@ -96,7 +96,7 @@ def begin(process: Process, prepared: Ready) -> "Run":
         settle=lambda step: work.trainees.settle(nets, step / job.optim.steps),
     )
     held = range(len(samples), len(encoded.samples))
-    observer = Observer(training, process.folder.path, work.side, held, process.tracker, process.main, process.stop.poll)
+    observer = Observer(training, process.folder, work.side, held, process.tracker, process.main, process.stop.poll)
     return Run(process, prepared, training, observer, restore(process, prepared, training, observer))
 
 
