@@ -188,7 +188,8 @@ class Run:
                 skipped=training.skipped,
             )
             if training.averages:
-                training.averages.put_down(process.folder.snapshot(step), self.outgoing.data)
+                of_data = export.of_pictures(self.job, self.prepared.data.pictures.train)
+                training.averages.put_down(process.folder.snapshot(step), of_data)
             checkpoint.save(process.folder.checkpoints, step, state, progress.record(), self.job.run.keep)
         process.wait()
 
