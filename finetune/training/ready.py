@@ -1,4 +1,5 @@
-"""All of a run that can be refused before its networks are loaded: base, data, work, and what an earlier run left in the folder."""
+"""All of a run that comes before its networks: base, data, work, and what an earlier run left in the folder. What can be refused without
+a network is, before the base draws the class pictures that are missing."""
 
 from dataclasses import dataclass
 from typing import Any
