@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent / "base"))
-from bench_methods import COMMON, OTHERS, SUBJECTS, Bench, by_subject, drawn, into, prompts, shown
+from bench_methods import COMMON, OTHERS, SUBJECTS, Bench, by_subject, drawn, held_out_losses, into, prompts, shown
 from views import views
 
 from finetune import config
@@ -122,8 +122,7 @@ def trained(bench: Bench, name: str, cell: dict[str, Any], rate: float, steps: i
         "subject": {"token": "sks", "class_word": e.kind, "prior_weight": 0.0},
     }  # fmt: skip
     summary = train(config.parse(settings(cell["kind"], cell["method"], **own)), fresh=True)
-    logged = [json.loads(line) for line in (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    losses = [r["held_out_loss"] for r in logged if "held_out_loss" in r]
+    losses = held_out_losses(place)
     return summary, [losses[0], losses[-1]]
 
 

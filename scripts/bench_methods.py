@@ -29,6 +29,8 @@ from finetune.evaluation import subject
 from finetune.evaluation.clip import Clip
 from finetune.evaluation.heldout import Interval, paired
 from finetune.evaluation.judge import Judge
+from finetune.results import metrics
+from finetune.run_folder import RunFolder
 from finetune.sampling.generate import Request, generate, grid
 from finetune.training.run import train
 
@@ -141,8 +143,7 @@ class Bench:
             "class": drawn(prompts(e.kind), place / "class", **written),
             "others": drawn([f"{o}, noto style" for o in OTHERS], place / "others", **written),
         }
-        rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        losses = [r["held_out_loss"] for r in rows if "held_out_loss" in r]
+        losses = held_out_losses(place)
         size = sum(f.stat().st_size for k in summary["files"] if k != "best" for f in weights(Path(summary[k])))
         for unneeded in [*place.glob("model*"), place / "checkpoints"]:
             shutil.rmtree(unneeded, ignore_errors=True)
@@ -152,6 +153,10 @@ class Bench:
             "class": subject.fidelity(self.features(kept["class"]), self.features(pictures(held))),
             "drift": {part: subject.drift(self.features(before[part]), self.features(images)) for part, images in kept.items()},
         }  # fmt: skip
+
+
+def held_out_losses(run: Path) -> list[float]:
+    return [row.held_out_loss for row in metrics.read(RunFolder(run).metrics) if row.held_out_loss is not None]
 
 
 def weights(path: Path) -> list[Path]:

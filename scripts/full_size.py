@@ -22,6 +22,8 @@ import torch
 from PIL import Image
 
 from finetune.families import load, single_file, source
+from finetune.results import metrics
+from finetune.run_folder import RunFolder
 
 
 def write_base(name: str, folder: Path, dtype: torch.dtype) -> None:
@@ -74,9 +76,9 @@ def main() -> None:
     trained = time.monotonic() - began
     verify = [sys.executable, "-m", "finetune", "adapter", "verify", summary["adapter"], "--base", str(base), "--json"]
     verdict = json.loads(subprocess.run(verify, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = metrics.read(RunFolder(run).metrics)
     # elapsed = steps / speed, both since the start; a step is the difference between two of them
-    elapsed = [r["step"] / r["steps_per_second"] for r in rows if "steps_per_second" in r]
+    elapsed = [r.step / r.steps_per_second for r in rows if r.steps_per_second is not None]
     steps = [b - a for a, b in zip(elapsed[len(elapsed) // 5 :], elapsed[len(elapsed) // 5 + 1 :], strict=False)]
     print(json.dumps({
         "base": args.name, "resolution": side, "batch": args.batch, "steps": args.steps, "more": more,
@@ -87,7 +89,7 @@ def main() -> None:
         },
         "peak memory of a process (GB)": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6, 2),
         "peak memory of the accelerator (GB)": summary.get("peak_memory_bytes", 0) / 1e9,
-        "losses": [round(r["loss"], 4) for r in rows if "loss" in r][:: max(1, args.steps // 5)],
+        "losses": [round(r.loss, 4) for r in rows if r.loss is not None][:: max(1, args.steps // 5)],
         "file bytes": Path(summary["adapter"]).stat().st_size, "verify": verdict,
     }, indent=1))  # fmt: skip
 

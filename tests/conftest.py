@@ -46,6 +46,12 @@ def _own_places(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """For a test that looks at what the cache holds."""
+    monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
 def settings(base: Path, imgs: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """`settings(optim={"steps": 3})`: a small job with alpha different from rank."""
     from finetune.config.precedence import merge_settings

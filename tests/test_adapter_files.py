@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from parts import Bases
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,7 +26,6 @@ from finetune.families.catalogue import of_name
 from finetune.families.names import stable_diffusion_xl
 from finetune.sampling.verify import verify as prove
 
-Bases = Callable[[str], Path]
 FAMILY = {"sd": "stable-diffusion", "sdxl": "stable-diffusion-xl", "flux": "flux"}
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' reader
 

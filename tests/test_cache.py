@@ -25,6 +25,7 @@ from finetune.errors import DataError
 from finetune.families import load, source
 from finetune.preparation import encoding
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 ALL = Pixels()
 
 
@@ -47,11 +48,6 @@ def change_weights(path: Path) -> None:
     state = load_file(path)
     next(iter(state.values())).view(-1)[0] += 1e-3
     save_file(state, path)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
 
 
 def encode(base: Path, root: Path, side: int = 16, pixels: Pixels = ALL) -> tuple[Encoded, int]:

@@ -18,6 +18,7 @@ from finetune import cli, config, files
 from finetune.data import prune
 from finetune.errors import ConfigError
 from finetune.results import checkpoint, clean, lock, stored
+from finetune.run_folder import RunFolder
 
 GONE = 2**22 + 1  # the number of no process: more than Linux gives
 
@@ -56,7 +57,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def test_the_newest_whole_checkpoint_stays(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (checkpoint.of_step(runs / "two" / "checkpoints", 3) / "state.json").write_text("damaged")
+    (RunFolder(runs / "two").checkpoint(3) / "state.json").write_text("damaged")
     assert cli.run(["clean", "--dry-run"]) == 0 and (steps(runs / "one"), steps(runs / "two")) == ([3, 2, 1], [3, 2, 1])
     assert capsys.readouterr().out.count("checkpoint ") == 4
     assert cli.run(["clean", "--yes"]) == 0 and (steps(runs / "one"), steps(runs / "two")) == ([3], [2])
@@ -66,8 +67,8 @@ def test_the_newest_whole_checkpoint_stays(runs: Path, capsys: pytest.CaptureFix
 
 def test_without_a_whole_checkpoint_and_with_strange_files_all_stay(runs: Path) -> None:
     for step in (1, 2, 3):
-        (checkpoint.of_step(runs / "one" / "checkpoints", step) / "manifest.json").unlink()
-    (checkpoint.of_step(runs / "two" / "checkpoints", 1) / "mine.txt").write_text("x")
+        (RunFolder(runs / "one").checkpoint(step) / "manifest.json").unlink()
+    (RunFolder(runs / "two").checkpoint(1) / "mine.txt").write_text("x")
     (runs / "two" / "checkpoints" / "step-00000002").rename(runs / "aside")
     (runs / "two" / "checkpoints" / "step-00000002").symlink_to(runs / "aside")
     assert clean.look([runs / "one", runs / "two"]).items == [] and cli.run(["clean", "--yes"]) == 0

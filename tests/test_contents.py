@@ -2,17 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from parts import Train
 from safetensors.torch import load_file, save_file
 
 from finetune.errors import AccessError, ConfigError
 from finetune.families import contents, load, source
-
-Train = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from parts import Train
 
 from finetune import config, files
 from finetune.cli import run as ft
 from finetune.data import index
 from finetune.errors import DataError
 from finetune.results import checkpoint, finished, summary
+from finetune.run_folder import RunFolder
 from finetune.training import average
-
-Train = Callable[..., dict[str, Any]]
 
 
 def flip(path: Path, times: tuple[int, int] | None = None) -> None:
@@ -57,7 +57,7 @@ def test_records_of_any_content_end_in_no_traceback(
 
 
 def test_a_manifest_that_lists_less_is_not_whole(half: Path) -> None:
-    newest = checkpoint.of_step(half / "checkpoints", 3)
+    newest = RunFolder(half).checkpoint(3)
     assert checkpoint.is_valid(newest)
     manifest = json.loads((newest / "manifest.json").read_text())
     for kept in ({}, {k: v for k, v in manifest.items() if k == "state.json"}):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from parts import Train
 
 from finetune import cli, config
 from finetune.bases import TINY
@@ -21,8 +22,6 @@ from finetune.results.summary import Measure, Summary
 from finetune.sampling import draw
 from finetune.training import plan
 from finetune.training.run import train as run_train
-
-Train = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")

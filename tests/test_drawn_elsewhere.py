@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from parts import Bases
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
@@ -18,7 +19,6 @@ from finetune.bases import TINY
 from finetune.families import source
 from finetune.training.run import train
 
-Bases = Callable[[str], Path]
 FULL: dict[str, Any] = {"method": {"kind": "full"}, "data": {"resolution": 16}, "optim": {"steps": 1}}
 
 # Each folder with no argument, and in both halves; what is in another precision than the rest would raise, and black pictures are NaN.

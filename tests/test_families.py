@@ -1,13 +1,13 @@
 """Every family against the published formulas, and against what its own pipeline does at inference."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline
+from parts import Bases, family
 from torch import Tensor, nn
 
 from finetune import config
@@ -15,17 +15,11 @@ from finetune.data.batch import Batch
 from finetune.draws import StepDraws
 from finetune.errors import ConfigError
 from finetune.families import flux, load, patches, source
-from finetune.families.family import Family
 from finetune.training import loop
 from finetune.training.run import begun
 
 SIDE, PROMPT = 16, "red disc"
-Bases = Callable[[str], Path]
 each_family = pytest.mark.parametrize("name", list(tiny.PIPELINES))
-
-
-def family(folder: Path) -> Family:
-    return load.family(source.resolve_base(str(folder)))
 
 
 # One step, against a reference written from the papers and from what each network's authors feed it.

@@ -1,12 +1,12 @@
 """Files of other tools are read whole: every tensor is applied, converted, or refused by name."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from parts import Bases, family
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,7 +25,6 @@ from finetune.families.catalogue import of_name
 from finetune.families.family import Family
 from finetune.sampling import apply
 
-Bases = Callable[[str], Path]
 State = dict[str, Tensor]
 Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"  # a square linear layer with a bias
 STEM = "lora_unet_" + Q.replace(".", "_")
@@ -71,10 +70,6 @@ def whole(kind: str, way: frozenset[str], width: int, norms: str = "dora") -> St
     own = shapes(width)
     tucker = {"w1_a": (2, width), "w2_a": (2, width)} if "t1" in way else {"k2_a": (3, width // 2)} if "k2_t" in way else {}
     return {STEM + ending(leaf): tensor(leaf, tucker.get(leaf, own[leaf])) for leaf in way | beside}
-
-
-def family(folder: Path) -> Family:
-    return load.family(source.resolve_base(str(folder)))
 
 
 def effect(path: Path, of: Family, net: Any) -> Tensor:

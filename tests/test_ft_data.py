@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bad_pictures
@@ -18,16 +20,13 @@ from finetune import cli
 from finetune.data import captioner
 from finetune.sampling import draw
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     code = cli.run(["data", *words])
     said = capsys.readouterr()
     return code, said.out, said.err
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
 
 
 def test_the_preview_shows_the_pixels_that_training_sees(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,6 +94,27 @@ def test_a_cache_built_ahead_is_what_a_run_uses(
 
         os.utime(note, (0, 0))
     assert json.loads(run(capsys, "cache", "--prune", "--json")[1])["rows"] == made["pictures"] + made["captions"]
+
+
+def test_a_cache_built_ahead_is_for_the_batch_of_the_processes_that_run(
+    settings: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune import config
+    from finetune.training import dataset, device
+
+    job = config.parse(settings(optim={"batch": 2, "accumulate": 3}))
+    real = device.accelerator_for(job)
+    two = SimpleNamespace(device=real.device, process_index=0, num_processes=2, wait_for_everyone=real.wait_for_everyone)
+    monkeypatch.setattr(device, "accelerator_for", lambda job: two)
+    batches = []
+
+    def encode(work: Any, pictures: Any, crew: Any) -> tuple[None, dict[str, Any]]:
+        batches.append(work.batch)
+        return None, {}
+
+    monkeypatch.setattr(dataset, "encode", encode)
+    dataset.encode_ahead(job, lambda name, total: nullcontext(), lambda text: None)
+    assert job.run.processes is None and batches == [12]
 
 
 # Captions by a model

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import tiny
+from parts import Bases, Make
 
 from finetune import config
 from finetune.adapters.contract import KEY, Contract
@@ -16,9 +17,6 @@ from finetune.header import header_of
 from finetune.results import record
 from finetune.training import average
 from finetune.training.run import train
-
-Bases = Callable[[str], Path]
-Make = Callable[..., dict[str, Any]]
 
 STABILITY, BFL = "https://github.com/Stability-AI/generative-models", "https://github.com/black-forest-labs/flux"
 SD, SD2, XL, FLUX = "stable-diffusion-v1", "stable-diffusion-v2-768-v", "stable-diffusion-xl-v1-base", "flux-1-dev"

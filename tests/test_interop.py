@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from diffusers import DiffusionPipeline
+from parts import Bases, family
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,21 +24,15 @@ from finetune.adapters.read import read
 from finetune.adapters.weights import Weights
 from finetune.adapters.write import export
 from finetune.errors import DataError, FinetuneError
-from finetune.families import load, source
 from finetune.families.catalogue import of_name
 from finetune.families.family import Family
 from finetune.sampling import apply
 from finetune.training.run import Run, train
 
-Bases = Callable[[str], Path]
 SIDE = 16
 each_family = pytest.mark.parametrize("name", list(tiny.PIPELINES))
 pytestmark = pytest.mark.filterwarnings("ignore")  # the readers' own
 SD, FLUX = of_name("stable-diffusion").names, of_name("flux").names
-
-
-def family(folder: Path) -> Family:
-    return load.family(source.resolve_base(str(folder)))
 
 
 @torch.no_grad()

@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from parts import Bases, Make
 from torch import Tensor
 
 from finetune import config
@@ -24,9 +24,6 @@ from finetune.preparation.class_pictures import ClassPictures
 from finetune.sampling import generate
 from finetune.sampling.generate import Request
 from finetune.training.run import Run, begun, train
-
-Make = Callable[..., dict[str, Any]]
-Bases = Callable[[str], Path]
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import shutil
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from parts import in_two_parts, readied
+from parts import Bases, Make, in_two_parts, readied
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -32,9 +31,6 @@ from finetune.preparation.class_pictures import ClassPictures
 from finetune.sampling import apply, draw
 from finetune.training import optimizer
 from finetune.training.run import begun, train
-
-Bases = Callable[[str], Path]
-Make = Callable[..., dict[str, Any]]
 
 SUBJECT = {"token": "sks", "class_word": "disc", "class_count": 3, "class_steps": 2, "class_batch": 2}
 ADAPTER = {"kind": "lora", "rank": 2, "alpha": 1}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
-from parts import in_two_parts
+from parts import Make, in_two_parts
 from safetensors.torch import load_file
 
 from finetune import config
@@ -26,7 +26,6 @@ from finetune.training.run import Run, train
 from finetune.training.schedule import learning_rate
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the packages' own
-Make = Callable[..., dict[str, Any]]
 ON_CPU = sorted(name for name, entry in OPTIMIZERS.items() if not entry.cuda)
 FULL = {"method": {"kind": "full"}}
 BF16: dict[str, Any] = {**FULL, "optim": {"masters": "bf16", "lr": 1e-4}}

@@ -1,13 +1,13 @@
 """Who reads which file, and how well: the table against the readers that can be installed, and the documents against the table."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from parts import Bases
 from torch import Tensor
 
 from finetune.adapters import compatibility
@@ -21,7 +21,6 @@ from finetune.families.catalogue import FAMILIES
 from finetune.families.names.readers import EXACT, PART, TOOLS, UNREAD, WRONG, Traits
 from finetune.families.spec import FamilySpec
 
-Bases = Callable[[str], Path]
 pytestmark = pytest.mark.filterwarnings("ignore")  # the readers' own
 ENDS = ("attn1.to_q", "attn2.to_k", "attn.to_q", "attn.add_k_proj")
 

@@ -152,6 +152,11 @@ def test_the_recipe_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert cli.run(["lora", "--recipe", "sdxl-stile", "--data", "x"]) == 2 and "did you mean sdxl-style?" in capsys.readouterr().err
 
 
+@each_recipe
+def test_the_recipes_that_ship_are_right(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["recipe", "check", path.stem]) == 0, capsys.readouterr().err
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_accelerate_configs(path: Path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file

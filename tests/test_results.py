@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from parts import Train
 
 from finetune import config, files, tensor_files
 from finetune.results import checkpoint, metrics, record, summary
@@ -16,7 +17,6 @@ from finetune.sampling import draw
 from finetune.training import average
 from finetune.training.rebuilt import write_step
 
-Train = Callable[..., dict[str, Any]]
 SECTIONS: dict[str, Any] = {
     "data": {"holdout": "0.3"},
     "optim": {"steps": 4, "ema_posthoc": True},

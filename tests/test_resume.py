@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from parts import Train
 from PIL import Image
 from test_batches import mixed
 
@@ -22,8 +23,6 @@ from finetune.results import checkpoint
 from finetune.training import observe
 from finetune.training.process import Process
 from finetune.training.run import train as run_train
-
-Train = Callable[..., dict[str, Any]]
 
 
 def adapter_bytes(summary: dict[str, Any]) -> bytes:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from parts import in_two_parts
+from parts import Bases, Make, family, in_two_parts
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_interop import SIDE, Bases, family, fresh, live_outputs, output, through_diffusers, through_ours
+from test_interop import SIDE, fresh, live_outputs, output, through_diffusers, through_ours
 from torch import Tensor
 
 from finetune import config
@@ -28,7 +28,6 @@ from finetune.training import plan
 from finetune.training.run import Run, begun, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the readers' own
-Make = Callable[..., dict[str, Any]]
 RATES = {"rslora": 1e-2, "oft": 0.1, "loha": 0.1, "lokr": 0.1}  # at which eight steps are seen
 
 

@@ -7,6 +7,15 @@ import typer
 
 from finetune.cli import complete, hardware, present, streams
 from finetune.errors import ConfigError
+from finetune.families.catalogue import FAMILIES
+
+
+def _samplers() -> dict[str, None]:
+    """What some family's base can be drawn with."""
+    names: dict[str, None] = {}
+    for spec in FAMILIES:
+        names |= dict.fromkeys(spec.samplers)
+    return names
 
 
 def command(
@@ -32,9 +41,7 @@ def command(
         typer.Option("--base", help="base (the one that the adapter names)", show_default=False, autocompletion=complete.bases),
     ] = None,
     negative: Annotated[str, typer.Option("--negative", help="what to steer away from", show_default=False)] = "",
-    scheduler: Annotated[
-        str | None, typer.Option("--scheduler", help="ddim, dpm++, euler, euler-a, pndm, ddpm, lcm", show_default=False)
-    ] = None,
+    scheduler: Annotated[str | None, typer.Option("--scheduler", help=", ".join(_samplers()), show_default=False)] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, max=10_000, help="sampling steps (the adapter's or the family's)", show_default=False)
     ] = None,

@@ -100,9 +100,9 @@ def instances(job: Job, batch: int) -> int:
     return max(1, batch // 2) if job.subject.prior else batch
 
 
-def global_batch(job: Job) -> int:
-    """The global batch of the processes that the job itself starts."""
-    return job.optim.batch * job.optim.accumulate * (job.run.processes or 1)
+def global_batch(job: Job, processes: int | None = None) -> int:
+    """Pictures a step, over the processes that run; where nothing runs yet, over those that the job asks for."""
+    return job.optim.batch * job.optim.accumulate * (processes or job.run.processes or 1)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def planned(job: Job, family: Family, pictures: Pictures | None, batch: int, dev
     optimizers.check_device_runs(job.optim.optimizer, device)
     check_drawing(job, family)
     check_subject(job, family, batch)
-    add_tokens(job, family, known.captions)
+    add_tokens(job, family, pictures.captions if pictures else None)
     learns = objective(family.schedule().to(family.device), job.objective, job.trigger)
     begins = start(job, family)
     trains = trainees(family, job, begins)
@@ -86,18 +86,18 @@ def _drawable(job: Job, family: Family) -> bool:
     return True
 
 
-def add_tokens(job: Job, family: Family, captions: Sequence[str]) -> None:
-    """Teaches the family's words the job's new tokens.
+def add_tokens(job: Job, family: Family, captions: Sequence[str] | None) -> None:
+    """Teaches the family's words the job's new tokens. `captions` may be unknown.
 
     Raises:
         ConfigError: one is a word already or in no caption, or the text encoder's window ends before the vectors of a caption do.
     """
     m, room = job.method, family.window - 2
     for token in m.new_tokens:
-        if not any(token in caption for caption in captions):
+        if captions is not None and not any(token in caption for caption in captions):
             raise ConfigError(f"new token {token}: no caption says it, and it would learn nothing", "put it into captions, or leave it out")
         family.words.add(token, m.vectors)
-    for caption in captions:
+    for caption in captions or ():
         last = max((caption.rfind(t) + len(t) for t in m.new_tokens if t in caption), default=0)
         if last and (count := family.tokens(caption[:last])) > room:
             raise ConfigError(

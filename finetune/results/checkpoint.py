@@ -18,11 +18,6 @@ State = dict[str, "Tensor"]
 PARTS = (STATE, FACTS)
 
 
-def of_step(root: Path, step: int) -> Path:
-    """The folder of one saved step."""
-    return step_folder(root, step)
-
-
 def steps(root: Path) -> list[int]:
     """Steps that have a folder, newest first, valid or not."""
     numbers = (step_of(p.name) for p in root.glob(STEPS) if p.is_dir())
@@ -41,7 +36,7 @@ def save(root: Path, step: int, tensors: State, more: dict[str, Any], keep: int)
         manifest = {p: {"size": (folder / p).stat().st_size, "sha256": files.sha256(folder / p)} for p in PARTS}
         (folder / MANIFEST).write_text(json.dumps(manifest, sort_keys=True), encoding="utf-8")
 
-    folder = of_step(root, step)
+    folder = step_folder(root, step)
     files.write(folder, fill)
     keep_newest(root, step, keep)
     return folder
@@ -51,7 +46,7 @@ def keep_newest(root: Path, step: int, keep: int) -> None:
     """Removes what a run at this step does not go on from: older checkpoints than the newest `keep`, later ones, and halves of some."""
     saved = steps(root)
     for old in [s for s in saved if s > step] + [s for s in saved if s <= step][keep:]:
-        shutil.rmtree(of_step(root, old), ignore_errors=True)
+        shutil.rmtree(step_folder(root, old), ignore_errors=True)
     for pattern in HALVES:
         for half in list(root.glob(pattern)):
             shutil.rmtree(half, ignore_errors=True)
@@ -60,7 +55,7 @@ def keep_newest(root: Path, step: int, keep: int) -> None:
 def remove(root: Path) -> None:
     """All of them, and the best state, of a run that has ended; what somebody else put there stays."""
     for step in steps(root):
-        shutil.rmtree(of_step(root, step), ignore_errors=True)
+        shutil.rmtree(step_folder(root, step), ignore_errors=True)
     (root / BEST).unlink(missing_ok=True)
     with suppress(OSError):
         root.rmdir()
@@ -81,7 +76,7 @@ def _is_as_written(path: Path, row: Mapping[str, Any]) -> bool:
 
 def valid(root: Path) -> Iterator[Path]:
     """Valid checkpoints, newest first."""
-    return (f for f in (of_step(root, s) for s in steps(root)) if is_valid(f))
+    return (f for f in (step_folder(root, s) for s in steps(root)) if is_valid(f))
 
 
 def facts(folder: Path) -> dict[str, Any]:
@@ -90,8 +85,13 @@ def facts(folder: Path) -> dict[str, Any]:
     return noted
 
 
-def load(folder: Path) -> tuple[State, dict[str, Any]]:
-    """The tensors on the CPU, and the facts."""
+def load(folder: Path) -> State:
+    """The tensors, on the CPU."""
     from safetensors.torch import load_file
 
-    return load_file(folder / STATE), facts(folder)
+    return load_file(folder / STATE)
+
+
+def under(tensors: State, prefix: str) -> State:
+    """Those whose names begin so, by the rest of their names."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

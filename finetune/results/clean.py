@@ -88,12 +88,12 @@ def look(folders: Sequence[Path], whole: bool = False) -> Findings:
 
 def _checkpoints(folder: Path, stays: dict[Path, str]) -> Iterator[Removable]:
     """Those before the newest that is whole: the run goes on from that one. Where none is whole, all stay."""
-    root = RunFolder(folder).checkpoints
-    newest = next(checkpoint.valid(root), None)
+    run = RunFolder(folder)
+    newest = next(checkpoint.valid(run.checkpoints), None)
     if newest is None:
         return
-    for step in checkpoint.steps(root):
-        path = checkpoint.of_step(root, step)
+    for step in checkpoint.steps(run.checkpoints):
+        path = run.checkpoint(step)
         if path == newest or path.is_symlink():
             continue
         if {p.name for p in path.iterdir()} <= PARTS:
@@ -103,8 +103,8 @@ def _checkpoints(folder: Path, stays: dict[Path, str]) -> Iterator[Removable]:
 
 
 def _whole(folder: Path) -> Iterator[Removable]:
-    root = RunFolder(folder).checkpoints
-    steps = [checkpoint.of_step(root, step) for step in checkpoint.steps(root)]
+    run = RunFolder(folder)
+    steps = [run.checkpoint(step) for step in checkpoint.steps(run.checkpoints)]
     written = [path for path in [*steps, *results(folder), *record.kept_files(folder)] if path.exists() and not path.is_symlink()]
     for path in dict.fromkeys(written):
         yield Removable("run", path, files.size(path), folder)

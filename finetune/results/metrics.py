@@ -34,7 +34,7 @@ class Row:
         measured: dict[str, Any] = {}
         for name in cls.__dataclass_fields__.keys() - {"step"}:
             if (value := values.get(name)) is not None:
-                measured[name] = tuple(map(_number, value)) if name == "held_out_by_timestep" else _number(value)
+                measured[name] = tuple(map(_float, value)) if name == "held_out_by_timestep" else _float(value)
         return cls(int(values["step"]), **measured)
 
     @property
@@ -72,7 +72,38 @@ def read(path: Path) -> list[Row]:
     return [rows[step] for step in sorted(rows)]
 
 
-def _number(value: object) -> float:
+def rewind(path: Path, step: int) -> float | None:
+    """Removes what was measured after a step, and lines that have none; the last smoothed loss of those that stay.
+
+    Raises:
+        ResourceError: the disk is full or the place is not writable.
+    """
+    lines = files.read_text(path, "replace").splitlines() if path.exists() else []
+    kept = [line for line in lines if _value(line, "step") <= step]
+    if kept != lines:
+        files.write_text(path, "".join(f"{line}\n" for line in kept))
+    losses = [_value(line, "loss_smooth") for line in kept]
+    return next((loss for loss in reversed(losses) if math.isfinite(loss)), None)
+
+
+def _value(line: str, name: str) -> float:
+    """What a line says of one thing; infinity where it says nothing."""
+    try:
+        return float(from_json(line)[name])
+    except (ValueError, LookupError, TypeError, OverflowError):
+        return float("inf")
+
+
+def plain_number(value: object) -> float:
+    """What JSON gave, as it is.
+
+    Raises:
+        TypeError: it is no number.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is no number")
-    return float(value)
+    return value
+
+
+def _float(value: object) -> float:
+    return float(plain_number(value))

@@ -41,13 +41,4 @@ class Progress:
 
     def record(self) -> dict[str, Any]:
         """As JSON says it."""
-        return {
-            "step": self.step,
-            "steps": self.steps,
-            "identity": self.identity,
-            "looked": self.looked,
-            "best": self.best,
-            "change": asdict(self.change) if self.change else None,
-            "scaler": self.scaler,
-            "skipped": self.skipped,
-        }
+        return asdict(self)

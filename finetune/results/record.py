@@ -31,12 +31,11 @@ PICTURES = "pictures and captions"
 SHAPES = "data.bucket_merge"
 
 
-def identity(job: Job, base: dict[str, str], processes: int) -> dict[str, Any]:
+def identity(job: Job, base: dict[str, str], batch: int) -> dict[str, Any]:
     """What must not differ when a run goes on, besides its PICTURES: every setting but the free ones, the base, the global batch."""
     kept: dict[str, Any] = {}
     for section, values in job.model_dump(mode="json").items():
         kept |= {f"{section}.{k}": v for k, v in values.items() if f"{section}.{k}" not in FREE_SETTINGS | COVERED}
-    batch = job.optim.batch * job.optim.accumulate * processes
     return kept | {"base weights and configs": base, "global batch": batch}
 
 

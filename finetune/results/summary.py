@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from finetune import files
 from finetune.config.job import Job
+from finetune.results.metrics import plain_number
 from finetune.run_folder import RunFolder
 from finetune.text import from_json
 
@@ -162,18 +163,12 @@ def _name(path: str) -> str:
 def _measure(record: Mapping[str, Any]) -> Measure | None:
     if (change := record.get("held_out_change")) is None:
         return None
-    loss, base, mean = _number(record["held_out_loss"]), _number(record["base_held_out_loss"]), _number(change["mean"])
+    loss, base, mean = plain_number(record["held_out_loss"]), plain_number(record["base_held_out_loss"]), plain_number(change["mean"])
     return Measure(loss, base, mean, _maybe(change["low"]), _maybe(change["high"]), int(change["pictures"]))
 
 
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is no number")
-    return value
-
-
 def _maybe(value: object) -> float | None:
-    return None if value is None else _number(value)
+    return None if value is None else plain_number(value)
 
 
 def ended(out: Path) -> Ended | None:

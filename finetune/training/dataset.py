@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -165,12 +164,13 @@ def encode_ahead(job: Job, phase: Phase, say: Callable[[str], None]) -> dict[str
     accelerator = device.accelerator_for(job)
     family = base.opened(job, accelerator.device, device.DTYPES[device.precision(job, accelerator.device)])
     pictures = data.gathered(job)
-    work = works.planned(job, family, pictures, data.global_batch(job), accelerator.device.type)
+    work = works.planned(job, family, pictures, data.global_batch(job, accelerator.num_processes), accelerator.device.type)
     pictures.describe(say)
     prepared = data.cut(work.job, family, pictures, work.batch)
     prepared.describe(say)
-    crew = Crew(phase, say, rank=accelerator.process_index, world=accelerator.num_processes, wait=accelerator.wait_for_everyone)
-    crew = replace(crew, note=RunFolder(job.run.folder).ahead)  # no folder of a run: the run itself notes what it uses
+    rank, world = accelerator.process_index, accelerator.num_processes
+    ahead = RunFolder(job.run.folder).ahead  # no folder of a run: the run itself notes what it uses
+    crew = Crew(phase, say, rank=rank, world=world, wait=accelerator.wait_for_everyone, note=ahead)
     _, texts = encode(work, prepared.pictures, crew)
     jobs = picture_jobs(prepared.pictures.train, data.pixels(job), prepared.pictures.held)
     return {"pictures": sum(map(len, jobs)), "captions": len(texts)}

@@ -43,7 +43,7 @@ class Training:
     objective: Objective
     plan: IndexPlan
     encoded: Encoded
-    shadow: list[Tensor] | None  # averaged weights
+    shadow: dict[str, Tensor] | None  # averaged weights, by the names of `trainable`
     averages: PowerAverages | None = None  # of which one is made after the run
     settle: Callable[[int], None] = lambda step: None  # what the method does after an update
     ring: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)  # step, loss, dropped: on the device until looked at
@@ -59,7 +59,7 @@ class Training:
         out: checkpoint.State = {f"trainable/{n}": p for n, p in self.trainable.items()}
         out |= {f"optimizer/{n}": v for n, v in optimizer.state(self.inner, list(self.trainable)).items()}
         if self.shadow:
-            out |= {f"ema/{n}": v for n, v in zip(self.trainable, self.shadow, strict=True)}
+            out |= {f"ema/{n}": v for n, v in self.shadow.items()}
         if self.averages:
             out |= {f"averages/{n}": v for n, v in self.averages.state().items()}
         return out
@@ -68,13 +68,11 @@ class Training:
     def restore(self, saved: checkpoint.State) -> None:
         for name, parameter in self.trainable.items():
             parameter.copy_(saved[f"trainable/{name}"])
-        moments = {k.removeprefix("optimizer/"): v for k, v in saved.items() if k.startswith("optimizer/")}
-        optimizer.restore(self.inner, list(self.trainable), moments)
-        if self.shadow:
-            for name, average in zip(self.trainable, self.shadow, strict=True):
-                average.copy_(saved[f"ema/{name}"])
+        optimizer.restore(self.inner, list(self.trainable), checkpoint.under(saved, "optimizer/"))
+        for name, average in (self.shadow or {}).items():
+            average.copy_(saved[f"ema/{name}"])
         if self.averages:
-            self.averages.restore({k.removeprefix("averages/"): v for k, v in saved.items() if k.startswith("averages/")})
+            self.averages.restore(checkpoint.under(saved, "averages/"))
 
     def release(self) -> None:
         """Lets go of all that trained, so that its memory is free for what comes after."""
@@ -146,7 +144,7 @@ def update(run: Training, step: int) -> Tensor:
     run.optimizer.zero_grad(set_to_none=True)
     run.settle(step)
     if run.shadow and job.optim.ema:
-        optimizer.ema_update(run.shadow, list(run.trainable.values()), job.optim.ema, step)
+        optimizer.ema_update(list(run.shadow.values()), list(run.trainable.values()), job.optim.ema, step)
     if run.averages:
         run.averages.update(run.trainable, step)
     return dropped

@@ -55,8 +55,7 @@ def averaged_weights(training: Training) -> Replaced:
     """The averaged weights in the place of the live ones, where the job keeps an average, or its optimizer does."""
     if OPTIMIZERS[training.job.optim.optimizer].averages:
         return Replaced(training, own_average(training.inner, training.trainable))
-    shadow = training.shadow
-    return Replaced(training, dict(zip(training.trainable, shadow, strict=True)) if shadow else None)
+    return Replaced(training, training.shadow)
 
 
 class Best(NamedTuple):
@@ -71,7 +70,7 @@ class Observer:
     """Draws and measures in the first process; the model is put back as it was."""
 
     training: Training
-    out: Path
+    folder: RunFolder
     side: int  # pixels
     held: range  # rows of `training.encoded.samples`
     tracker: Tracker
@@ -103,7 +102,7 @@ class Observer:
 
     @property
     def best_file(self) -> Path:
-        return RunFolder(self.out).best
+        return self.folder.best
 
     def best_state(self) -> "Best | None":
         """The weights with the lowest held-out loss; nothing where none was measured, or its file is damaged, which is said."""
@@ -192,7 +191,7 @@ class Observer:
         """
         run = self.training.job.run
         steps, guidance = family.inference()
-        rows, folder, drawn = [], RunFolder(self.out), []
+        rows, folder, drawn = [], self.folder, []
         for prompt, text in texts.items():
             self.poll()
             number = randomness.number(run.seed, "sample", prompt)
@@ -204,7 +203,7 @@ class Observer:
                 image = Image.new("RGB", (self.side, self.side))
             facts = {"prompt": prompt, "seed": seed, "steps": steps, "guidance": guidance, "trained_steps": step}
             path = folder.sample(step, name)
-            drawn.append((prompt, path.relative_to(self.out).as_posix()))
+            drawn.append((prompt, path.relative_to(folder.path).as_posix()))
             draw.save_png(image, path, facts)
             rows.append((prompt, [*self._beside(folder.sample(0, name)), image]))
         if step > 0:

@@ -172,6 +172,14 @@ def torch_groups(groups: Sequence[ParameterGroup]) -> TorchGroups:
     ]
 
 
+def parameters(groups: Sequence[ParameterGroup]) -> dict[str, nn.Parameter]:
+    """All that trains, by name, in the order in which an optimizer of these groups has it."""
+    joined: dict[str, nn.Parameter] = {}
+    for group in groups:
+        joined |= group.parameters
+    return joined
+
+
 def guard(optimizer: torch.optim.Optimizer, gradient_norm: Tensor) -> Tensor:
     """Keeps a norm that is not finite from the weights; returns that flag, 0. or 1.
 

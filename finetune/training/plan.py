@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from finetune.adapters.write import DTYPES
 from finetune.config.job import Job
 from finetune.config.optimizers import OPTIMIZERS
 from finetune.data.index_plan import IndexPlan
@@ -23,7 +24,6 @@ from finetune.preparation import work as works
 from finetune.results import export
 from finetune.sampling import draw
 
-BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 # Coarse, on purpose: sustained multiply-adds a second in training. CPU: one core-pair with AVX-512; accelerator: a consumer card in bf16.
 SPEED = {"cpu": 1.2e11, "accelerator": 4e13}
 
@@ -124,7 +124,7 @@ def plan(job: Job) -> Plan:
         "groups": [asdict(group) for group in work.groups],
         "optimizer": job.optim.optimizer,
         "frozen_parameters": frozen,
-        "file_bytes": written(work.trainees, skeleton, count) * BYTES[job.run.save_dtype],
+        "file_bytes": written(work.trainees, skeleton, count) * DTYPES[job.run.save_dtype].itemsize,
         "estimated_memory_bytes": int(memory),
         "estimated_seconds": round(automatic.PASSES * flops * job.optim.batch * job.optim.accumulate * job.optim.steps / SPEED[device], 1),
         "sample_prompts": list(job.run.sample_prompt),

@@ -1,4 +1,5 @@
-"""All of a run that can be refused before its networks are loaded: base, data, work, and what an earlier run left in the folder."""
+"""All of a run that comes before its networks: base, data, work, and what an earlier run left in the folder. What can be refused without
+a network is, before the base draws the class pictures that are missing."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ def ready(process: Process, job: Job, fresh: bool) -> Ready:
         where = base.located(job)
         trust.remember(job.model.base)
     family = load.family(where, accelerator.device, dtype)
-    batch = job.optim.batch * job.optim.accumulate * process.count
+    batch = data.global_batch(job, process.count)
     work = works.planned(job, family, pictures, batch, accelerator.device.type)
     if job.run.automatic and work.job.run.sample_prompt:
         say(f"draws before and after: {', '.join(p[:40] for p in work.job.run.sample_prompt)} (--no-samples draws nothing)")
@@ -54,7 +55,7 @@ def ready(process: Process, job: Job, fresh: bool) -> Ready:
             record.clear(out)
     process.wait()
     hashes = work.hashes()
-    identity = record.identity(work.job, hashes, process.count)
+    identity = record.identity(work.job, hashes, batch)
     earlier = Earlier.of(work.job)
     earlier.refuse(identity)  # before class pictures are drawn for nothing
     prepared = data.cut(work.job, family, pictures, batch, class_pictures(work, process.crew))

@@ -19,7 +19,7 @@ from finetune.preparation import base
 from finetune.preparation.data import side
 from finetune.preparation.start import start
 from finetune.results import checkpoint, export, record
-from finetune.results.checkpoint import State
+from finetune.results.checkpoint import State, under
 from finetune.run_folder import RunFolder, saved_name
 from finetune.training import optimizer
 from finetune.training.optimizer import own_average
@@ -61,10 +61,7 @@ class Rebuilt:
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
-        parameters: dict[str, nn.Parameter] = {}
-        for group in self.groups:
-            parameters |= group.parameters
-        return parameters
+        return optimizer.parameters(self.groups)
 
     @torch.no_grad()
     def put(self, tensors: Mapping[str, Tensor], what: str) -> None:
@@ -94,9 +91,9 @@ def write_step(folder: Path, step: int, base: str | None = None) -> dict[str, Pa
     saved = RunFolder(folder).checkpoint(step)
     if not checkpoint.is_valid(saved):
         raise DataError(f"{saved}: is damaged", "another saved step, or the same command again")
-    tensors, _ = checkpoint.load(saved)
+    tensors = checkpoint.load(saved)
     run = Rebuilt.of(folder, base)
-    run.put(_under(tensors, "trainable/"), "saved weights")
+    run.put(under(tensors, "trainable/"), "saved weights")
     if average := _average(run, tensors):
         run.put(average, "saved averages")
     return run.write(step, saved_name(run.job.run.name, step), {})
@@ -106,11 +103,7 @@ def _average(run: Rebuilt, saved: State) -> State:
     """The averaged weights, where the job keeps an average, or its optimizer does."""
     o = run.job.optim
     if not OPTIMIZERS[o.optimizer].averages:
-        return _under(saved, "ema/")
+        return under(saved, "ema/")
     restored = optimizer.make(optimizer.torch_groups(run.groups), o, run.job.run.seed)
-    optimizer.restore(restored, list(run.trainable), _under(saved, "optimizer/"))
+    optimizer.restore(restored, list(run.trainable), under(saved, "optimizer/"))
     return own_average(restored, run.trainable)
-
-
-def _under(tensors: State, prefix: str) -> State:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from finetune.config.job import Job
 from finetune.data.index_plan import IndexPlan
 from finetune.errors import Stopped
 from finetune.methods.networks import recompute
-from finetune.methods.trainees import DENOISER, ParameterGroup
+from finetune.methods.trainees import DENOISER, Counted
 from finetune.preparation.encoding import encode
 from finetune.results import checkpoint, clean, export, finished, record, summary, verdict
 from finetune.results.progress import Progress
@@ -78,12 +76,10 @@ def begin(process: Process, prepared: Ready) -> "Run":
     groups = work.trainees.attach(nets)
     if job.run.gradient_checkpointing:
         recompute(nets[DENOISER], [net for place, net in nets.items() if place != DENOISER])
-    _say_groups(process, groups)
+    _say_groups(process, work.groups)
     step = Step(family, nets, texts, work.trainees.base(nets))
     module, steps = accelerator.prepare(step, optimizer.make(optimizer.torch_groups(groups), job.optim, job.run.seed))
-    parameters: dict[str, nn.Parameter] = {}
-    for group in groups:
-        parameters |= group.parameters
+    parameters = optimizer.parameters(groups)
     samples = [*pictures.train, *pictures.classes]
     training = Training(
         job=job,
@@ -95,20 +91,19 @@ def begin(process: Process, prepared: Ready) -> "Run":
         objective=work.objective,
         plan=IndexPlan(samples, work.batch, job.run.seed, [len(pictures.train), len(pictures.classes)]),
         encoded=encoded,
-        shadow=[p.detach().float().clone() for p in parameters.values()] if job.optim.ema else None,
+        shadow={n: p.detach().float().clone() for n, p in parameters.items()} if job.optim.ema else None,
         averages=PowerAverages.of(parameters) if job.optim.ema_posthoc else None,
         settle=lambda step: work.trainees.settle(nets, step / job.optim.steps),
     )
     held = range(len(samples), len(encoded.samples))
-    observer = Observer(training, process.folder.path, work.side, held, process.tracker, process.main, process.stop.poll)
+    observer = Observer(training, process.folder, work.side, held, process.tracker, process.main, process.stop.poll)
     return Run(process, prepared, training, observer, restore(process, prepared, training, observer))
 
 
-def _say_groups(process: Process, groups: list[ParameterGroup]) -> None:
+def _say_groups(process: Process, groups: list[Counted]) -> None:
     for group in groups:
-        first, count = next(iter(group.parameters)), sum(p.numel() for p in group.parameters.values())
-        what = "new tokens" if first.endswith(".new_tokens") else first.split(".")[0].replace("_", " ")
-        process.tracker.say(f"trains: {what}, {count:,} parameters, rate {group.lr:g}, decay {group.weight_decay:g}")
+        part = group.part.replace("_", " ")
+        process.tracker.say(f"trains: {part}, {group.parameters:,} parameters, rate {group.lr:g}, decay {group.weight_decay:g}")
 
 
 def restore(process: Process, prepared: Ready, training: Training, observer: Observer) -> int:
@@ -116,7 +111,7 @@ def restore(process: Process, prepared: Ready, training: Training, observer: Obs
     saved, progress = prepared.earlier.checkpoint, prepared.earlier.progress
     if not (saved and progress):
         return 0
-    tensors, _ = checkpoint.load(saved)
+    tensors = checkpoint.load(saved)
     training.restore(tensors)
     observer.best = float("inf") if progress.best is None else progress.best
     observer.baseline, observer.looked = tensors.get("held-out/baseline"), progress.looked
@@ -193,7 +188,8 @@ class Run:
                 skipped=training.skipped,
             )
             if training.averages:
-                training.averages.put_down(process.folder.snapshot(step), self.outgoing.data)
+                of_data = export.of_pictures(self.job, self.prepared.data.pictures.train)
+                training.averages.put_down(process.folder.snapshot(step), of_data)
             checkpoint.save(process.folder.checkpoints, step, state, progress.record(), self.job.run.keep)
         process.wait()
 

@@ -1,6 +1,5 @@
 """What a run says of itself: `metrics.jsonl` always, a progress bar or plain lines, TensorBoard when asked."""
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from finetune import files
 from finetune.errors import ConfigError, unbroken
 from finetune.results import metrics
 from finetune.run_folder import RunFolder
-from finetune.text import from_json
 
 SMOOTHING = 0.9
 
@@ -60,12 +57,7 @@ class Tracker:
 
     def rewind(self, step: int) -> None:
         """Forgets metrics after `step`, which a resumed run writes again, and what is none; goes on from those that stay."""
-        lines = files.read_text(self.path, "replace").splitlines() if self.active and self.path.exists() else []
-        kept = [line for line in lines if _number(line, "step") <= step]
-        smooth = [s for s in (_number(line, "loss_smooth") for line in kept) if math.isfinite(s)]
-        self.smooth = smooth[-1] if smooth else None
-        if kept != lines:
-            files.write_text(self.path, "".join(f"{line}\n" for line in kept))
+        self.smooth = metrics.rewind(self.path, step) if self.active else None
 
     def metrics(self, step: int, **values: float | list[float]) -> None:
         if not self.active:
@@ -136,10 +128,3 @@ class Tracker:
         if self.board:
             self.board.close()
         sys.stderr.flush()
-
-
-def _number(line: str, name: str) -> float:
-    try:
-        return float(from_json(line)[name])
-    except (ValueError, LookupError, TypeError, OverflowError):
-        return float("inf")

@@ -57,6 +57,7 @@ def read_run(place: scenes.Place, folder: Path, data: bytes) -> None:
     finished.summary(job)
     for one in checkpoint.valid(made / "checkpoints"):
         checkpoint.load(one)
+        checkpoint.facts(one)
     earlier.Earlier.of(job).refuse({})
 
 

@@ -17,7 +17,8 @@ from finetune.results import checkpoint
 
 def pipeline(out: Path) -> StableDiffusionPipeline:
     """The whole base with the averaged weights of the newest checkpoint."""
-    tensors, facts = checkpoint.load(next(checkpoint.valid(out / "checkpoints")))
+    newest = next(checkpoint.valid(out / "checkpoints"))
+    tensors, facts = checkpoint.load(newest), checkpoint.facts(newest)
     unet = build()
     unet.load_state_dict({n: tensors[f"ema/{n}"] for n in unet.state_dict()})
     clip, vae = CLIPModel.from_pretrained(out / "clip"), AutoencoderKL.from_pretrained(out / "vae")

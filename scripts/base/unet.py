@@ -167,11 +167,10 @@ def train(node_modules: Path, out: Path) -> None:
     adamw = optimizer.make(optimizer.torch_groups([ParameterGroup(dict(zip(names, parameters, strict=True)), LR, 0.01)]), RATE, SEED)
     shadow, first = [p.detach().clone() for p in parameters], 0
     for folder in checkpoint.valid(out / "checkpoints"):
-        tensors, facts = checkpoint.load(folder)
-        first = facts["step"]
+        tensors, first = checkpoint.load(folder), checkpoint.facts(folder)["step"]
         unet.load_state_dict({n: tensors[f"model/{n}"] for n in names})
         shadow = [tensors[f"ema/{n}"] for n in names]
-        optimizer.restore(adamw, list(names), {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")})
+        optimizer.restore(adamw, list(names), checkpoint.under(tensors, "optimizer/"))
         break
     say = print if rank == 0 else lambda *words, **how: None
     say(
