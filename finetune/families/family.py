@@ -200,10 +200,6 @@ class Family:
             return []
         return [f"note: {self.source.id} is distilled for {what}; training undoes that, `--base {self.spec.learns_better}` learns better"]
 
-    def labels(self) -> tuple[str, str]:
-        """What other tools call this base: ModelSpec's architecture, and kohya's `ss_base_model_version`."""
-        return self.edition.architecture, self.edition.version
-
     def example(self, side: int, device: str = "meta") -> dict[str, Any]:
         """Arguments of one denoiser call on one picture of `side` pixels, for counting."""
         return self.network.example(side, device)

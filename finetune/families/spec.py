@@ -60,6 +60,7 @@ class Edition:
     guidance: float
     architecture: str  # ModelSpec's name of it
     version: str  # kohya's `ss_base_model_version`
+    v2: bool = False  # whether it is Stable Diffusion 2, whose text encoder is OpenCLIP's: kohya's `ss_v2`
     distilled: str = ""  # for what, where training undoes it, and the base that learns better
     windows: Mapping[str, int] = field(default_factory=dict)  # tokens that a text encoder reads, where not as many as its config says
     zeros: bool = False  # whether inference puts zeros in the place of a caption, and not what is made of the empty one

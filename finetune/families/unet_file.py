@@ -100,7 +100,7 @@ def second(state: State) -> dict[str, Tensor]:
 def whole_file(source: Source, parts: Mapping[str, State]) -> dict[str, Tensor]:
     """The file's tensors, and the keys that readers know its base by, which have no value: `v_pred`, `ztsnr`."""
     spec, schedule = source.spec, source.config("scheduler")
-    tensors = single(parts, openclip=spec.edition(source).version in spec.names.kohya_v2)  # version 2's text encoder is OpenCLIP's
+    tensors = single(parts, openclip=spec.edition(source).v2)
     marks = {"v_pred": schedule.get("prediction_type") == "v_prediction", "ztsnr": bool(schedule.get("rescale_betas_zero_snr"))}
     return tensors | {mark: torch.zeros(0) for mark, holds in marks.items() if holds}
 

@@ -178,8 +178,8 @@ class Outgoing:
         """A file's header."""
         job, family = self.trainees.job, self.trainees.family
         theirs = lycoris(job) if self.trainees.of("adapter") else None
-        names, (architecture, version) = family.spec.names, family.labels()
-        labels = Labels(architecture, version, names.codes, version in names.kohya_v2)
+        edition = family.edition
+        labels = Labels(edition.architecture, edition.version, family.spec.names.codes, edition.v2)
         return {**file_metadata(kind, self.contract, name, labels, family.source.licence, theirs), **self.data}
 
     def write(self, nets: Mapping[str, nn.Module], name: str) -> dict[str, Path]:

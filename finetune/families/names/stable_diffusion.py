@@ -31,5 +31,4 @@ NAMES = unet.names(
     known=("sd15", "sd21"),
     tags=("stable-diffusion", "stable-diffusion-diffusers"),
     codes={"adapter": "diffusers", "embedding": unet.STABILITY, "model": unet.STABILITY},
-    kohya_v2=frozenset({"sd_v2", "sd_v2_v"}),
 )
