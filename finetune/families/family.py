@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from finetune.families import autoencoder, patches, tokenizers
 from finetune.families.components import Components
 from finetune.families.source import Source
-from finetune.families.spec import Edition
+from finetune.families.spec import Edition, pixels_per_latent
 from finetune.families.vocabulary import Words
 from finetune.objectives.diffusion import Schedule
 from finetune.objectives.flow import Flow
@@ -128,7 +128,7 @@ class Family:
     @property
     def factor(self) -> int:
         """Pixels per latent that the denoiser takes, along a side."""
-        return self.spec.patch * autoencoder.factor(self.source)
+        return self.spec.patch * pixels_per_latent(self.source)
 
     @property
     def resolution(self) -> int:
@@ -142,7 +142,7 @@ class Family:
     def decode(self, latents: Tensor, height: int, width: int) -> Tensor:
         """What the pipeline draws, latents or packed tokens of them -> pixels [B, 3, height, width] in [-1, 1], fp32 on the CPU."""
         if latents.ndim == 3:
-            factor = autoencoder.factor(self.source)
+            factor = pixels_per_latent(self.source)
             latents = patches.unpack(latents, height // factor, width // factor)
         return autoencoder.decode(self.parts.load("vae"), latents)
 

@@ -51,6 +51,11 @@ class Configs(Protocol):
     def index(self) -> Mapping[str, Any]: ...
 
 
+def pixels_per_latent(base: Configs) -> int:
+    """Along a side: the autoencoder halves it between its levels."""
+    return int(2 ** (len(base.config("vae")["block_out_channels"]) - 1))
+
+
 @dataclass(frozen=True)
 class Edition:
     """Which of a family's models a base is: what its configs tell of its use."""
