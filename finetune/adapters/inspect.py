@@ -13,6 +13,7 @@ from finetune.adapters.problems import problems
 from finetune.adapters.strength import alphas_of
 from finetune.errors import DataError, line
 from finetune.families import catalogue
+from finetune.families.names.text_encoders import bare
 from finetune.header import Header, header_of, tensors_file
 
 BAR = 24  # characters of the longest bar
@@ -190,7 +191,7 @@ def block_norms(path: Path) -> dict[str, float]:
 
     squares: dict[str, float] = {}
     for (part, module), w in read(path).modules.items():
-        block = ".".join(module.removeprefix("text_model.").split(".")[:2])
+        block = ".".join(bare(module).split(".")[:2])
         if w.kind == "oft":
             continue
         if w.kind in ("lora", "dora") and "mid" not in w.tensors:  # |UD|^2 = tr(U'U DD'), without the product

@@ -12,6 +12,7 @@ from finetune.adapters.layouts import Modules, Place
 from finetune.adapters.weights import Weights
 from finetune.families import catalogue
 from finetune.families.family import Family
+from finetune.families.names.text_encoders import bare
 
 
 class Shape(NamedTuple):
@@ -20,11 +21,6 @@ class Shape(NamedTuple):
 
 
 Shapes = Callable[[str], Mapping[str, Shape] | None]  # a part's layers by their names without `text_model.`; None: there is no such part
-
-
-def bare(module: str) -> str:
-    """Without `text_model.`, which newer versions of transformers leave out of CLIP's names."""
-    return module.removeprefix("text_model.")
 
 
 def shapes(net: nn.Module) -> dict[str, Shape]:

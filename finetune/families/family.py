@@ -157,11 +157,13 @@ class Family:
         return [{name: tensor.cpu() for name, tensor in text.items()} for text in self.text(nets, captions)]
 
     def idle(self, part: str) -> tuple[str, ...]:
-        """Beginnings of the names of weights that a text encoder has and `text` does not use; none of another part."""
+        """Beginnings of the names of weights that a text encoder has and `text` does not use, with and without the prefix that versions
+        of transformers leave out; none of another part."""
         if part not in self.spec.text or not self.spec.encoders[part].idle:
             return ()
         last = int(self.source.config(part)["num_hidden_layers"]) - 1
-        return tuple(name.format(last=last) for name in self.spec.encoders[part].idle)
+        bare = tuple(name.format(last=last) for name in self.spec.encoders[part].idle)
+        return bare + tuple(self.spec.names.text[part].prefix + name for name in bare)
 
     def unconditional(self, empty: Text) -> Text:
         """What inference puts in the place of a caption, from what `text` makes of the empty one."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from finetune.families.names import TextNames
 from finetune.families.names.unet import blocks, original
 from finetune.families.source import Source
 
@@ -62,14 +63,9 @@ def vae(state: State) -> dict[str, Tensor]:
     return {vae_key(k, levels): t[:, :, None, None] if k in square else t for k, t in state.items()}
 
 
-def prefixed(state: State) -> dict[str, Tensor]:
-    """CLIP's names with the `text_model.` that newer versions of transformers leave out."""
-    out: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        if not key.endswith("position_ids"):
-            named = key.startswith(("text_model.", "text_projection"))
-            out[key if named else f"text_model.{key}"] = tensor
-    return out
+def completed(names: TextNames, state: State) -> dict[str, Tensor]:
+    """A text encoder's weights under their whole names, whichever version of transformers they are from."""
+    return {names.completed(key): tensor for key, tensor in state.items() if not key.endswith("position_ids")}
 
 
 def open_clip(state: State) -> dict[str, Tensor]:
@@ -100,19 +96,21 @@ def second(state: State) -> dict[str, Tensor]:
 def whole_file(source: Source, parts: Mapping[str, State]) -> dict[str, Tensor]:
     """The file's tensors, and the keys that readers know its base by, which have no value: `v_pred`, `ztsnr`."""
     spec, schedule = source.spec, source.config("scheduler")
-    tensors = single(parts, openclip=spec.edition(source).v2)
+    tensors = single(parts, spec.names.text, openclip=spec.edition(source).v2)
     marks = {"v_pred": schedule.get("prediction_type") == "v_prediction", "ztsnr": bool(schedule.get("rescale_betas_zero_snr"))}
     return tensors | {mark: torch.zeros(0) for mark, holds in marks.items() if holds}
 
 
-def single(parts: Mapping[str, State], openclip: bool) -> dict[str, Tensor]:
-    """The whole file's tensors; `parts` are state dicts by diffusers' folder, `openclip` is whether the only text encoder is OpenCLIP's."""
+def single(parts: Mapping[str, State], text: Mapping[str, TextNames], openclip: bool) -> dict[str, Tensor]:
+    """The whole file's tensors; `parts` are state dicts by diffusers' folder, `text` what files call the text encoders, `openclip` is
+    whether the only one is OpenCLIP's."""
     out = unet(parts["unet"]) | vae(parts["vae"])
-    if "text_encoder_2" in parts:
-        text_tensors = {f"conditioner.embedders.0.transformer.{k}": t for k, t in prefixed(parts["text_encoder"]).items()}
-        text_tensors |= {f"conditioner.embedders.1.model.{k}": t for k, t in open_clip(prefixed(parts["text_encoder_2"])).items()}
+    encoders = {part: completed(names, parts[part]) for part, names in text.items()}
+    if "text_encoder_2" in encoders:
+        text_tensors = {f"conditioner.embedders.0.transformer.{k}": t for k, t in encoders["text_encoder"].items()}
+        text_tensors |= {f"conditioner.embedders.1.model.{k}": t for k, t in open_clip(encoders["text_encoder_2"]).items()}
     elif openclip:
-        text_tensors = {f"cond_stage_model.model.{k}": t for k, t in second(prefixed(parts["text_encoder"])).items()}
+        text_tensors = {f"cond_stage_model.model.{k}": t for k, t in second(encoders["text_encoder"]).items()}
     else:
-        text_tensors = {f"cond_stage_model.transformer.{k}": t for k, t in prefixed(parts["text_encoder"]).items()}
+        text_tensors = {f"cond_stage_model.transformer.{k}": t for k, t in encoders["text_encoder"].items()}
     return {k: t.contiguous() for k, t in (out | text_tensors).items()}
