@@ -129,6 +129,7 @@ _AXIS = "takes DoRA's norms along the other axis: 7 to 9 times the whole change"
 _THIRD = "maps a third of these keys: 67 to 75 % of the effect is lost"
 _SWAPS = "but 9 % off where files are swapped in place (hotswap)"
 RULES = rules(
+    *MEASURED_DORA,
     Rule(("InvokeAI", "A1111"), WRONG, ("kohya",), DORA, _AXIS),
     Rule(("sd-scripts",), WRONG, ("kohya",), DORA, DROPS),
     Rule(("diffusers",), WRONG, ("kohya",), DORA, f"{DROPS} in this layout"),
@@ -139,7 +140,6 @@ RULES = rules(
     Rule(("InvokeAI",), UNREAD, ("diffusers", "peft"), LOW_RANK, "knows kohya's keys alone for these families"),
     MEASURED_LORA,
     oft=(Rule(("LyCORIS",), EXACT, ("kohya",), OFT),),
-    dora=MEASURED_DORA,
 )
 
 # What the families of U-Nets have in common; each adds the rest.
