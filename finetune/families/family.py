@@ -131,6 +131,11 @@ class Family:
         return self.spec.patch * pixels_per_latent(self.source)
 
     @property
+    def room(self) -> int:
+        """Tokens of a caption that the encoder reads at least, without the start and end marks."""
+        return self.window - 2
+
+    @property
     def resolution(self) -> int:
         """The side in pixels that the base was trained for."""
         return self.edition.resolution
@@ -147,7 +152,7 @@ class Family:
         return autoencoder.decode(self.parts.load("vae"), latents)
 
     def tokens(self, caption: str) -> int:
-        """Tokens of a caption without the start and end marks; the encoder reads `window - 2` at least."""
+        """Tokens of a caption without the start and end marks; the encoder reads `room` of them at least."""
         return len(self.words.ids(self.spec.counted, caption))
 
     @torch.no_grad()

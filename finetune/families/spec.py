@@ -109,7 +109,7 @@ class FamilySpec:
     @property
     def text(self) -> tuple[str, ...]:
         """The folders of the text encoders."""
-        return tuple(part for part, component in self.components.items() if isinstance(component, TextEncoder))
+        return tuple(self.encoders)
 
     @property
     def encoders(self) -> dict[str, TextEncoder]:
@@ -124,6 +124,11 @@ class FamilySpec:
     def parts(self) -> tuple[str, ...]:
         """The folders with weights that a run uses; others, such as a safety checker, stay where they are."""
         return (self.denoiser, "vae", *self.text)
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """All that a run reads of a base."""
+        return (*self.parts, *self.tokenizers, "scheduler")
 
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
