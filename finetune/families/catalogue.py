@@ -37,6 +37,11 @@ def of_name(family: str) -> FamilySpec:
     raise LookupError(f"no family {family}")
 
 
+def of_pipeline(cls: str) -> FamilySpec | None:
+    """The family whose bases' `model_index.json` name this class."""
+    return next((spec for spec in FAMILIES if cls in spec.pipelines), None)
+
+
 def names_of(family: str | None) -> Names | None:
     """What files call the modules of a family; None where it is not told, or not known here."""
     return next((spec.names for spec in FAMILIES if spec.name == family), None)

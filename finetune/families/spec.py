@@ -28,10 +28,11 @@ class Tokenizer:
 
     cls: str
     named: tuple[str, ...]
+    shipped: str = ""  # the folder of its files in configs/, where a known base's configs are there
 
 
-CLIP_TOKENIZER = Tokenizer("CLIPTokenizer", ("CLIPTokenizer", "CLIPTokenizerFast"))
-T5_TOKENIZER = Tokenizer("AutoTokenizer", ("T5Tokenizer", "T5TokenizerFast"))
+CLIP_TOKENIZER = Tokenizer("CLIPTokenizer", ("CLIPTokenizer", "CLIPTokenizerFast"), "clip")
+T5_TOKENIZER = Tokenizer("AutoTokenizer", ("T5Tokenizer", "T5TokenizerFast"), "t5")
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def settled(job: Job, pictures: Pictures, family: Family) -> Job:
 
 
 def _drawable(job: Job, family: Family) -> bool:
-    if job.run.format == "single" and not (family.spec.single_file and not single_file.unknown_width(family.source)):
+    if job.run.format == "single" and single_file.undrawable(family.source):
         return False
     try:
         draw.check_side(family, side(job, family))

@@ -62,10 +62,9 @@ def check_formats(trainees: Trainees) -> None:
     spec = family.spec
     if job.run.format == "single" and not spec.single_file:
         raise ConfigError(f"--format single: there is none for {spec.name}", "--format diffusers writes a folder")
-    if job.run.format == "single" and job.run.sample_prompt and (width := single_file.unknown_width(family.source)):
+    if job.run.format == "single" and job.run.sample_prompt and (why := single_file.undrawable(family.source)):
         raise ConfigError(
-            f"--sample-prompt: the last pictures are drawn from the written file, and as one file a base of width {width} is no known one",
-            "--format diffusers writes a folder",
+            f"--sample-prompt: the last pictures are drawn from the written file, and {why}", "--format diffusers writes a folder"
         )
     if (whole := trainees.of("model")) and job.run.format != "single":
         target = RunFolder(job.run.folder).model(job.run.name, job.run.name)
