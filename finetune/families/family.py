@@ -5,7 +5,6 @@ from typing import Any, Protocol
 
 import diffusers
 import torch
-import transformers
 from torch import Tensor, nn
 
 from finetune.families import autoencoder, patches, tokenizers
@@ -95,17 +94,9 @@ class Family:
     def __init__(self, base: Base, network: Network) -> None:
         self.base, self.network, self.source, self.spec = base, network, base.source, base.source.spec
         self.window = base.windows[self.spec.counted]  # tokens of a caption, marks included
-        self.parts = Components(self.source, {part: self._kind(part) for part in self.spec.parts}, self.device)
+        self.parts = Components(self.source, self.device, self.dtype)
         self.schedule, self.text, self.predict = network.schedule, network.text, network.predict
         self.condition = network.condition
-
-    def _kind(self, part: str) -> tuple[Any, torch.dtype]:
-        component = self.spec.components[part]
-        library = diffusers if hasattr(diffusers, component.cls) else transformers
-        dtype = torch.float32 if component.precision == "fp32" else self.dtype
-        if component.precision == "wide" and dtype == torch.float16:
-            dtype = torch.bfloat16
-        return getattr(library, component.cls), dtype
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,7 @@ import transformers
 
 from finetune import libraries
 from finetune.families import catalogue
+from finetune.families.components import Components
 from finetune.families.family import Base, Family, Network
 from finetune.families.source import Source
 
@@ -16,6 +17,12 @@ logging.getLogger("diffusers.models.modeling_utils").addFilter(lambda record: "k
 # One bar per component is noise in a run that has its own.
 transformers.utils.logging.disable_progress_bar()
 diffusers.utils.logging.disable_progress_bar()
+
+
+def networks(source: Source) -> Components:
+    """A base's networks alone, without its words: for their shapes."""
+    libraries.imported()
+    return Components(source, torch.device("cpu"), torch.float32)
 
 
 def family(source: Source, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Family:

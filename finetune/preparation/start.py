@@ -26,7 +26,7 @@ def start(job: Job, family: Family) -> dict[str, Start] | None:
     modules = file.on(spec.denoiser)
     idle = {part: family.idle(part) for part in {part for part, _ in modules}}
     modules = {(part, m): w for (part, m), w in modules.items() if not m.startswith(idle[part])}
-    shapes = landing.shapes_of(family)
+    shapes = landing.shapes_of(family.parts)
     if misfit := landing.shape_misfit(shapes, modules):
         raise ConfigError(f"method.start {path}: was made for another base: {family.source.id} {misfit}", "choose its base with --base")
     kinds = {w.kind for w in modules.values()}

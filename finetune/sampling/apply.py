@@ -125,4 +125,4 @@ def merge(target: Target, w: Weights, weight: float) -> None:
 
 def misfit(family: Family, modules: Mapping[Place, Weights]) -> str | None:
     """The first module that the base has no layer for, or one of another size; None if all fit."""
-    return landing.shape_misfit(landing.shapes_of(family), modules)
+    return landing.shape_misfit(landing.shapes_of(family.parts), modules)
