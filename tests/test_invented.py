@@ -92,7 +92,7 @@ def test_a_family_is_its_own_files_and_nothing_else(package: Path) -> None:
     # diffusers' names; the original's, with queries, keys and values fused; and diffusers' again.
     assert "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight" in keys(package / file)
     written = keys(package / kohya)
-    assert "lora_unet_quills_0_look_qkv.lora_down.weight" in written and len(written) == 3 * 4
+    assert "lora_quill_quills_0_look_qkv.lora_down.weight" in written and len(written) == 3 * 4
     assert keys(package / back) == keys(package / file)
     held = [row["held_out_loss"] for row in metrics(package) if "held_out_loss" in row]
     assert len(held) == 3 and held[1] != held[0]

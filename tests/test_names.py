@@ -18,7 +18,7 @@ from finetune.adapters.write import export
 from finetune.errors import DataError
 from finetune.families import catalogue
 from finetune.families.catalogue import FAMILIES, of_name
-from finetune.families.names import DENOISER, Layer
+from finetune.families.names import DENOISER, Layer, Spelling
 from finetune.families.spec import FamilySpec
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -65,6 +65,17 @@ def test_a_familys_tables_agree(spec: FamilySpec) -> None:
 def of_family(family: str) -> dict[str, str]:
     contract = Contract("base", None, "0", family, "epsilon", 64, None, 1.0, 4, "ddim", 2, 1.0, 4)
     return {KEY: json.dumps(asdict(contract))}
+
+
+@pytest.mark.parametrize("prefix", ["lora_quill", "lycoris_quill"])
+def test_a_familys_own_word_for_its_denoiser_is_read_back(prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flux = of_name("flux")
+    names = replace(flux.names, lora=Spelling(prefix, original=False))
+    monkeypatch.setattr(catalogue, "FAMILIES", (*FAMILIES, replace(flux, name="quill", names=names)))
+    modules = {("transformer", "transformer_blocks.0.attn.to_q"): lora(torch.ones(2, 8), torch.ones(8, 2))}
+    export(modules, tmp_path / "x.safetensors", "kohya", "quill", None, {}, "base")
+    back = read(tmp_path / "x.safetensors", "quill")
+    assert back.layout == "kohya" and back.modules.keys() == modules.keys()
 
 
 def test_a_file_of_a_family_that_is_not_known_is_refused_by_name(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ The rules stand with each family's names. Torch-free.
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from finetune.families.catalogue import FAMILIES
+from finetune.adapters.keys import FileModules
+from finetune.families.catalogue import FAMILIES, names_of
 from finetune.families.names import Names
 from finetune.families.names.readers import EXACT, PART, TOOLS, UNREAD, UNTRIED, WRONG, Traits
+from finetune.header import Header
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,19 @@ def readings(names: Names, traits: Traits) -> list[Reading]:
         rule = next((r for r in names.rules if tool in r.tools and r.holds(traits)), None)
         out.append(Reading(tool, rule.how, rule.says) if rule else Reading(tool, UNTRIED))
     return out
+
+
+def file_readings(contents: FileModules, top: Header) -> list[Reading]:
+    """What each tool makes of a whole file in one of the layouts that they know; of one of no known family nothing is known."""
+    kinds = {e.kind for e in contents.entries}
+    names = names_of(contents.family)
+    if names is None or contents.layout not in ("kohya", "diffusers", "peft") or None in kinds:
+        return []
+    modules: list[str] = []
+    for e in contents.entries:
+        modules += e.modules
+    more = bool(contents.embeddings) or any(e.leaves.keys() & {"diff_b", "up_bias"} for e in contents.entries)
+    return readings(names, traits(names, contents.layout, [str(k) for k in kinds], modules, contents.ranks(top.shapes), more))
 
 
 def sentences(rows: Collection[Reading], warnings: bool = False) -> list[str]:

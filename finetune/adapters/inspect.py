@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune.adapters import keys
-from finetune.adapters.compatibility import Reading, readings, sentences, traits
+from finetune.adapters.compatibility import Reading, file_readings, sentences
 from finetune.adapters.contract import Contract
-from finetune.adapters.leaves import RANKED
 from finetune.adapters.problems import problems
 from finetune.adapters.strength import alphas_of
 from finetune.errors import DataError, line
-from finetune.families import catalogue
+from finetune.families.names.text_encoders import bare
 from finetune.header import Header, header_of, tensors_file
 
 BAR = 24  # characters of the longest bar
@@ -84,7 +83,7 @@ def inspect(path: Path, norms: bool = False) -> Inspection:
     contract = Contract.of(top.metadata)
     contents = keys.sort_keys(top.shapes, contract.family if contract else None)
     embedded = {key: shape[0] for key, shape in top.shapes.items()} if embeds(top) else {}  # vectors by key
-    ranks = Counter(_ranks(contents, top))
+    ranks = Counter(contents.ranks(top.shapes))
     report = Inspection(
         path=str(path),
         layout="embedding" if embedded else contents.layout,
@@ -100,7 +99,7 @@ def inspect(path: Path, norms: bool = False) -> Inspection:
         contract=_shown(contract) if contract else None,
         title=_text(top.metadata.get("modelspec.title")),
         embeddings={token: top.shapes[next(iter(rows.values()))][0] for token, rows in contents.embeddings.items()},
-        readers=[asdict(r) for r in _readers(contents, top)],
+        readers=[asdict(r) for r in file_readings(contents, top)],
         problems=[] if embedded else _problems(contents, top),
     )
     if norms and not embedded and not report.problems:
@@ -126,34 +125,8 @@ def embeds(top: Header) -> bool:
     return bool(top.shapes) and top.shapes.keys() <= keys.EMBEDDED and all(len(s) == 2 for s in top.shapes.values())
 
 
-def _readers(contents: keys.FileModules, top: Header) -> list[Reading]:
-    """What each tool makes of a whole file in one of the layouts that they know."""
-    kinds = {e.kind for e in contents.entries}
-    names = catalogue.names_of(contents.family)
-    if names is None or contents.layout not in ("kohya", "diffusers", "peft") or None in kinds:
-        return []
-    modules: list[str] = []
-    for e in contents.entries:
-        modules += e.modules
-    ranks = _ranks(contents, top)
-    more = bool(contents.embeddings) or any(e.leaves.keys() & {"diff_b", "up_bias"} for e in contents.entries)
-    return readings(names, traits(names, contents.layout, [str(k) for k in kinds], modules, ranks, more))
-
-
-def _rank(e: keys.ModuleKeys, top: Header) -> int:
-    for leaf in RANKED:
-        if leaf in e.leaves and (shape := top.shapes[e.leaves[leaf]]):
-            return shape[0]
-    return 0
-
-
-def _ranks(contents: keys.FileModules, top: Header) -> list[int]:
-    """Of the modules that have one."""
-    return [rank for e in contents.entries if (rank := _rank(e, top))]
-
-
 def _alphas(path: Path, contents: keys.FileModules, top: Header) -> str:
-    low_rank = [e for e in contents.entries if _rank(e, top)]
+    low_rank = [e for e in contents.entries if e.rank(top.shapes)]
     count = sum("alpha" in e.leaves for e in low_rank)
     if not low_rank:
         return "none"
@@ -162,7 +135,7 @@ def _alphas(path: Path, contents: keys.FileModules, top: Header) -> str:
     if count:
         return f"alpha in {count} of {len(low_rank)} modules, strength 1 in the others"
     beside = alphas_of(path, top.metadata)
-    strengths = {beside.strength(e.part, e.modules[0], _rank(e, top)) for e in low_rank}
+    strengths = {beside.strength(e.part, e.modules[0], e.rank(top.shapes)) for e in low_rank}
     if strengths == {None}:
         return "no alpha: every reader takes strength 1"
     shown = ", ".join(f"{s:g}" for s in sorted(s for s in strengths if s is not None))
@@ -190,7 +163,7 @@ def block_norms(path: Path) -> dict[str, float]:
 
     squares: dict[str, float] = {}
     for (part, module), w in read(path).modules.items():
-        block = ".".join(module.removeprefix("text_model.").split(".")[:2])
+        block = ".".join(bare(module).split(".")[:2])
         if w.kind == "oft":
             continue
         if w.kind in ("lora", "dora") and "mid" not in w.tensors:  # |UD|^2 = tr(U'U DD'), without the product

@@ -41,6 +41,13 @@ class ModuleKeys:
         """Those of its own tensors, by our names."""
         return {leaf: shapes[key] for leaf, key in self.leaves.items()}
 
+    def rank(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """Of the low-rank kinds; 0 for the others."""
+        for leaf in leaves.RANKED:
+            if leaf in self.leaves and (shape := shapes[self.leaves[leaf]]):
+                return shape[0]
+        return 0
+
 
 @dataclass
 class FileModules:
@@ -51,13 +58,15 @@ class FileModules:
     twice: list[str]  # keys whose place another key has taken
     family: str | None
 
+    def ranks(self, shapes: Mapping[str, Sequence[int]]) -> list[int]:
+        """Of the modules that have one."""
+        return [rank for e in self.entries if (rank := e.rank(shapes))]
+
 
 def sort_keys(shapes: Mapping[str, Sequence[int]], family: str | None = None) -> FileModules:
     """Sorts keys into modules, as those of the `family`, or of the only one that recognises them."""
-    family = family or _family(shapes)
-    names = catalogue.names_of(family)
-    contents = _sorted(shapes, _reading(names))
-    contents.family = family
+    contents = _read_as(shapes, family) if family else _recognised(shapes)
+    names = catalogue.names_of(contents.family)
     if names is None:
         return contents
     foreign = [e for e in contents.entries if not all(names.has(e.part, m) for m in e.modules)]
@@ -75,14 +84,21 @@ def _reading(names: Names | None) -> KeyReader:
     return KeyReader(sorted((spec.names for spec in catalogue.FAMILIES), key=lambda other: other is not names))
 
 
-def _family(shapes: Mapping[str, Sequence[int]]) -> str | None:
-    """The only family that recognises a file; None where none does, or several do."""
+def _read_as(shapes: Mapping[str, Sequence[int]], family: str | None) -> FileModules:
+    """As those of a family first."""
+    contents = _sorted(shapes, _reading(catalogue.names_of(family)))
+    contents.family = family
+    return contents
+
+
+def _recognised(shapes: Mapping[str, Sequence[int]]) -> FileModules:
+    """As those of the only family that recognises them; of none where none does, or several do."""
     claims = []
     for spec in catalogue.FAMILIES:
-        layers = _layers(_sorted(shapes, _reading(spec.names)), shapes)
-        if spec.names.recognises(layers):
-            claims.append(spec.name)
-    return claims[0] if len(claims) == 1 else None
+        contents = _read_as(shapes, spec.name)
+        if spec.names.recognises(_layers(contents, shapes)):
+            claims.append(contents)
+    return claims[0] if len(claims) == 1 else _read_as(shapes, None)
 
 
 def _layers(contents: FileModules, shapes: Mapping[str, Sequence[int]]) -> list[Layer]:

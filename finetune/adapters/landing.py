@@ -11,7 +11,8 @@ from finetune.adapters import leaves
 from finetune.adapters.layouts import Modules, Place
 from finetune.adapters.weights import Weights
 from finetune.families import catalogue
-from finetune.families.family import Family
+from finetune.families.components import Components
+from finetune.families.names.text_encoders import bare
 
 
 class Shape(NamedTuple):
@@ -20,11 +21,6 @@ class Shape(NamedTuple):
 
 
 Shapes = Callable[[str], Mapping[str, Shape] | None]  # a part's layers by their names without `text_model.`; None: there is no such part
-
-
-def bare(module: str) -> str:
-    """Without `text_model.`, which newer versions of transformers leave out of CLIP's names."""
-    return module.removeprefix("text_model.")
 
 
 def shapes(net: nn.Module) -> dict[str, Shape]:
@@ -37,15 +33,15 @@ def shapes(net: nn.Module) -> dict[str, Shape]:
     return out
 
 
-def shapes_of(family: Family) -> Shapes:
+def shapes_of(networks: Components) -> Shapes:
     """Those of a base, from its configs alone."""
     layers: dict[str, dict[str, Shape]] = {}
 
     def of(part: str) -> Mapping[str, Shape] | None:
-        if part not in family.spec.parts:
+        if part not in networks.kinds:
             return None
         if part not in layers:
-            layers[part] = shapes(family.parts.skeleton(part))
+            layers[part] = shapes(networks.skeleton(part))
         return layers[part]
 
     return of
@@ -113,4 +109,4 @@ def _shipped(name: str, family: str) -> Shapes:
     from finetune.families.source import Source
 
     configs = single_file.skeleton(single_file.shipped_configs(name))
-    return shapes_of(load.family(Source(name, configs, catalogue.of_name(family))))
+    return shapes_of(load.networks(Source(name, configs, catalogue.of_name(family))))

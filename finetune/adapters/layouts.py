@@ -19,6 +19,7 @@ from finetune.adapters.weights import Weights
 from finetune.errors import DataError
 from finetune.families.names import Names
 from finetune.families.names.readers import LOW_RANK
+from finetune.families.names.text_encoders import bare
 
 State = dict[str, Tensor]
 Place = tuple[str, str]  # part, module: diffusers' names
@@ -143,8 +144,8 @@ def diffusers_metadata(modules: Modules) -> str:
     """The small subset of LoraConfig that every reader knows (a field that an older peft lacks makes it refuse the file)."""
     out: dict[str, Any] = {}
     for part in sorted({part for part, _ in modules}):
-        # Without `text_model.`: PEFT matches the ends of names, and newer versions of transformers leave it out.
-        config = small_config({m.removeprefix("text_model."): w for (p, m), w in modules.items() if p == part})
+        # PEFT matches the ends of names, and newer versions of transformers leave `text_model.` out.
+        config = small_config({bare(m): w for (p, m), w in modules.items() if p == part})
         out |= {f"{part}.{k}": v for k, v in config.items()}
     return json.dumps(out, sort_keys=True)
 

@@ -1,6 +1,5 @@
 """A whole fine-tuned base, as a diffusers folder (trained parts in the chosen number format, the others as in its source) or one file."""
 
-import importlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from finetune import files, tensor_files
 from finetune.adapters.write import DTYPES, hashed
 from finetune.errors import AccessError, ConfigError, FinetuneError
-from finetune.families import contents
+from finetune.families import catalogue, contents
 from finetune.families.source import Source, reason
 
 CONTRACT = "finetune.json"  # beside model_index.json: how the model must be used
@@ -86,7 +85,7 @@ def write(
     safety checker that was not downloaded, are left out of the index.
 
     Raises:
-        ConfigError, AccessError: as `check`.
+        ConfigError, AccessError: as `check_place_of_model`.
     """
     check_place_of_model(source, path, nets)
     same = copied(source, nets)
@@ -112,8 +111,7 @@ def write(
 
 def write_single(source: Source, path: Path, nets: Mapping[str, nn.Module], dtype: str, metadata: Mapping[str, str]) -> None:
     """All of `nets` (by folder), trained from `source`, in its family's original layout."""
-    module, _, function = str(source.spec.single_file).partition(":")
-    whole = getattr(importlib.import_module(f"finetune.families.{module}"), function)
+    whole = catalogue.code(str(source.spec.single_file))
     state: dict[str, Tensor] = whole(source, {part: cast(net, dtype, part) for part, net in nets.items()})
     state = {k: t.to(DTYPES[dtype]) for k, t in state.items()}
     files.write_bytes(path, tensor_files.safetensors(state, hashed(state, metadata)))

@@ -8,7 +8,7 @@ from finetune.adapters.flat import dotted
 from finetune.families.names import DENOISER, Names
 
 # Beginnings that say which network it is. Tools put them round each other, with `_WRAPPER` anywhere between.
-_FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")  # of the denoiser, whatever its kind
+_FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")  # of the denoiser, whatever its family
 _DOTTED = ("model.diffusion_model.", "diffusion_model.")
 _COMFY = "text_encoders."
 _INNER = "transformer."  # what ComfyUI calls a text encoder's network, too
@@ -32,11 +32,12 @@ class KeyReader:
 
     @cached_property
     def _flat(self) -> Mapping[str, str]:
-        """What a flat key begins with -> the part."""
+        """What a flat key begins with -> the part; the longest first, as one may begin with another."""
         out = dict.fromkeys(_FLAT, DENOISER)
         for names in reversed(self.families):
+            out |= {f"{spelling.prefix}_": DENOISER for spelling in (names.lora, names.lycoris)}
             out |= {f"{text.kohya}_": part for part, text in names.text.items()}
-        return out
+        return dict(sorted(out.items(), key=lambda item: -len(item[0])))
 
     @cached_property
     def _dotted(self) -> Mapping[str, str]:

@@ -1,6 +1,6 @@
 """Reading adapter files of any tool: checked header first, then every tensor, as modules under diffusers' names."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune.adapters import fused, keys, layouts
-from finetune.adapters.compatibility import Reading, readings, traits
+from finetune.adapters.compatibility import Reading, file_readings
 from finetune.adapters.contract import Contract
 from finetune.adapters.problems import of_family, problems, unknown_family
 from finetune.adapters.strength import Alphas, alphas_of
@@ -27,23 +27,13 @@ class AdapterFile:
     family: str | None  # None: its keys do not tell
     modules: dict[layouts.Place, Weights]
     metadata: dict[str, str]
-    embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # that came along: token -> key of an embedding file -> rows
+    embeddings: dict[str, dict[str, Tensor]]  # that came along: token -> key of an embedding file -> rows
+    readings: list[Reading]  # what each tool makes of it
 
     @property
     def contract(self) -> Contract | None:
         """The inference contract, or None for a file of another tool."""
         return Contract.of(self.metadata)
-
-    @property
-    def readings(self) -> list[Reading]:
-        """What each tool makes of it; of a file of no known family nothing is known."""
-        names = catalogue.names_of(self.family)
-        if names is None:
-            return []
-        weights = self.modules.values()
-        ranks = {w.rank for w in weights if w.rank}
-        more = bool(self.embeddings) or any("diff_b" in w.tensors for w in weights)
-        return readings(names, traits(names, self.layout, {w.kind for w in weights}, [m for _, m in self.modules], ranks, more))
 
     def on(self, denoiser: str) -> dict[layouts.Place, Weights]:
         """The modules with the denoiser's part named as in this base."""
@@ -60,19 +50,17 @@ def read(path: Path, family: str | None = None) -> AdapterFile:
     top = header_of(file)
     known = Contract.of(top.metadata)
     contents = keys.sort_keys(top.shapes, family or (known.family if known else None))
-    if contents.family:
-        named(path, contents.family)
+    names = named(path, contents.family) if contents.family else None
     if wrong := problems(contents, top):
         unknown = f"{len(contents.unknown)} keys belong to no known layer{of_family(contents)}: {next(iter(contents.unknown), '')}"
         raise DataError(f"{path}: {unknown if contents.entries and contents.unknown else wrong[0]}", _hint(top))
     state = _state(path, file)
     alphas = alphas_of(path, top.metadata)
     modules: dict[layouts.Place, Weights] = {}
-    names = catalogue.names_of(contents.family)
     for entry in contents.entries:
         modules |= _weights(path, entry, names, state, alphas)
     embeddings = {token: {name: _rows(state[key]) for name, key in keys_of.items()} for token, keys_of in contents.embeddings.items()}
-    return AdapterFile(path, contents.layout, contents.family, modules, top.metadata, embeddings)
+    return AdapterFile(path, contents.layout, contents.family, modules, top.metadata, embeddings, file_readings(contents, top))
 
 
 def named(path: Path, family: str | None) -> Names:

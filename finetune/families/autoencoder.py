@@ -5,13 +5,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from finetune.families.source import Source
-
-
-def factor(source: Source) -> int:
-    """Pixels per latent, along a side."""
-    return int(2 ** (len(source.config("vae")["block_out_channels"]) - 1))
-
 
 def _affine(vae: Any) -> tuple[Tensor | float, Tensor | float]:
     """(shift, scale) with latents = (z - shift) * scale; per channel where the autoencoder has its latents' mean and deviation."""

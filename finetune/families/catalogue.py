@@ -5,6 +5,7 @@ A family is found by its file in facts/: nothing here names one.
 
 import importlib
 import pkgutil
+from typing import Any
 
 from finetune.families import facts
 from finetune.families.names import Names
@@ -36,9 +37,20 @@ def of_name(family: str) -> FamilySpec:
     raise LookupError(f"no family {family}")
 
 
+def of_pipeline(cls: str) -> FamilySpec | None:
+    """The family whose bases' `model_index.json` name this class."""
+    return next((spec for spec in FAMILIES if cls in spec.pipelines), None)
+
+
 def names_of(family: str | None) -> Names | None:
     """What files call the modules of a family; None where it is not told, or not known here."""
     return next((spec.names for spec in FAMILIES if spec.name == family), None)
+
+
+def code(where: str) -> Any:
+    """The class or function that facts name as `module:name`, of a module in this folder."""
+    module, _, name = where.partition(":")
+    return getattr(importlib.import_module(f"finetune.families.{module}"), name)
 
 
 # Families of the field that are asked for by name and not supported yet: how names of their models begin, and their pipelines.

@@ -1,14 +1,16 @@
 """A base's networks, each loaded when a phase needs it and freed after."""
 
 import inspect
-from collections.abc import Mapping
 from math import prod
 from typing import Any, cast
 
+import diffusers
 import torch
+import transformers
 from torch import nn
 
 from finetune.families.source import Source
+from finetune.families.spec import Component
 from finetune.header import header_of
 
 Kind = tuple[Any, torch.dtype]  # a class of diffusers or transformers, and the precision that it runs in
@@ -23,9 +25,21 @@ def _keys(cls: Any) -> frozenset[str]:
     return frozenset(inspect.signature(config_class.__init__).parameters)
 
 
+def _kind(component: Component, dtype: torch.dtype) -> Kind:
+    """For a run in `dtype`."""
+    library = diffusers if hasattr(diffusers, component.cls) else transformers
+    precision = torch.float32 if component.precision == "fp32" else dtype
+    if component.precision == "wide" and precision == torch.float16:
+        precision = torch.bfloat16
+    return getattr(library, component.cls), precision
+
+
 class Components:
-    def __init__(self, source: Source, kinds: Mapping[str, Kind], device: torch.device) -> None:
-        self.source, self.kinds, self.device = source, kinds, device
+    """Those with weights that a run uses, by folder; `dtype` is the number format that it asks for."""
+
+    def __init__(self, source: Source, device: torch.device, dtype: torch.dtype) -> None:
+        self.source, self.device = source, device
+        self.kinds = {part: _kind(source.spec.components[part], dtype) for part in source.spec.parts}
         self.loaded: dict[str, nn.Module] = {}
 
     def load(self, name: str, dtype: torch.dtype | None = None) -> nn.Module:

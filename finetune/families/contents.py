@@ -224,7 +224,7 @@ def copy(base: Path, component: str, to: Path, variant: str | None, who: str) ->
     weights.
 
     Raises:
-        OSError, ValueError: as `check_links` and `shown`.
+        OSError, ValueError: as `check_links` and `library_view`.
     """
     check_links(base, component)
     to.mkdir()

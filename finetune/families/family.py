@@ -5,13 +5,12 @@ from typing import Any, Protocol
 
 import diffusers
 import torch
-import transformers
 from torch import Tensor, nn
 
 from finetune.families import autoencoder, patches, tokenizers
 from finetune.families.components import Components
 from finetune.families.source import Source
-from finetune.families.spec import Edition
+from finetune.families.spec import Edition, pixels_per_latent
 from finetune.families.vocabulary import Words
 from finetune.objectives.diffusion import Schedule
 from finetune.objectives.flow import Flow
@@ -95,17 +94,9 @@ class Family:
     def __init__(self, base: Base, network: Network) -> None:
         self.base, self.network, self.source, self.spec = base, network, base.source, base.source.spec
         self.window = base.windows[self.spec.counted]  # tokens of a caption, marks included
-        self.parts = Components(self.source, {part: self._kind(part) for part in self.spec.parts}, self.device)
+        self.parts = Components(self.source, self.device, self.dtype)
         self.schedule, self.text, self.predict = network.schedule, network.text, network.predict
         self.condition = network.condition
-
-    def _kind(self, part: str) -> tuple[Any, torch.dtype]:
-        component = self.spec.components[part]
-        library = diffusers if hasattr(diffusers, component.cls) else transformers
-        dtype = torch.float32 if component.precision == "fp32" else self.dtype
-        if component.precision == "wide" and dtype == torch.float16:
-            dtype = torch.bfloat16
-        return getattr(library, component.cls), dtype
 
     @property
     def device(self) -> torch.device:
@@ -128,7 +119,12 @@ class Family:
     @property
     def factor(self) -> int:
         """Pixels per latent that the denoiser takes, along a side."""
-        return self.spec.patch * autoencoder.factor(self.source)
+        return self.spec.patch * pixels_per_latent(self.source)
+
+    @property
+    def room(self) -> int:
+        """Tokens of a caption that the encoder reads at least, without the start and end marks."""
+        return self.window - 2
 
     @property
     def resolution(self) -> int:
@@ -142,12 +138,12 @@ class Family:
     def decode(self, latents: Tensor, height: int, width: int) -> Tensor:
         """What the pipeline draws, latents or packed tokens of them -> pixels [B, 3, height, width] in [-1, 1], fp32 on the CPU."""
         if latents.ndim == 3:
-            factor = autoencoder.factor(self.source)
+            factor = pixels_per_latent(self.source)
             latents = patches.unpack(latents, height // factor, width // factor)
         return autoencoder.decode(self.parts.load("vae"), latents)
 
     def tokens(self, caption: str) -> int:
-        """Tokens of a caption without the start and end marks; the encoder reads `window - 2` at least."""
+        """Tokens of a caption without the start and end marks; the encoder reads `room` of them at least."""
         return len(self.words.ids(self.spec.counted, caption))
 
     @torch.no_grad()
@@ -157,11 +153,13 @@ class Family:
         return [{name: tensor.cpu() for name, tensor in text.items()} for text in self.text(nets, captions)]
 
     def idle(self, part: str) -> tuple[str, ...]:
-        """Beginnings of the names of weights that a text encoder has and `text` does not use; none of another part."""
+        """Beginnings of the names of weights that a text encoder has and `text` does not use, with and without the prefix that versions
+        of transformers leave out; none of another part."""
         if part not in self.spec.text or not self.spec.encoders[part].idle:
             return ()
         last = int(self.source.config(part)["num_hidden_layers"]) - 1
-        return tuple(name.format(last=last) for name in self.spec.encoders[part].idle)
+        bare = tuple(name.format(last=last) for name in self.spec.encoders[part].idle)
+        return bare + tuple(self.spec.names.text[part].prefix + name for name in bare)
 
     def unconditional(self, empty: Text) -> Text:
         """What inference puts in the place of a caption, from what `text` makes of the empty one."""
@@ -199,10 +197,6 @@ class Family:
         if not what:
             return []
         return [f"note: {self.source.id} is distilled for {what}; training undoes that, `--base {self.spec.learns_better}` learns better"]
-
-    def labels(self) -> tuple[str, str]:
-        """What other tools call this base: ModelSpec's architecture, and kohya's `ss_base_model_version`."""
-        return self.edition.architecture, self.edition.version
 
     def example(self, side: int, device: str = "meta") -> dict[str, Any]:
         """Arguments of one denoiser call on one picture of `side` pixels, for counting."""

@@ -6,9 +6,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from finetune.families import autoencoder
 from finetune.families.family import Base, Columns, Cond, Nets, Text, text_rows
 from finetune.families.patches import pack, positions, unpack
+from finetune.families.spec import pixels_per_latent
 from finetune.objectives.flow import ByResolution, Flow
 
 # The guidance that dev is told in training. Its answer for 3.5 was distilled from a guided teacher, which real pictures are not;
@@ -61,7 +61,7 @@ class Flux:
         return unpack(cast(Tensor, out[0]), h, w)
 
     def example(self, side: int, device: str) -> dict[str, Any]:
-        config, latent = self.base.source.config("transformer"), side // autoencoder.factor(self.base.source)
+        config, latent = self.base.source.config("transformer"), side // pixels_per_latent(self.base.source)
         tokens = self.base.windows["text_encoder_2"]
         return {
             "hidden_states": torch.zeros(1, (latent // 2) ** 2, config["in_channels"], device=device),

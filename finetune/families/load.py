@@ -1,6 +1,5 @@
 """From a resolved source to the family that speaks for it."""
 
-import importlib
 import logging
 
 import diffusers
@@ -8,6 +7,8 @@ import torch
 import transformers
 
 from finetune import libraries
+from finetune.families import catalogue
+from finetune.families.components import Components
 from finetune.families.family import Base, Family, Network
 from finetune.families.source import Source
 
@@ -18,10 +19,15 @@ transformers.utils.logging.disable_progress_bar()
 diffusers.utils.logging.disable_progress_bar()
 
 
+def networks(source: Source) -> Components:
+    """A base's networks alone, without its words: for their shapes."""
+    libraries.imported()
+    return Components(source, torch.device("cpu"), torch.float32)
+
+
 def family(source: Source, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Family:
     """The family object of a base; nothing but its tokenizers is loaded yet."""
-    module, _, name = source.spec.network.partition(":")
-    cls = getattr(importlib.import_module(f"finetune.families.{module}"), name)
+    cls = catalogue.code(source.spec.network)
     libraries.imported()
     base = Base(source, device, dtype)
     network: Network = cls(base)

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
-from finetune.families import autoencoder
 from finetune.families.source import Source
+from finetune.families.spec import pixels_per_latent
 from finetune.objectives.diffusion import Schedule
 
 
@@ -22,7 +22,7 @@ def ddpm(source: Source) -> Schedule:
 
 def unet_example(source: Source, side: int, window: int, device: str) -> dict[str, Any]:
     """Arguments of one call on a picture of `side` pixels and a text of `window` tokens."""
-    config, latent = source.config("unet"), side // autoencoder.factor(source)
+    config, latent = source.config("unet"), side // pixels_per_latent(source)
     return {
         "sample": torch.zeros(1, config["in_channels"], latent, latent, device=device),
         "timestep": torch.zeros(1, dtype=torch.int64, device=device),

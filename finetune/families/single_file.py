@@ -17,8 +17,10 @@ from safetensors import SafetensorError, safe_open
 
 from finetune import files, tensor_files
 from finetune.errors import AccessError, ConfigError
+from finetune.families.catalogue import of_pipeline
 from finetune.families.hashes import file_hash
-from finetune.families.spec import ZERO_SNR, Configs
+from finetune.families.source import Source
+from finetune.families.spec import ZERO_SNR
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,10 +145,12 @@ def _name(path: Path, names: set[str], width: Callable[[str], int]) -> tuple[str
     raise AccessError(f"--base {path}: not a checkpoint of a known family (its keys begin {some})", "an adapter is no base")
 
 
-def unknown_width(source: Configs) -> int:
-    """The width of the text that a base's denoiser reads, if a single file of it would be no known base's; else 0."""
-    width = int(source.config("unet")["cross_attention_dim"])
-    return 0 if width in WIDTHS else width
+def undrawable(source: Source) -> str | None:
+    """Why no picture could be drawn from a single file of a base; None if one could."""
+    if not source.spec.single_file:
+        return f"there is none for {source.spec.name}"
+    width = int(source.config(source.spec.denoiser)["cross_attention_dim"])
+    return None if width in WIDTHS else f"as one file a base of width {width} is no known one"
 
 
 def shipped_configs(name: str) -> dict[str, Any]:
@@ -160,10 +164,11 @@ def write_configs(configs: dict[str, Any], folder: Path) -> None:
     for name, value in configs.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
-        if name.endswith("tokenizer_config.json"):
-            kind = "t5" if value["tokenizer_class"].startswith("T5") else "clip"
-            for file in (CONFIGS / kind).iterdir():
-                shutil.copyfile(file, folder / Path(name).parent / file.name)
+    spec = of_pipeline(configs["model_index.json"]["_class_name"])
+    assert spec is not None  # noqa: S101  a known base's
+    for encoder in spec.encoders.values():
+        for file in (CONFIGS / encoder.words.shipped).iterdir():
+            shutil.copyfile(file, folder / encoder.tokenizer / file.name)
 
 
 def skeleton(configs: dict[str, Any]) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 from finetune.bases import TINY
 from finetune.errors import AccessError, ConfigError, line
 from finetune.families import contents
-from finetune.families.catalogue import BASES, FAMILIES, PARTS, not_yet
+from finetune.families.catalogue import BASES, FAMILIES, PARTS, not_yet, of_pipeline
 from finetune.families.hashes import file_hash
 from finetune.families.spec import ZERO_SNR, FamilySpec, KnownBase
 from finetune.files import home
@@ -218,12 +218,11 @@ def _read(name: str, folder: Path, revision: str | None, variant: str | None, kn
         raise AccessError(
             f"--base {name}: {folder} holds no readable model_index.json ({reason(e)})", "a base is a diffusers pipeline folder"
         ) from e
-    for spec in FAMILIES:
-        if pipeline in spec.pipelines:
-            guidance = known.guidance if known else _told_guidance(folder)
-            source = Source(name, folder, spec, revision, variant, guidance, known.licence if known else None)
-            _check_understood(source)
-            return source
+    if spec := of_pipeline(pipeline):
+        guidance = known.guidance if known else _told_guidance(folder)
+        source = Source(name, folder, spec, revision, variant, guidance, known.licence if known else None)
+        _check_understood(source)
+        return source
     pipelines = ", ".join(chain.from_iterable(spec.pipelines for spec in FAMILIES))
     if family := not_yet(name, pipeline):
         raise AccessError(f"--base {name}: {family} is not supported yet; known pipelines are: {pipelines}", "`ft models` lists bases")

@@ -28,10 +28,11 @@ class Tokenizer:
 
     cls: str
     named: tuple[str, ...]
+    shipped: str = ""  # the folder of its files in configs/, where a known base's configs are there
 
 
-CLIP_TOKENIZER = Tokenizer("CLIPTokenizer", ("CLIPTokenizer", "CLIPTokenizerFast"))
-T5_TOKENIZER = Tokenizer("AutoTokenizer", ("T5Tokenizer", "T5TokenizerFast"))
+CLIP_TOKENIZER = Tokenizer("CLIPTokenizer", ("CLIPTokenizer", "CLIPTokenizerFast"), "clip")
+T5_TOKENIZER = Tokenizer("AutoTokenizer", ("T5Tokenizer", "T5TokenizerFast"), "t5")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Configs(Protocol):
     def index(self) -> Mapping[str, Any]: ...
 
 
+def pixels_per_latent(base: Configs) -> int:
+    """Along a side: the autoencoder halves it between its levels."""
+    return int(2 ** (len(base.config("vae")["block_out_channels"]) - 1))
+
+
 @dataclass(frozen=True)
 class Edition:
     """Which of a family's models a base is: what its configs tell of its use."""
@@ -60,6 +66,7 @@ class Edition:
     guidance: float
     architecture: str  # ModelSpec's name of it
     version: str  # kohya's `ss_base_model_version`
+    v2: bool = False  # whether it is Stable Diffusion 2, whose text encoder is OpenCLIP's: kohya's `ss_v2`
     distilled: str = ""  # for what, where training undoes it, and the base that learns better
     windows: Mapping[str, int] = field(default_factory=dict)  # tokens that a text encoder reads, where not as many as its config says
     zeros: bool = False  # whether inference puts zeros in the place of a caption, and not what is made of the empty one
@@ -103,7 +110,7 @@ class FamilySpec:
     @property
     def text(self) -> tuple[str, ...]:
         """The folders of the text encoders."""
-        return tuple(part for part, component in self.components.items() if isinstance(component, TextEncoder))
+        return tuple(self.encoders)
 
     @property
     def encoders(self) -> dict[str, TextEncoder]:
@@ -118,6 +125,11 @@ class FamilySpec:
     def parts(self) -> tuple[str, ...]:
         """The folders with weights that a run uses; others, such as a safety checker, stay where they are."""
         return (self.denoiser, "vae", *self.text)
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """All that a run reads of a base."""
+        return (*self.parts, *self.tokenizers, "scheduler")
 
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

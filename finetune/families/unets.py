@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from finetune.families.spec import ATTENTION, FEED_FORWARD, Configs
+from finetune.families.spec import ATTENTION, FEED_FORWARD, Configs, pixels_per_latent
 
 UNET_TARGETS = {
     "attention": ATTENTION,
@@ -31,6 +31,5 @@ DISCRETE = {
 
 
 def resolution(base: Configs) -> int:
-    """The side in pixels that a U-Net was trained for: that of its latents, each of as many pixels as the autoencoder's levels halve."""
-    factor: int = 2 ** (len(base.config("vae")["block_out_channels"]) - 1)
-    return int(base.config("unet")["sample_size"]) * factor
+    """The side in pixels that a U-Net was trained for, whose config has that of its latents."""
+    return int(base.config("unet")["sample_size"]) * pixels_per_latent(base)

@@ -15,7 +15,7 @@ def attach(net: nn.Module, idle: tuple[str, ...], masters: torch.dtype) -> dict[
     kept = {id(p) for p in table.parameters()} if table is not None else set()
     trainable = {}
     for name, parameter in net.named_parameters():
-        if id(parameter) in kept or name.removeprefix("text_model.").startswith(idle):
+        if id(parameter) in kept or name.startswith(idle):
             continue
         parameter.requires_grad_(True)
         trainable[name] = parameter

@@ -259,14 +259,10 @@ def adapted_layers(family: Family, job: Job, start: Mapping[str, Start] | None =
         choices = spec.text_targets if part in spec.text else spec.targets
         targets = m.targets if part == DENOISER or m.targets in choices else "attention"
         net = family.parts.skeleton(spec.denoiser if part == DENOISER else part)
-        matching[part] = [name for name in adapter.matching(net, targets, choices) if not unused(family, part, name)]
+        idle = family.idle(part)  # which would have no gradient
+        matching[part] = [name for name in adapter.matching(net, targets, choices) if not name.startswith(idle)]
     placed: list[str] = []
     for part, names in matching.items():
         placed += [f"{part}.{name}" for name in names]
     sizes = adapter.sizes(m, placed)
     return {part: {name: sizes[f"{part}.{name}"] for name in names} for part, names in matching.items()}
-
-
-def unused(family: Family, part: str, module: str) -> bool:
-    """Whether a text encoder's layer has no effect on what is drawn, and so would have no gradient."""
-    return module.removeprefix("text_model.").startswith(family.idle(part))

@@ -43,7 +43,7 @@ class ClassPictures:
             "scheduler": family.spec.sampler,
             "side": self.side,
             "base": family.source.id,
-            "weights": family.source.fingerprint(*family.spec.parts, *family.spec.tokenizers, "scheduler"),
+            "weights": family.source.fingerprint(*family.spec.folders),
             "dtype": str(family.dtype),
         }
 

@@ -7,8 +7,9 @@ from finetune.config.adapter_types import ROWS, AdapterType
 from finetune.config.job import Job
 from finetune.errors import ConfigError
 from finetune.families.family import Family
+from finetune.families.names.text_encoders import bare
 from finetune.methods.adapter import Change, Learned, RankAlpha, Start
-from finetune.methods.trainees import DENOISER, taught, unused
+from finetune.methods.trainees import DENOISER, taught
 
 
 def start(job: Job, family: Family) -> dict[str, Start] | None:
@@ -22,8 +23,10 @@ def start(job: Job, family: Family) -> dict[str, Start] | None:
     if path is None:
         return None
     file, row = read(path, spec.name), ROWS[job.method.kind]
-    modules = {(part, m): w for (part, m), w in file.on(spec.denoiser).items() if not unused(family, part, m)}
-    shapes = landing.shapes_of(family)
+    modules = file.on(spec.denoiser)
+    idle = {part: family.idle(part) for part in {part for part, _ in modules}}
+    modules = {(part, m): w for (part, m), w in modules.items() if not m.startswith(idle[part])}
+    shapes = landing.shapes_of(family.parts)
     if misfit := landing.shape_misfit(shapes, modules):
         raise ConfigError(f"method.start {path}: was made for another base: {family.source.id} {misfit}", "choose its base with --base")
     kinds = {w.kind for w in modules.values()}
@@ -43,7 +46,7 @@ def start(job: Job, family: Family) -> dict[str, Start] | None:
         change = _change(w, row, str(path))
         rank = usual if w.kind == "full" else w.rank or _whole(w)
         alpha = rank * (w.strength if strength is None else strength)
-        name = module if module in there[folder] else module.removeprefix("text_model.")  # which newer versions of transformers leave out
+        name = module if module in there[folder] else bare(module)
         parts[part][name] = Learned(change, RankAlpha(rank, alpha))
     if empty := [part for part, learned in parts.items() if not learned]:
         raise ConfigError(f"method.start {path}: holds nothing for the {empty[0]}", "leave method.text_encoder out")

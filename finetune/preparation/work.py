@@ -40,7 +40,7 @@ class Work:
     def hashes(self) -> dict[str, str]:
         """Of what it is done with besides pictures: the base's parts, and a file that it goes on from."""
         base, file = self.family.source, self.job.method.start
-        hashes = {part: base.fingerprint(part) for part in (*base.spec.parts, *base.spec.tokenizers, "scheduler")}
+        hashes = {part: base.fingerprint(part) for part in base.spec.folders}
         return hashes if file is None else hashes | {"start": files.sha256(tensors_file(file))}
 
     def notes(self) -> list[str]:
@@ -77,7 +77,7 @@ def settled(job: Job, pictures: Pictures, family: Family) -> Job:
 
 
 def _drawable(job: Job, family: Family) -> bool:
-    if job.run.format == "single" and not (family.spec.single_file and not single_file.unknown_width(family.source)):
+    if job.run.format == "single" and single_file.undrawable(family.source):
         return False
     try:
         draw.check_side(family, side(job, family))
@@ -92,7 +92,7 @@ def add_tokens(job: Job, family: Family, captions: Sequence[str] | None) -> None
     Raises:
         ConfigError: one is a word already or in no caption, or the text encoder's window ends before the vectors of a caption do.
     """
-    m, room = job.method, family.window - 2
+    m, room = job.method, family.room
     for token in m.new_tokens:
         if captions is not None and not any(token in caption for caption in captions):
             raise ConfigError(f"new token {token}: no caption says it, and it would learn nothing", "put it into captions, or leave it out")
@@ -139,7 +139,7 @@ def check_subject(job: Job, family: Family, batch: int) -> None:
 
 def report_long_captions(family: Family, captions: list[str], say: Callable[[str], None]) -> int:
     """Says which captions the text encoder will not read to their end; returns how many."""
-    room = family.window - 2
+    room = family.room
     long = [c for c in captions if family.tokens(c) > room]
     for c in long[:5]:
         say(f"  caption of {family.tokens(c)} tokens is cut to {room}: {c[:60]}")

@@ -12,11 +12,11 @@ from torch import nn
 from finetune import files
 from finetune.adapters import dense, embedding, model
 from finetune.adapters.card import card, card_path
-from finetune.adapters.compatibility import Reading, readings, sentences, traits
+from finetune.adapters.compatibility import Reading, file_readings, readings, sentences, traits
 from finetune.adapters.contract import Contract, Kind, Labels, file_metadata, for_rank, of_data
 from finetune.adapters.convert import silent
+from finetune.adapters.keys import sort_keys
 from finetune.adapters.layouts import Place, usual
-from finetune.adapters.read import read
 from finetune.adapters.weights import Weights
 from finetune.adapters.write import DTYPES, export
 from finetune.config.adapter_types import ROWS
@@ -28,6 +28,7 @@ from finetune.families import single_file
 from finetune.families.catalogue import of_name
 from finetune.families.family import Family
 from finetune.families.names.readers import LOW_RANK
+from finetune.header import header_of, tensors_file
 from finetune.methods import adapter, textual_inversion
 from finetune.methods.adapter import RankAlpha, Start
 from finetune.methods.layer import Weighted
@@ -62,10 +63,9 @@ def check_formats(trainees: Trainees) -> None:
     spec = family.spec
     if job.run.format == "single" and not spec.single_file:
         raise ConfigError(f"--format single: there is none for {spec.name}", "--format diffusers writes a folder")
-    if job.run.format == "single" and job.run.sample_prompt and (width := single_file.unknown_width(family.source)):
+    if job.run.format == "single" and job.run.sample_prompt and (why := single_file.undrawable(family.source)):
         raise ConfigError(
-            f"--sample-prompt: the last pictures are drawn from the written file, and as one file a base of width {width} is no known one",
-            "--format diffusers writes a folder",
+            f"--sample-prompt: the last pictures are drawn from the written file, and {why}", "--format diffusers writes a folder"
         )
     if (whole := trainees.of("model")) and job.run.format != "single":
         target = RunFolder(job.run.folder).model(job.run.name, job.run.name)
@@ -178,8 +178,8 @@ class Outgoing:
         """A file's header."""
         job, family = self.trainees.job, self.trainees.family
         theirs = lycoris(job) if self.trainees.of("adapter") else None
-        names, (architecture, version) = family.spec.names, family.labels()
-        labels = Labels(architecture, version, names.codes, version in names.kohya_v2)
+        edition = family.edition
+        labels = Labels(edition.architecture, edition.version, family.spec.names.codes, edition.v2)
         return {**file_metadata(kind, self.contract, name, labels, family.source.licence, theirs), **self.data}
 
     def write(self, nets: Mapping[str, nn.Module], name: str) -> dict[str, Path]:
@@ -268,6 +268,12 @@ WRITERS: dict[Noun, Callable[[Outgoing, Mapping[str, nn.Module], str], dict[str,
 }
 
 
+def _adapter_readings(path: Path, family: str) -> list[Reading]:
+    """What each tool makes of a written file, from its header alone."""
+    top = header_of(tensors_file(path))
+    return file_readings(sort_keys(top.shapes, family), top)
+
+
 def write_card(
     out: Path,
     job: Job,
@@ -293,7 +299,7 @@ def write_card(
         "seed": job.run.seed,
         "versions": ", ".join(f"{k} {v}" for k, v in record.versions().items()),
     }
-    readers = sentences(read(written["adapter"], contract.family).readings) if "adapter" in written else []
+    readers = sentences(_adapter_readings(written["adapter"], contract.family)) if "adapter" in written else []
     rows = of_name(contract.family).names.embedding_keys
     names = {kind: path.name for kind, path in written.items()}
     text = card(contract, job.run.name, names, {**facts, **settings}, licence, samples, readers, rows)

@@ -16,6 +16,7 @@ from finetune.adapters.read import AdapterFile
 from finetune.adapters.weights import Weights
 from finetune.errors import DataError
 from finetune.families.family import Family
+from finetune.families.names.text_encoders import bare
 from finetune.methods import textual_inversion
 from finetune.sampling.pipeline import Pipeline
 
@@ -105,7 +106,7 @@ def fp32(w: Weights) -> Weights:
 
 def layer(net: nn.Module, module: str) -> Target:
     """A layer by its name; newer versions of transformers leave CLIP's `text_model.` out."""
-    for name in (module, module.removeprefix("text_model.")):
+    for name in (module, bare(module)):
         try:
             return cast(Target, net.get_submodule(name))
         except AttributeError:
@@ -124,4 +125,4 @@ def merge(target: Target, w: Weights, weight: float) -> None:
 
 def misfit(family: Family, modules: Mapping[Place, Weights]) -> str | None:
     """The first module that the base has no layer for, or one of another size; None if all fit."""
-    return landing.shape_misfit(landing.shapes_of(family), modules)
+    return landing.shape_misfit(landing.shapes_of(family.parts), modules)

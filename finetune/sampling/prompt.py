@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def notes(family: "Family", prompts: Sequence[str], triggers: Iterable[str]) -> list[str]:
     """Prompts that the text encoder does not read to their end, that lack a trigger, or that weigh words as other tools do."""
-    out, room = [], family.window - 2
+    out, room = [], family.room
     for prompt in prompts:
         if (count := family.tokens(prompt)) > room:
             out.append(f"note: a prompt of {count} tokens is cut to {room}: {line(prompt, 60)}")

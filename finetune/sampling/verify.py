@@ -16,6 +16,7 @@ from finetune.errors import DataError
 from finetune.families import load
 from finetune.families.family import Family
 from finetune.families.names.readers import WRONG
+from finetune.families.spec import pixels_per_latent
 from finetune.sampling import apply
 from finetune.sampling.generate import Request, choose_base, sampler_for
 
@@ -134,7 +135,7 @@ def _answers(family: Family, net: nn.Module, prompt: dict[str, Tensor]) -> Tenso
     """What the denoiser answers to fixed noise at fixed levels and a prompt."""
     side = min(family.resolution, 32 * family.factor)
     vae = family.source.config("vae")
-    latent = side // 2 ** (len(vae["block_out_channels"]) - 1)
+    latent = side // pixels_per_latent(family.source)
     x_t = torch.randn(1, vae["latent_channels"], latent, latent, generator=randomness.generator("verify")).to(family.device)
     cond = family.condition([prompt], {"crop": torch.tensor([[side, side, 0, 0, side, side]])})
     schedule, out = family.schedule(), []

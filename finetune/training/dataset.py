@@ -79,7 +79,7 @@ def _add_numbers(job: Job, sides: Pictures, epoch: SampleGroup, report: Report) 
 
 
 def _add_tokens(job: Job, family: Family, sides: Pictures, report: Report) -> None:
-    room, counts = family.window - 2, {}
+    room, counts = family.room, {}
     try:
         works.add_tokens(job, family, sides.captions)
     except ConfigError as e:

@@ -2,13 +2,23 @@
 
 from finetune.families.names.quill import NAMES
 
-from finetune.families.spec import ATTENTION, FEED_FORWARD, Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder, Tokenizer
+from finetune.families.spec import (
+    ATTENTION,
+    FEED_FORWARD,
+    Component,
+    Configs,
+    Edition,
+    FamilySpec,
+    KnownBase,
+    TextEncoder,
+    Tokenizer,
+    pixels_per_latent,
+)
 
 
 def _edition(base: Configs) -> Edition:
     """Which of the family's models a base is: by its configs, never by its name."""
-    factor: int = 2 ** (len(base.config("vae")["block_out_channels"]) - 1)
-    side = int(base.config("transformer")["sample_size"]) * factor
+    side = int(base.config("transformer")["sample_size"]) * pixels_per_latent(base)
     # Steps, guidance, ModelSpec's architecture, kohya's version; the window of an encoder whose config has no length.
     return Edition(side, 20, 3.0, "quill-1", "quill", windows={"text_encoder": 16})
 

@@ -54,8 +54,8 @@ NAMES = Names(
     original=original,
     members=members,
     recognises=recognises,
-    lora=Spelling("lora_unet", original=True),  # kohya's own word for any denoiser
-    lycoris=Spelling("lycoris", original=False),
+    lora=Spelling("lora_quill", original=True),  # the word of its tools for its denoiser
+    lycoris=Spelling("lycoris_quill", original=False),
     known=(),
     telling=(),
     outer=(),

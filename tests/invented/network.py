@@ -6,8 +6,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from finetune.families import autoencoder
 from finetune.families.family import Base, Columns, Cond, Nets, Text, text_rows
+from finetune.families.spec import pixels_per_latent
 from finetune.objectives.flow import Flow
 
 TIMESTEPS = 1000  # the network is told sigma as one of so many
@@ -44,7 +44,7 @@ class Quill:
 
     def example(self, side: int, device: str) -> dict[str, Any]:
         """Arguments of one denoiser call on one picture of `side` pixels, for counting without weights."""
-        config, latent = self.base.source.config("transformer"), side // autoencoder.factor(self.base.source)
+        config, latent = self.base.source.config("transformer"), side // pixels_per_latent(self.base.source)
         sizes = {name: torch.zeros(1, 2, device=device) for name in ("original_size", "target_size", "crop_coords")}
         return {
             "hidden_states": torch.zeros(1, config["in_channels"], latent, latent, device=device),

@@ -8,11 +8,12 @@ from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNE
 
 def _edition(base: Configs) -> Edition:
     v = base.config("scheduler").get("prediction_type") == "v_prediction"
-    if base.config("text_encoder")["hidden_size"] == 1024:
+    v2 = base.config("text_encoder")["hidden_size"] == 1024
+    if v2:
         names = ("stable-diffusion-v2-768-v" if v else "stable-diffusion-v2-512"), "sd_v2" + ("_v" if v else "")
     else:
         names = "stable-diffusion-v1", "sd_v1" + ("_v" if v else "")
-    return Edition(resolution(base), 30, 7.5, *names)
+    return Edition(resolution(base), 30, 7.5, *names, v2=v2)
 
 
 SPEC = FamilySpec(

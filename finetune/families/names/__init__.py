@@ -90,7 +90,6 @@ class Names:
     swapped: frozenset[str] = frozenset()  # modules whose halves of rows stand the other way round in the original code
     one_alpha: bool = False  # diffusers' reader takes one alpha for all modules of a file in kohya's layout
     usual_key: Callable[[str], str] = same  # a key that one tool has for this family alone, as others would spell it
-    kohya_v2: frozenset[str] = field(default_factory=frozenset)  # `ss_base_model_version` of those bases whose `ss_v2` is true
 
     @property
     def embedding_keys(self) -> dict[str, str]:

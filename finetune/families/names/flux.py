@@ -131,6 +131,7 @@ def recognises(layers: Sequence[Layer]) -> bool:
 
 # In kohya's layout LoRA stands under the original names, other kinds as lycoris_ and diffusers' names.
 _RULES = rules(
+    *MEASURED_DORA,
     Rule(("InvokeAI", "sd-scripts"), UNREAD, ("kohya",), DORA | LYCORIS, "knows no key of the kind lycoris_"),
     Rule(("ComfyUI",), WRONG, ("diffusers",), DORA, f"{DROPS}: 20 % of the change is off"),
     Rule(("diffusers",), PART, ("kohya",), LORA, "leaves the last layers, norm_out and proj_out, out", outer=True),
@@ -139,7 +140,6 @@ _RULES = rules(
     Rule((*BOTH, "SD.Next", "InvokeAI", "sd-scripts"), EXACT, ("kohya",), LORA),
     Rule((*BOTH, "SD.Next", "InvokeAI", "SGLang"), EXACT, ("diffusers",), LORA),
     MEASURED_LORA,
-    dora=MEASURED_DORA,
 )
 
 NAMES = Names(

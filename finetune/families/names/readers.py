@@ -52,12 +52,12 @@ BOTH = ("ComfyUI", "Forge")
 _BEYOND = (
     Rule(("diffusers",), UNREAD, ("kohya",), more=True, says="refuses changes of biases, and embeddings beside an adapter"),
     Rule(("PEFT",), UNREAD, ("kohya", "diffusers"), says="reads folders of its own layout"),
+    Rule(("diffusers",), UNREAD, ("peft",), says="reads files, not folders of PEFT's"),
     Rule(TOOLS, UNTRIED, ("kohya",), more=True),
 )
 _OFT = (
     Rule(("diffusers",), UNREAD, ("kohya",), OFT, "reads LoRA and DoRA alone"),
     Rule(TOOLS, UNTRIED, ("kohya",), OFT),
-    Rule(("diffusers",), UNREAD, ("peft",), says="reads files, not folders of PEFT's"),
 )
 # Of DoRA and LoRA in kohya's layout, where it was measured for a family.
 MEASURED_DORA = (
@@ -73,6 +73,6 @@ _LAST = (
 )
 
 
-def rules(*family: Rule, oft: tuple[Rule, ...] = (), dora: tuple[Rule, ...] = ()) -> tuple[Rule, ...]:
-    """Those of a family's own, `oft` and `dora` of files with such layers, among those that hold for every family."""
-    return (*_BEYOND, *oft, *_OFT, *dora, *family, *_LAST)
+def rules(*family: Rule, oft: tuple[Rule, ...] = ()) -> tuple[Rule, ...]:
+    """Those of a family's own, `oft` of files with such layers, among those that hold for every family."""
+    return (*_BEYOND, *oft, *_OFT, *family, *_LAST)

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from finetune.families.names import DENOISER, Layer, Spelling, unet
 from finetune.families.names.text_encoders import clip
 
-# The innermost level has no attention.
-_BLOCKS = unet.blocks(4) | {"up_blocks.0.upsamplers.0.conv": "output_blocks.2.1.conv"}
+_BLOCKS = unet.blocks(4, attentive=(1, 2, 3))  # the innermost level has none
 
 
 def original(module: str) -> str | None:
@@ -32,5 +31,4 @@ NAMES = unet.names(
     known=("sd15", "sd21"),
     tags=("stable-diffusion", "stable-diffusion-diffusers"),
     codes={"adapter": "diffusers", "embedding": unet.STABILITY, "model": unet.STABILITY},
-    kohya_v2=frozenset({"sd_v2", "sd_v2_v"}),
 )

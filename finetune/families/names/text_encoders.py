@@ -4,7 +4,7 @@ import re
 
 from finetune.families.names import TextNames
 
-# Newer versions of transformers leave CLIP's `text_model.` out, and every reader expects it.
+_CLIP_PREFIX = "text_model."  # which newer versions of transformers leave out, and every reader expects
 _CLIP = re.compile(
     r"text_model\.(encoder\.layers\.\d+\.(self_attn\.[qkv]_proj|self_attn\.out_proj|mlp\.fc[12]|layer_norm[12])"
     r"|embeddings\.(token|position)_embedding|final_layer_norm)|(text_model\.)?text_projection"
@@ -21,7 +21,12 @@ T5_WORDS = ("wi_0", "wi_1", "layer_norm", "final_layer_norm")
 
 
 def clip(key: str, kohya: str, *comfy: str) -> TextNames:
-    return TextNames(key, kohya, comfy, _CLIP, "text_model.", ("text_projection",))
+    return TextNames(key, kohya, comfy, _CLIP, _CLIP_PREFIX, ("text_projection",))
+
+
+def bare(module: str) -> str:
+    """Without the `text_model.` of CLIP's names, as newer versions of transformers have them."""
+    return module.removeprefix(_CLIP_PREFIX)
 
 
 def t5(key: str, kohya: str, *comfy: str) -> TextNames:

@@ -5,7 +5,7 @@ XL. Both number alike; only the up-sampler of a level without attention stands o
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 from finetune.families.names import DENOISER, Layer, Names
@@ -49,19 +49,24 @@ _ALONE = {
 }  # fmt: skip
 
 
-def blocks(levels: int) -> dict[str, str]:
-    """diffusers' prefix -> the original one, where every level but the last has attention."""
+def blocks(levels: int, resnets: int = 2, attentive: Collection[int] | None = None) -> dict[str, str]:
+    """diffusers' prefix -> the original one, of levels with `resnets` layers on the way down and one more on the way up.
+
+    `attentive` are the levels on the way up that have attention; None: all of them.
+    """
+    per = resnets + 1
     out = {"mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1", "mid_block.resnets.1": "middle_block.2"}
     for i in range(levels):
-        for j in range(2):
-            out[f"down_blocks.{i}.resnets.{j}"] = f"input_blocks.{3 * i + j + 1}.0"
-            out[f"down_blocks.{i}.attentions.{j}"] = f"input_blocks.{3 * i + j + 1}.1"
-        for j in range(3):
-            out[f"up_blocks.{i}.resnets.{j}"] = f"output_blocks.{3 * i + j}.0"
-            out[f"up_blocks.{i}.attentions.{j}"] = f"output_blocks.{3 * i + j}.1"
+        for j in range(resnets):
+            out[f"down_blocks.{i}.resnets.{j}"] = f"input_blocks.{per * i + j + 1}.0"
+            out[f"down_blocks.{i}.attentions.{j}"] = f"input_blocks.{per * i + j + 1}.1"
+        for j in range(per):
+            out[f"up_blocks.{i}.resnets.{j}"] = f"output_blocks.{per * i + j}.0"
+            out[f"up_blocks.{i}.attentions.{j}"] = f"output_blocks.{per * i + j}.1"
         if i < levels - 1:
-            out[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{3 * i + 3}.0.op"
-            out[f"up_blocks.{i}.upsamplers.0.conv"] = f"output_blocks.{3 * i + 2}.2.conv"
+            place = 2 if attentive is None or i in attentive else 1
+            out[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{per * (i + 1)}.0.op"
+            out[f"up_blocks.{i}.upsamplers.0.conv"] = f"output_blocks.{per * i + resnets}.{place}.conv"
     return out
 
 
@@ -69,7 +74,7 @@ def _back(table: Mapping[str, str]) -> dict[str, str]:
     return {original: module for module, original in table.items()}
 
 
-_FROM_BLOCKS = _back(blocks(4)) | {f"output_blocks.{3 * i + 2}.1.conv": f"up_blocks.{i}.upsamplers.0.conv" for i in range(3)}
+_FROM_BLOCKS = _back(blocks(4)) | _back(blocks(4, attentive=()))
 _FROM_LEAVES, _FROM_ALONE = _back(_LEAVES), _back(_ALONE)
 
 
@@ -124,6 +129,7 @@ _AXIS = "takes DoRA's norms along the other axis: 7 to 9 times the whole change"
 _THIRD = "maps a third of these keys: 67 to 75 % of the effect is lost"
 _SWAPS = "but 9 % off where files are swapped in place (hotswap)"
 RULES = rules(
+    *MEASURED_DORA,
     Rule(("InvokeAI", "A1111"), WRONG, ("kohya",), DORA, _AXIS),
     Rule(("sd-scripts",), WRONG, ("kohya",), DORA, DROPS),
     Rule(("diffusers",), WRONG, ("kohya",), DORA, f"{DROPS} in this layout"),
@@ -134,7 +140,6 @@ RULES = rules(
     Rule(("InvokeAI",), UNREAD, ("diffusers", "peft"), LOW_RANK, "knows kohya's keys alone for these families"),
     MEASURED_LORA,
     oft=(Rule(("LyCORIS",), EXACT, ("kohya",), OFT),),
-    dora=MEASURED_DORA,
 )
 
 # What the families of U-Nets have in common; each adds the rest.
