@@ -69,6 +69,9 @@ class Edition:
     v2: bool = False  # whether it is Stable Diffusion 2, whose text encoder is OpenCLIP's: kohya's `ss_v2`
     distilled: str = ""  # for what, where training undoes it, and the base that learns better
     windows: Mapping[str, int] = field(default_factory=dict)  # tokens that a text encoder reads, where not as many as its config says
+    reads: tuple[str, ...] = ()  # columns that the denoiser is told besides what all of the family's are: data/inputs.py
+    sums: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)  # where they are others than the family's
+    pipeline: str = ""  # that it is drawn with, where that is not the family's
     zeros: bool = False  # whether inference puts zeros in the place of a caption, and not what is made of the empty one
 
 
@@ -99,8 +102,8 @@ class FamilySpec:
     single_file: str | None = None
     # Of settings that change what a network is asked: the values that are understood, by component. One that is not there is the usual one.
     understood: Mapping[str, Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
-    # Sizes that fit each other: one of a component's config -> those that add up to it.
-    sums: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # Sizes that fit each other: one of a component's config -> those that add up to it, and numbers.
+    sums: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
 
     @property
     def denoiser(self) -> str:

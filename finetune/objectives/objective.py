@@ -47,6 +47,8 @@ class Inputs(Protocol):
 class Objective(Protocol):
     """Owns time, noise, corruption and weight; named after its paper."""
 
+    columns: tuple[str, ...] = ()  # that it reads of a batch besides "x_0"
+
     def __call__(self, ask: Ask, batch: Inputs, draws: Draws) -> Tensor:
         """The error of each element, [B, ...]; the loop takes the mean of each row over its mask."""
 

@@ -13,7 +13,7 @@ from finetune.text import spoken
 
 
 @dataclass(frozen=True)
-class Preserving:
+class Preserving(Objective):
     """Adds `weight` times the squared difference between what the network and its frozen base say to the preserved caption, at the same
     x_t: differential output preservation, as trainers of the field call it (ai-toolkit, 2025); the idea is that of learning without
     forgetting (Li and Hoiem 2016, arXiv:1606.09282).

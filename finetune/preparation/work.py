@@ -37,6 +37,11 @@ class Work:
     trainees: Trainees
     groups: list[Counted]  # what will train, at which rates
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns that batches must have besides latents: what the base reads, and what the objective does."""
+        return (*self.family.edition.reads, *self.objective.columns)
+
     def hashes(self) -> dict[str, str]:
         """Of what it is done with besides pictures: the base's parts, and a file that it goes on from."""
         base, file = self.family.source, self.job.method.start
