@@ -136,20 +136,24 @@ KINDS: dict[str, dict[str, Any]] = {
 def test_kill_at_any_time_and_the_same_command_again(
     settings: Callable[..., dict[str, Any]], train: Train, tmp_path: Path, kind: str
 ) -> None:
-    long = merge_settings(KINDS[kind], {"optim": {"steps": 60}, "run": {"checkpoint_every": 1}})
+    """A LoRA is gone on with by the command itself, the others by this process: a start of the command takes 3 seconds."""
+    long = merge_settings(KINDS[kind], {"optim": {"steps": 45}, "run": {"checkpoint_every": 1}})
     if kind == "mixed data":
         long["data"] = mixed(tmp_path / "data")
-    whole = train(**merge_settings(long, {"run": {"out": str(tmp_path / "whole")}}))
+    whole = train(**merge_settings(long, {"run": {"out": str(tmp_path / "whole"), "checkpoint_every": 45}}))
     words = command(settings(**long), tmp_path)
     out = tmp_path / "out"
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
-    while not (out / "checkpoints" / "step-00000020").exists() and process.poll() is None:
+    while not (out / "checkpoints" / "step-00000008").exists() and process.poll() is None:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert checkpoint.steps(out / "checkpoints") and not (out / "summary.json").exists()
-    done = subprocess.run([*words, "--json"], capture_output=True, text=True, check=True)
-    again = json.loads(done.stdout)
+    if kind == "lora":
+        done = subprocess.run([*words, "--json"], capture_output=True, text=True, check=True)
+        again = json.loads(done.stdout)
+    else:
+        again = train(**long)
     assert again["files"] == whole["files"]
     for a, b in ((Path(whole[k]), Path(again[k])) for k in whole["files"]):
         inside = [p.relative_to(a) for p in a.rglob("*") if p.is_file()] if a.is_dir() else [Path()]
