@@ -132,7 +132,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] if k == "textual-inversion" else []) for k in KINDS])
 def test_kill_at_any_time_and_the_same_command_again(
     settings: Callable[..., dict[str, Any]], train: Train, tmp_path: Path, kind: str
 ) -> None:
@@ -202,7 +202,7 @@ def test_a_run_that_died_before_its_first_checkpoint_leaves_nothing_behind(
     assert [x["step"] for x in lines] == [6] and not (tmp_path / "out" / "lora-best.safetensors").exists()
 
 
-@pytest.mark.parametrize("when", ["before", "during", "during the last"])
+@pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.slow), "during", "during the last"])
 def test_a_stop_at_a_measuring_step_loses_no_measurement(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     same = {"data": {"holdout": "0.4"}, "run": {"holdout_every": 3, "log_every": 100, "sample_prompt": ["x", "y"], "sample_every": 3}}
     whole = train(**same | {"run": same["run"] | {"out": str(tmp_path / "whole")}})
