@@ -72,9 +72,11 @@ def through_lycoris(of: Family, path: Path, prefix: str) -> Tensor:
     return output(model, of)
 
 
-# Of one family's two bases, which differ in the schedule and in guidance, the second is for LoRA alone unless slow tests are run.
+# Of one family's two bases, which differ in the schedule and in guidance, the second is for LoRA alone unless slow tests are run; and so
+# is rsLoRA, a LoRA at another strength, on the family that takes longest.
+SECOND = {"sd-v", "flux-schnell"}
 EVERYWHERE = [
-    pytest.param(kind, name, marks=[pytest.mark.slow] if kind != "lora" and name in ("sd-v", "flux-schnell") else [])
+    pytest.param(kind, name, marks=[pytest.mark.slow] if (kind != "lora" and name in SECOND) or (kind, name) == ("rslora", "sdxl") else [])
     for name in tiny.PIPELINES
     for kind in ROWS
 ]
@@ -118,7 +120,9 @@ def test_text_encoders_too(kind: str, make: Make, bases: Bases, monkeypatch: pyt
     assert (live[0] - plain["hidden"]).abs().max() > 0.02 and (made["hidden"] - live[0]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("kind", sorted(ROWS.keys() - {"oft"}))
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] if k == "rslora" else []) for k in sorted(ROWS.keys() - {"oft"})]
+)
 def test_convolutions_too(kind: str, trained: Any, bases: Bases) -> None:
     path, live = trained(kind, method={"targets": "all"})
     of = family(bases("sd"))
