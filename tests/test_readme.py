@@ -87,7 +87,7 @@ def test_generate_and_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ba
 
 def test_the_demo_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Whole, and drawn as a stranger sees it, by a slow test in tests/test_learning.py; here it holds out 4 pictures of 100 and draws 2
-    names of 10, which takes 6 seconds and not 40."""
+    names of 10, which takes 8 seconds and not 30."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "held-out").mkdir()
     for file in sorted(DEMO_HELD_OUT.glob("*.*"))[:8]:  # a picture and its caption have one name
