@@ -28,6 +28,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from finetune.config.precedence import merge_settings
 from finetune.data.inputs import ALPHA, LOSS_MASK, PICTURE, Input
 from finetune.data.sample import Sample
 
@@ -149,3 +150,15 @@ def sample(name: str, content: str, captions: tuple[str, ...] = ("x",), masked: 
     """A picture that is not read."""
     inputs = {PICTURE: Input(content, bytes)} | ({LOSS_MASK: Input(ALPHA)} if masked else {})
     return Sample(name, inputs, captions, **more)
+
+
+def job(base: Path, imgs: Path, out: Path, **sections: Any) -> dict[str, Any]:
+    """The settings of a small job with alpha different from rank."""
+    small = {
+        "model": {"base": str(base)},
+        "data": {"path": str(imgs)},
+        "method": {"rank": 4, "alpha": 2} if sections.get("method", {}).get("kind", "lora") == "lora" else {},
+        "optim": {"steps": 6, "batch": 2, "lr": 1e-3},
+        "run": {"out": str(out), "save_dtype": "fp32"},
+    }
+    return merge_settings(small, sections)
