@@ -137,7 +137,8 @@ def cut(job: Job, family: Family, pictures: Pictures, batch: int, classes: Seque
     else:
         _check_unmasked(job)
         unread = [s.name for s in pictures.all if INPAINT_MASK in s.inputs]
-        pictures = replace(pictures, train=_unmasked(pictures.train), held=_unmasked(pictures.held))
+        if unread:
+            pictures = replace(pictures, train=_unmasked(pictures.train), held=_unmasked(pictures.held))
     sizes, of_job = buckets(job, family), instances(job, batch)
     train = sizes.assign(pictures.train, batch=of_job)
     beside = sizes.assign(list(classes), sizes.sides[:1])  # they were drawn at that resolution
