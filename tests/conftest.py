@@ -28,9 +28,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`bases("sdxl")`: the folder of a tiny pipeline, by its name in `tiny.PIPELINES`."""
+    """`bases("sdxl")`: the folder of a tiny pipeline, by its name in tests/tiny.py."""
     root = tmp_path_factory.mktemp("bases")
-    return cache(lambda name: tiny.PIPELINES[name](root / name))
+    pipelines = tiny.PIPELINES | tiny.REPAINTING
+    return cache(lambda name: pipelines[name](root / name))
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
 
 def test_the_counts_are_what_we_think() -> None:
-    assert (len(COMMANDS), len(TRAINING), len(RECIPES), len(CONFIGS)) == (26, 10, 16, 3)
+    assert (len(COMMANDS), len(TRAINING), len(RECIPES), len(CONFIGS)) == (26, 10, 18, 3)
 
 
 def train_words(command: str) -> list[str]:
@@ -131,7 +131,10 @@ def test_recipes_plan(path: Path, imgs: Path, capsys: pytest.CaptureFixture[str]
     assert plan["adapted_layers"] >= 56 if job.method.kind == "lora" else plan["trainable_parameters"], plan
 
 
-TINY = {"tiny": "sd", "sd15": "sd", "sd21": "sd-v", "sdxl": "sdxl", "flux-dev": "flux"}  # known base -> its tiny pipeline
+TINY = {  # known base -> its tiny pipeline
+    "tiny": "sd", "sd15": "sd", "sd21": "sd-v", "sdxl": "sdxl", "flux-dev": "flux",
+    "sd15-inpainting": "sd-inpainting", "sdxl-inpainting": "sdxl-inpainting",
+}  # fmt: skip
 
 
 @each_recipe
