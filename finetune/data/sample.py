@@ -35,10 +35,9 @@ class Item:
     stamp: str  # what tells without reading it, among all of its place, that it has not changed: name, size, time
     captions: tuple[str, ...] = ()  # its own
     words: str = ""  # its name as words, for a caption's {name}
-    mask: Callable[[], bytes] | None = None  # what of it counts
-    inpaint_mask: Callable[[], bytes] | None = None  # what of it is to be repainted
     repeats: int = 1
     concept: str = ""  # what its folder is called after the number of repeats
+    beside: tuple[tuple[str, Callable[[], bytes]], ...] = ()  # names of inputs, and files that lie beside it for them
 
 
 @dataclass(frozen=True, slots=True)
