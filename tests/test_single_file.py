@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from finetune import files
 from finetune.errors import AccessError, ConfigError, FinetuneError
-from finetune.families import load, single_file, source
+from finetune.families import load, single_file, source, unets
+from finetune.families.facts import stable_diffusion, stable_diffusion_xl
 from finetune.results import stored
 
-PROBE = single_file.PROBE
+PROBE = unets.PROBE
 XL = ("conditioner.embedders.0.x", "conditioner.embedders.1.x")
 
 
@@ -36,7 +37,8 @@ def tiny_configs(bases: Callable[[str], Path], tmp_path: Path, monkeypatch: pyte
         (root / f"{name}.json").write_text(json.dumps({f.relative_to(base).as_posix(): json.loads(f.read_text()) for f in files}))
     shutil.copytree(bases("sd") / "tokenizer", root / "clip", ignore=shutil.ignore_patterns("tokenizer_config.json"))
     monkeypatch.setattr(single_file, "CONFIGS", root)
-    monkeypatch.setattr(single_file, "WIDTHS", {16: "sd15", 40: "sdxl"})
+    monkeypatch.setattr(stable_diffusion, "WIDTHS", {16: "sd15"})
+    monkeypatch.setattr(stable_diffusion_xl, "WIDTHS", {40: "sdxl"})
 
 
 @pytest.mark.usefixtures("tiny_configs")
@@ -91,7 +93,7 @@ def test_a_single_file_is_the_base_it_was_made_of(base: Path, tmp_path: Path) ->
 @pytest.mark.usefixtures("tiny_configs")
 @pytest.mark.filterwarnings("ignore")
 def test_a_single_file_of_the_second_version(bases: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(single_file, "WIDTHS", {16: "sd21"})
+    monkeypatch.setattr(stable_diffusion, "WIDTHS", {16: "sd21"})
     path = original_layout.write(bases("sd-v"), tmp_path / "model.safetensors", second=True)
     ours = load.family(source.resolve_base(str(path), prediction="v_prediction"))
     whole = load.family(source.resolve_base(str(bases("sd-v"))))

@@ -7,7 +7,6 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +16,16 @@ from safetensors import SafetensorError, safe_open
 
 from finetune import files, tensor_files
 from finetune.errors import AccessError, ConfigError
-from finetune.families.catalogue import of_pipeline
+from finetune.families.catalogue import FAMILIES, of_pipeline
 from finetune.families.hashes import file_hash
 from finetune.families.source import Source
-from finetune.families.spec import ZERO_SNR
+from finetune.families.spec import ZERO_SNR, Original, Shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIGS = Path(__file__).parent / "configs"
 HINT = "save it as a diffusers folder, then --base FOLDER"
-UNET = "model.diffusion_model."
-PROBE = UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight"  # its width tells what text a U-Net reads
-WIDTHS = {768: "sd15", 1024: "sd21", 2048: "sdxl"}
-TEXT_ENCODERS = {
-    "sd15": ("cond_stage_model.",),
-    "sd21": ("cond_stage_model.",),
-    "sdxl": ("conditioner.embedders.0.", "conditioner.embedders.1."),
-    "flux": ("text_encoders.clip_l.", "text_encoders.t5xxl."),
-}
 
 
 @dataclass(frozen=True)
@@ -111,16 +101,16 @@ def identify(path: Path, prediction: str | None) -> Checkpoint:
     try:
         files.check_regular(path)
         with safe_open(path, "pt") as f:
-            names, metadata = set(f.keys()), f.metadata() or {}
-            name, probe = _name(path, names, lambda k: f.get_slice(k).get_shape()[1])
-            half = f.get_slice(probe).get_dtype() in ("F16", "BF16", "F8_E4M3", "F8_E5M2")
+            shapes, metadata = {k: f.get_slice(k).get_shape() for k in f.keys()}, f.metadata() or {}
+            told = _recognised(path, shapes)
+            half = f.get_slice(told.probe).get_dtype() in ("F16", "BF16", "F8_E4M3", "F8_E5M2")
     except (SafetensorError, OSError) as e:
         raise AccessError(f"--base {path}: not a readable safetensors file ({e})") from e
-    kind = "flux" if name.startswith("flux") else name
-    if missing := [p for p in TEXT_ENCODERS[kind] if not any(n.startswith(p) for n in names)]:
+    name = told.base
+    if missing := [p for p in told.text if not any(key.startswith(p) for key in shapes)]:
         raise AccessError(f"--base {path}: holds no text encoder ({missing[0]}…)", f"--base {name} takes it from the Hub; or {HINT}")
     declared = {"epsilon": "epsilon", "v": "v_prediction"}.get(metadata.get("modelspec.prediction_type", ""))
-    marked = "v_prediction" if "v_pred" in names else declared
+    marked = "v_prediction" if "v_pred" in shapes else declared
     if marked and prediction and marked != prediction:
         raise ConfigError(f"model.prediction_type {prediction}: {path.name} says {marked}", "leave it out")
     if name == "sd21":
@@ -130,27 +120,32 @@ def identify(path: Path, prediction: str | None) -> Checkpoint:
                 "--set model.prediction_type=v_prediction for the 768-pixel model, epsilon for the 512-pixel one",
             )
         name = "sd21" if (marked or prediction) == "v_prediction" else "sd21-base"
-    return Checkpoint(path, name, marked or prediction, "ztsnr" in names, half)
+    return Checkpoint(path, name, marked or prediction, "ztsnr" in shapes, half)
 
 
-def _name(path: Path, names: set[str], width: Callable[[str], int]) -> tuple[str, str]:
-    for prefix in ("", UNET):
-        if (probe := f"{prefix}double_blocks.0.img_attn.qkv.weight") in names:
-            return ("flux-dev" if f"{prefix}guidance_in.in_layer.weight" in names else "flux-schnell"), probe
-    if PROBE in names:
-        if (known_width := width(PROBE)) in WIDTHS:
-            return WIDTHS[known_width], PROBE
-        raise AccessError(f"--base {path}: a checkpoint of an unknown kind, whose attention reads text of width {known_width}", HINT)
-    some = ", ".join(sorted(names)[:2])
+def _recognised(path: Path, shapes: Shapes) -> Original:
+    """By the family whose model it is.
+
+    Raises:
+        AccessError: it is nobody's, or of a model that is not known.
+    """
+    said = [spec.recognise(shapes) for spec in FAMILIES]
+    for told in said:
+        if isinstance(told, Original):
+            return told
+    if unknown := next(filter(None, said), None):
+        raise AccessError(f"--base {path}: a checkpoint of an unknown kind, {unknown}", HINT)
+    some = ", ".join(sorted(shapes)[:2])
     raise AccessError(f"--base {path}: not a checkpoint of a known family (its keys begin {some})", "an adapter is no base")
 
 
 def undrawable(source: Source) -> str | None:
     """Why no picture could be drawn from a single file of a base; None if one could."""
-    if not source.spec.single_file:
-        return f"there is none for {source.spec.name}"
-    width = int(source.config(source.spec.denoiser)["cross_attention_dim"])
-    return None if width in WIDTHS else f"as one file a base of width {width} is no known one"
+    spec = source.spec
+    if not spec.single_file:
+        return f"there is none for {spec.name}"
+    told = spec.recognise(spec.telling(source))
+    return None if isinstance(told, Original) else f"as one file it is of an unknown kind, {told}"
 
 
 def shipped_configs(name: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Torch-free facts about families and bases, for the command line and the plan."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -72,6 +72,22 @@ class Edition:
     zeros: bool = False  # whether inference puts zeros in the place of a caption, and not what is made of the empty one
 
 
+Shapes = Mapping[str, Sequence[int]]  # of a file's tensors, by name
+
+
+@dataclass(frozen=True)
+class Original:
+    """What a single file in the original layout is of."""
+
+    base: str  # the known base whose configs and tokenizers it lacks
+    probe: str  # one of its denoiser's tensors, whose number format is the file's
+    text: tuple[str, ...]  # what the keys of its text encoders begin with
+
+
+def nobodys(shapes: Shapes) -> None:
+    """For families that have no such files."""
+
+
 @dataclass(frozen=True)
 class FamilySpec:
     name: str
@@ -97,6 +113,11 @@ class FamilySpec:
     # What makes one file in the original layout of a whole model: a module in this folder, and its function of the base and of state dicts
     # by folder. None: nothing does.
     single_file: str | None = None
+    # What a single file is of whose tensors have these shapes. None: it is another family's; a text: of a model that is not known, and what
+    # tells so.
+    recognise: Callable[[Shapes], Original | str | None] = nobodys
+    # What the tensors of such a file are that tell it, for one that is written from a base.
+    telling: Callable[[Configs], Shapes] = lambda base: {}
     # Of settings that change what a network is asked: the values that are understood, by component. One that is not there is the usual one.
     understood: Mapping[str, Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
     # Sizes that fit each other: one of a component's config -> those that add up to it.

@@ -1,8 +1,9 @@
 """Facts that families share whose denoiser is a U-Net on a discrete noise schedule. Torch-free."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from finetune.families.spec import ATTENTION, FEED_FORWARD, Configs, pixels_per_latent
+from finetune.families.spec import ATTENTION, FEED_FORWARD, Configs, Original, Shapes, pixels_per_latent
 
 UNET_TARGETS = {
     "attention": ATTENTION,
@@ -33,3 +34,20 @@ DISCRETE = {
 def resolution(base: Configs) -> int:
     """The side in pixels that a U-Net was trained for, whose config has that of its latents."""
     return int(base.config("unet")["sample_size"]) * pixels_per_latent(base)
+
+
+PROBE = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"  # its width tells what text a U-Net reads
+
+
+def original(shapes: Shapes, models: Mapping[int, str], *text: str) -> Original | str | None:
+    """What a single file is of, by the width of the text that its U-Net reads; `models` are the known bases by that width, `text` what the
+    keys of their text encoders begin with."""
+    if PROBE not in shapes:
+        return None
+    width = shapes[PROBE][1]
+    return Original(models[width], PROBE, text) if width in models else f"whose attention reads text of width {width}"
+
+
+def telling(base: Configs) -> Shapes:
+    """Of a single file that is written from a base."""
+    return {PROBE: (0, int(base.config("unet")["cross_attention_dim"]))}

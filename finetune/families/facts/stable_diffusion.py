@@ -2,8 +2,10 @@
 
 from finetune.bases import TINY_NAMES, TINY_SHEET
 from finetune.families.names.stable_diffusion import NAMES
-from finetune.families.spec import Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder
-from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS, resolution
+from finetune.families.spec import Component, Configs, Edition, FamilySpec, KnownBase, Original, Shapes, TextEncoder
+from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS, original, resolution, telling
+
+WIDTHS = {768: "sd15", 1024: "sd21"}  # of the text that a model reads -> the known base
 
 
 def _edition(base: Configs) -> Edition:
@@ -14,6 +16,10 @@ def _edition(base: Configs) -> Edition:
     else:
         names = "stable-diffusion-v1", "sd_v1" + ("_v" if v else "")
     return Edition(resolution(base), 30, 7.5, *names, v2=v2)
+
+
+def _recognise(shapes: Shapes) -> Original | str | None:
+    return original(shapes, WIDTHS, "cond_stage_model.")
 
 
 SPEC = FamilySpec(
@@ -34,6 +40,8 @@ SPEC = FamilySpec(
     samplers=DISCRETE_SAMPLERS,
     sampler="ddim",
     single_file="unet_file:whole_file",
+    recognise=_recognise,
+    telling=telling,
     taught_text=("text_encoder",),
     understood={"unet": UNET_ASKED, "scheduler": DISCRETE},
     sums={

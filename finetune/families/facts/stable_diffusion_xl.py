@@ -1,13 +1,19 @@
 """Stable Diffusion XL."""
 
 from finetune.families.names.stable_diffusion_xl import NAMES
-from finetune.families.spec import Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder
-from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS, resolution
+from finetune.families.spec import Component, Configs, Edition, FamilySpec, KnownBase, Original, Shapes, TextEncoder
+from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS, original, resolution, telling
+
+WIDTHS = {2048: "sdxl"}  # of the text that a model reads -> the known base
 
 
 def _edition(base: Configs) -> Edition:
     zeros = bool(base.index().get("force_zeros_for_empty_prompt", True))
     return Edition(resolution(base), 30, 5.0, "stable-diffusion-xl-v1-base", "sdxl_base_v1-0", zeros=zeros)
+
+
+def _recognise(shapes: Shapes) -> Original | str | None:
+    return original(shapes, WIDTHS, "conditioner.embedders.0.", "conditioner.embedders.1.")
 
 
 SPEC = FamilySpec(
@@ -32,6 +38,8 @@ SPEC = FamilySpec(
     samplers=DISCRETE_SAMPLERS,
     sampler="euler",
     single_file="unet_file:whole_file",
+    recognise=_recognise,
+    telling=telling,
     taught_text=("text_encoder", "text_encoder_2"),
     understood={"unet": UNET_ASKED | {"addition_embed_type": ("text_time",)}, "scheduler": DISCRETE},
     sums={
