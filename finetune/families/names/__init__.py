@@ -54,6 +54,11 @@ def equal(module: str) -> int:
     return 1
 
 
+def straight(module: str, outputs: int, inputs: int) -> bool:
+    """For families whose original code has all rows in diffusers' order."""
+    return False
+
+
 def same(key: str) -> str:
     """For families that no tool has keys of its own for."""
     return key
@@ -87,7 +92,8 @@ class Names:
     # ModelSpec's `implementation`, whose code the tensors are named as in, by kind of file and by sd-scripts' rule
     codes: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(("adapter", "embedding", "model"), "diffusers"))
     share: Callable[[str], int] = equal
-    swapped: frozenset[str] = frozenset()  # modules whose halves of rows stand the other way round in the original code
+    # Whether a module, of so many outputs and inputs (0: not told), has the halves of its rows the other way round in the original code.
+    swapped: Callable[[str, int, int], bool] = straight
     one_alpha: bool = False  # diffusers' reader takes one alpha for all modules of a file in kohya's layout
     usual_key: Callable[[str], str] = same  # a key that one tool has for this family alone, as others would spell it
 

@@ -106,6 +106,11 @@ def row_share(module: str) -> int:
     return 4 if module.endswith("proj_mlp") else 1
 
 
+def _turned(module: str, outputs: int, inputs: int) -> bool:
+    """diffusers keeps scale and shift, the original shift and scale."""
+    return module == "norm_out.linear"
+
+
 _XLABS = re.compile(r"^(double|single)_blocks\.(\d+)\.processor\.(qkv|proj)_lora([12]?)\.(down|up)\.weight$")
 
 
@@ -171,6 +176,6 @@ NAMES = Names(
     tags=("flux", "flux-diffusers"),
     codes={"adapter": CODE, "embedding": CODE, "model": CODE},
     share=row_share,
-    swapped=frozenset({"norm_out.linear"}),  # diffusers keeps scale and shift, the original shift and scale
+    swapped=_turned,
     usual_key=usual_key,
 )  # fmt: skip
