@@ -153,13 +153,16 @@ class Family:
         return [{name: tensor.cpu() for name, tensor in text.items()} for text in self.text(nets, captions)]
 
     def idle(self, part: str) -> tuple[str, ...]:
-        """Beginnings of the names of weights that a text encoder has and `text` does not use, with and without the prefix that versions
-        of transformers leave out; none of another part."""
-        if part not in self.spec.text or not self.spec.encoders[part].idle:
+        """Beginnings of the names of weights that a network has and no answer depends on, by its folder or its place in a step; of a text
+        encoder with and without the prefix that versions of transformers leave out."""
+        folder = part if part in self.spec.components else self.spec.denoiser
+        if not self.spec.components[folder].idle:
             return ()
-        last = int(self.source.config(part)["num_hidden_layers"]) - 1
-        bare = tuple(name.format(last=last) for name in self.spec.encoders[part].idle)
-        return bare + tuple(self.spec.names.text[part].prefix + name for name in bare)
+        config = self.source.config(folder)
+        last = int(config.get("num_hidden_layers") or config["num_layers"]) - 1
+        bare = tuple(name.format(last=last) for name in self.spec.components[folder].idle)
+        prefix = self.spec.names.text[folder].prefix if folder in self.spec.text else ""
+        return bare + tuple(prefix + name for name in bare)
 
     def unconditional(self, empty: Text) -> Text:
         """What inference puts in the place of a caption, from what `text` makes of the empty one."""

@@ -1,7 +1,7 @@
 """Torch-free facts about families and bases, for the command line and the plan."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,6 +20,8 @@ class Component:
 
     cls: str
     precision: Literal["fp32", "run", "wide"] = "fp32"
+    # Beginnings of the names of weights that it has and no answer depends on; `{last}` is the number of its last layer.
+    idle: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,7 @@ class TextEncoder(Component):
 
     tokenizer: str = "tokenizer"
     words: Tokenizer = CLIP_TOKENIZER
-    # Beginnings of the names of weights that it has and the denoiser is not told of; `{last}` is the number of its last layer.
-    idle: tuple[str, ...] = ()
+    optional: bool = False  # whether a base may lack it: its pipeline is given None then
 
 
 class Configs(Protocol):
@@ -122,6 +123,28 @@ class FamilySpec:
     understood: Mapping[str, Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
     # Sizes that fit each other: one of a component's config -> those that add up to it.
     sums: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def of(self, index: Mapping[str, Any]) -> "FamilySpec":
+        """The facts of a base with this `model_index.json`: without the text encoders that it lacks and may lack."""
+        spec = self
+        for part, encoder in self.encoders.items():
+            if encoder.optional and index.get(part) in (None, [None, None]):
+                spec = spec._without(part, encoder)
+        return spec
+
+    def _without(self, part: str, encoder: TextEncoder) -> "FamilySpec":
+        components = {name: component for name, component in self.components.items() if name != part}
+        names = replace(self.names, text={name: text for name, text in self.names.text.items() if name != part})
+        sums = {size: summands for size, summands in self.sums.items() if not any(name.startswith(f"{part}.") for name in summands)}
+        return replace(
+            self,
+            components=components,
+            names=names,
+            sums=sums,
+            counted=next(iter(names.text)) if self.counted == part else self.counted,
+            taught_text=tuple(name for name in self.taught_text if name != part),
+            pipeline_options={**self.pipeline_options, part: None, encoder.tokenizer: None},
+        )
 
     @property
     def denoiser(self) -> str:
