@@ -44,7 +44,7 @@ class Layer:
 
     part: str  # DENOISER, or a text encoder's folder
     module: str
-    original: bool  # whether the file has it under its name in the original code
+    original: bool  # whether the file has it under its name in the family's original code
     inputs: int  # how wide what it reads is; 0 where its tensors do not tell
     label: str  # the file's own word for the part, such as lora_te
 
