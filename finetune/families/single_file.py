@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from finetune.errors import AccessError, ConfigError
 from finetune.families.catalogue import FAMILIES, of_pipeline
 from finetune.families.hashes import file_hash
 from finetune.families.source import Source
-from finetune.families.spec import ZERO_SNR, Original, Shapes
+from finetune.families.spec import ZERO_SNR, FamilySpec, Original, Shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,11 +36,12 @@ class Checkpoint:
     prediction: str | None  # where the file or the user says another than the configs
     zero_snr: bool
     half: bool
+    absent: tuple[str, ...] = ()  # text encoders that it does not hold, and that its pipeline may lack
 
     @property
     def configs(self) -> dict[str, Any]:
         """The base's JSON files, by their path in a diffusers folder."""
-        configs = shipped_configs(self.name)
+        configs = _lacking(shipped_configs(self.name), self.absent)
         if self.prediction:
             configs["scheduler/scheduler_config.json"] |= {"prediction_type": self.prediction} | (ZERO_SNR if self.zero_snr else {})
         return configs
@@ -102,13 +104,14 @@ def identify(path: Path, prediction: str | None) -> Checkpoint:
         files.check_regular(path)
         with safe_open(path, "pt") as f:
             shapes, metadata = {k: f.get_slice(k).get_shape() for k in f.keys()}, f.metadata() or {}
-            told = _recognised(path, shapes)
+            spec, told = _recognised(path, shapes)
             half = f.get_slice(told.probe).get_dtype() in ("F16", "BF16", "F8_E4M3", "F8_E5M2")
     except (SafetensorError, OSError) as e:
         raise AccessError(f"--base {path}: not a readable safetensors file ({e})") from e
     name = told.base
-    if missing := [p for p in told.text if not any(key.startswith(p) for key in shapes)]:
-        raise AccessError(f"--base {path}: holds no text encoder ({missing[0]}…)", f"--base {name} takes it from the Hub; or {HINT}")
+    missing = [part for part, start in told.text.items() if not any(key.startswith(start) for key in shapes)]
+    if needed := [told.text[part] for part in missing if not spec.encoders[part].optional]:
+        raise AccessError(f"--base {path}: holds no text encoder ({needed[0]}…)", f"--base {name} takes it from the Hub; or {HINT}")
     declared = {"epsilon": "epsilon", "v": "v_prediction"}.get(metadata.get("modelspec.prediction_type", ""))
     marked = "v_prediction" if "v_pred" in shapes else declared
     if marked and prediction and marked != prediction:
@@ -120,20 +123,20 @@ def identify(path: Path, prediction: str | None) -> Checkpoint:
                 "--set model.prediction_type=v_prediction for the 768-pixel model, epsilon for the 512-pixel one",
             )
         name = "sd21" if (marked or prediction) == "v_prediction" else "sd21-base"
-    return Checkpoint(path, name, marked or prediction, "ztsnr" in shapes, half)
+    return Checkpoint(path, name, marked or prediction, "ztsnr" in shapes, half, tuple(missing))
 
 
-def _recognised(path: Path, shapes: Shapes) -> Original:
+def _recognised(path: Path, shapes: Shapes) -> tuple[FamilySpec, Original]:
     """By the family whose model it is.
 
     Raises:
         AccessError: it is nobody's, or of a model that is not known.
     """
-    said = [spec.recognise(shapes) for spec in FAMILIES]
-    for told in said:
+    said = [(spec, spec.recognise(shapes)) for spec in FAMILIES]
+    for spec, told in said:
         if isinstance(told, Original):
-            return told
-    if unknown := next(filter(None, said), None):
+            return spec, told
+    if unknown := next((told for _, told in said if told), None):
         raise AccessError(f"--base {path}: a checkpoint of an unknown kind, {unknown}", HINT)
     some = ", ".join(sorted(shapes)[:2])
     raise AccessError(f"--base {path}: not a checkpoint of a known family (its keys begin {some})", "an adapter is no base")
@@ -154,14 +157,28 @@ def shipped_configs(name: str) -> dict[str, Any]:
     return configs
 
 
+def _lacking(configs: dict[str, Any], parts: Collection[str]) -> dict[str, Any]:
+    """A base's JSON files without text encoders that it does not have."""
+    index = dict(configs["model_index.json"])
+    spec = _spec(index)
+    gone = [folder for part in parts for folder in (part, spec.encoders[part].tokenizer)]
+    kept = {name: value for name, value in configs.items() if name.partition("/")[0] not in gone}
+    return kept | {"model_index.json": index | {folder: [None, None] for folder in gone}}
+
+
+def _spec(index: dict[str, Any]) -> FamilySpec:
+    """Of a known base, by its `model_index.json`."""
+    spec = of_pipeline(index["_class_name"])
+    assert spec is not None  # noqa: S101  a known base's
+    return spec.of(index)
+
+
 def write_configs(configs: dict[str, Any], folder: Path) -> None:
     """A diffusers folder without weights: its JSON files, and the tokenizers."""
     for name, value in configs.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
-    spec = of_pipeline(configs["model_index.json"]["_class_name"])
-    assert spec is not None  # noqa: S101  a known base's
-    for encoder in spec.encoders.values():
+    for encoder in _spec(configs["model_index.json"]).encoders.values():
         for file in (CONFIGS / encoder.words.shipped).iterdir():
             shutil.copyfile(file, folder / encoder.tokenizer / file.name)
 
@@ -193,8 +210,9 @@ def unpack_checkpoint(checkpoint: Checkpoint) -> Path:
     import diffusers
     import torch
 
-    cls = getattr(diffusers, checkpoint.configs["model_index.json"]["_class_name"])
-    absent = {"safety_checker": None} if cls is diffusers.StableDiffusionPipeline else {}
+    index = checkpoint.configs["model_index.json"]
+    cls = getattr(diffusers, index["_class_name"])
+    absent = {name: None for name, value in _spec(index).pipeline_options.items() if value is None}
     try:
         pipeline = cls.from_single_file(
             str(checkpoint.path),

@@ -82,7 +82,7 @@ class Original:
 
     base: str  # the known base whose configs and tokenizers it lacks
     probe: str  # one of its denoiser's tensors, whose number format is the file's
-    text: tuple[str, ...]  # what the keys of its text encoders begin with
+    text: Mapping[str, str]  # what the keys of its text encoders begin with, by folder
 
 
 def nobodys(shapes: Shapes) -> None:

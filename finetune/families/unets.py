@@ -39,7 +39,7 @@ def resolution(base: Configs) -> int:
 PROBE = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"  # its width tells what text a U-Net reads
 
 
-def original(shapes: Shapes, models: Mapping[int, str], *text: str) -> Original | str | None:
+def original(shapes: Shapes, models: Mapping[int, str], text: Mapping[str, str]) -> Original | str | None:
     """What a single file is of, by the width of the text that its U-Net reads; `models` are the known bases by that width, `text` what the
     keys of their text encoders begin with."""
     if PROBE not in shapes:

@@ -28,7 +28,7 @@ def _recognise(shapes: Shapes) -> Original | None:
     for prefix in ("", "model.diffusion_model."):
         if (probe := f"{prefix}double_blocks.0.img_attn.qkv.weight") in shapes:
             base = "flux-dev" if f"{prefix}guidance_in.in_layer.weight" in shapes else "flux-schnell"
-            return Original(base, probe, ("text_encoders.clip_l.", "text_encoders.t5xxl."))
+            return Original(base, probe, {"text_encoder": "text_encoders.clip_l.", "text_encoder_2": "text_encoders.t5xxl."})
     return None
 
 

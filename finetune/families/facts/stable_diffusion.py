@@ -19,7 +19,7 @@ def _edition(base: Configs) -> Edition:
 
 
 def _recognise(shapes: Shapes) -> Original | str | None:
-    return original(shapes, WIDTHS, "cond_stage_model.")
+    return original(shapes, WIDTHS, {"text_encoder": "cond_stage_model."})
 
 
 SPEC = FamilySpec(

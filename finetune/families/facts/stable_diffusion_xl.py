@@ -13,7 +13,7 @@ def _edition(base: Configs) -> Edition:
 
 
 def _recognise(shapes: Shapes) -> Original | str | None:
-    return original(shapes, WIDTHS, "conditioner.embedders.0.", "conditioner.embedders.1.")
+    return original(shapes, WIDTHS, {"text_encoder": "conditioner.embedders.0.", "text_encoder_2": "conditioner.embedders.1."})
 
 
 SPEC = FamilySpec(
