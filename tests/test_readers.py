@@ -99,7 +99,7 @@ def through_lycoris(folder: Path, denoiser: str, path: Path, modules: dict[str, 
 READERS = {"diffusers": through_diffusers, "PEFT": through_peft, "LyCORIS": through_lycoris}
 CELLS = [
     (name, layout, kind)
-    for name in ("sd", "sdxl", "flux")
+    for name in ("sd", "sdxl", "flux", "sd3")
     for layout, kinds in (("kohya", ("lora", "dora", "loha", "lokr", "full")), ("diffusers", ("lora", "dora")), ("peft", ("lora", "dora")))
     for kind in kinds
     if (name, layout, kind) != ("flux", "kohya", "lora")  # diffusers knows the real widths alone: tests/test_interop.py

@@ -72,9 +72,10 @@ def through_lycoris(of: Family, path: Path, prefix: str) -> Tensor:
     return output(model, of)
 
 
-# Of one family's two bases, which differ in the schedule and in guidance, the second is for LoRA alone unless slow tests are run.
+# Of one family's two bases, which differ in the schedule and in guidance, the second is for LoRA alone unless slow tests are run; so is one
+# of two families that differ in names alone here.
 EVERYWHERE = [
-    pytest.param(kind, name, marks=[pytest.mark.slow] if kind != "lora" and name in ("sd-v", "flux-schnell") else [])
+    pytest.param(kind, name, marks=[pytest.mark.slow] if kind != "lora" and name in ("sd-v", "flux-schnell", "sd3") else [])
     for name in tiny.PIPELINES
     for kind in ROWS
 ]
@@ -87,8 +88,8 @@ def test_a_file_has_the_trained_effect_elsewhere(kind: str, name: str, trained: 
     base = output(getattr(fresh(bases(name)), of.spec.denoiser), of)
     assert (live - base).abs().max() > 0.05, "the adapter must do something for this test to mean anything"
     assert (through_ours(of, path) - live).abs().max() < 1e-4
-    if (name.startswith("sd") and name != "sdxl") or (name.startswith("flux") and not ROWS[kind].low_rank):
-        prefix = "lora_unet" if name.startswith("sd") else "lycoris"
+    if name in ("sd", "sd-v") or (of.spec.denoiser == "transformer" and not ROWS[kind].low_rank):
+        prefix = "lora_unet" if name in ("sd", "sd-v") else "lycoris"
         assert (through_lycoris(of, path, prefix) - live).abs().max() < 1e-4
     if ROWS[kind].file == "lora":
         assert (through_diffusers(of, path) - live).abs().max() < 1e-4
