@@ -131,7 +131,7 @@ def test_a_file_has_the_trained_effect_elsewhere(name: str, layout: str, trained
     assert (live - base).abs().max() > 0.05, "the adapter must do something for this test to mean anything"
     readers = (*READERS[layout], *((through_lycoris,) if layout == "kohya" and name == "sd" else ()))
     if layout == "kohya" and name in ("flux", "flux-schnell", "sd3"):
-        readers = (through_ours,)  # diffusers' reader knows FLUX.1's real widths alone, see the next test, and nothing of Stable Diffusion 3's
+        readers = (through_ours,)  # diffusers' reader knows FLUX.1's real widths alone, see the next test, and nothing of the other's
     for reader in readers:
         assert (reader(of, path) - live).abs().max() < 1e-5, reader.__name__
 

@@ -38,7 +38,8 @@ def test_a_transformer_of_another_family_is_not_taken_for_a_known_one() -> None:
     assert keys.sort_keys(of_transformer(60)).family is None, "Qwen-Image has more blocks than FLUX.1"
     assert keys.sort_keys(of_transformer(19, 2432)).family == "stable-diffusion-3", "whose large model is as wide"
     assert keys.sort_keys(of_transformer(60, 2432)).family is None, "it has more blocks than that"
-    assert keys.sort_keys(of_transformer(24, 1536)).family == "stable-diffusion-3" and keys.sort_keys(of_transformer(25, 1536)).family is None
+    assert keys.sort_keys(of_transformer(24, 1536)).family == "stable-diffusion-3", "both mediums"
+    assert keys.sort_keys(of_transformer(25, 1536)).family is None
     assert keys.sort_keys(of_transformer(19, 1920)).family is None, "a width of no model"
     assert keys.sort_keys(of_transformer(19)).family == "flux"
 

@@ -112,7 +112,8 @@ def test_recipes_say_what_they_cost_and_plan(path: Path, imgs: Path, capsys: pyt
     assert plan["adapted_layers"] >= 56 if job.method.kind == "lora" else plan["trainable_parameters"], plan
 
 
-TINY = {"tiny": "sd", "sd15": "sd", "sd21": "sd-v", "sdxl": "sdxl", "flux-dev": "flux", "sd35-medium": "sd3"}  # known base -> its tiny pipeline
+# Known base -> its tiny pipeline.
+TINY = {"tiny": "sd", "sd15": "sd", "sd21": "sd-v", "sdxl": "sdxl", "flux-dev": "flux", "sd35-medium": "sd3"}
 
 
 @each_recipe

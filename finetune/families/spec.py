@@ -106,6 +106,7 @@ class FamilySpec:
     text_targets: dict[str, tuple[str, ...]] = field(default_factory=lambda: CLIP_TARGETS)
     pipeline_options: Mapping[str, Any] = field(default_factory=dict)  # beside the components
     distilled: tuple[str, ...] = ()  # words in names of bases that are distilled for few steps, which no config tells
+    apart: bool = False  # whether what an adapter learned of one of its models means nothing to another that it fits
     learns_better: str = ""  # the known base that is not distilled
     counted: str = "text_encoder"  # whose tokens a caption is counted in
     patch: int = 1  # latents that the denoiser takes for one, along a side

@@ -9,6 +9,8 @@ from finetune.families.names.stable_diffusion_3 import NAMES
 from finetune.families.source import Source
 from finetune.families.unet_file import State, completed, vae
 
+TIED = "encoder.embed_tokens.weight"  # T5's table of words under a second name, which the published files have too: 9.79 GB in fp16
+
 
 def transformer(state: State) -> dict[str, Tensor]:
     """Fused where the original is, and with halves of rows in its order."""
@@ -34,5 +36,6 @@ def whole_file(source: Source, parts: Mapping[str, State]) -> dict[str, Tensor]:
     """The file's tensors; `parts` are state dicts by diffusers' folder. Text encoders keep the names of their library."""
     tensors = transformer(parts["transformer"]) | vae(parts["vae"])
     for part, names in source.spec.names.text.items():
-        tensors |= {f"text_encoders.{names.comfy[0]}.transformer.{k}": t for k, t in completed(names, parts[part]).items()}
+        for key, tensor in completed(names, parts[part]).items():
+            tensors[f"text_encoders.{names.comfy[0]}.transformer.{key}"] = tensor.clone() if key == TIED else tensor
     return {k: t.contiguous() for k, t in tensors.items()}

@@ -81,6 +81,7 @@ SPEC = FamilySpec(
     edition=_edition,
     prompt={"prompt_embeds": "hidden", "pooled_prompt_embeds": "pooled"},
     distilled=("turbo", "lightning", "hyper", "flash", "lcm"),
+    apart=True,  # 3 medium and 3.5 medium are of one width, and trained from nothing each
     learns_better="sd35-large",
     counted="text_encoder_3",  # CLIP's two read 77 of them, and the pooled text is theirs
     patch=2,
