@@ -48,6 +48,9 @@ MODULES = {
     ("sd15", "attention"): 128, ("sd15", "attention+ff"): 160, ("sd15", "all-linear"): 192, ("sd21", "attention"): 128,
     ("sdxl", "attention"): 560, ("sdxl", "attention+ff"): 700, ("sdxl", "all-linear"): 722,
     ("flux-dev", "attention"): 266, ("flux-dev", "attention+ff"): 418, ("flux-dev", "all-linear"): 494,
+    # Eight projections of attention a block, without the last one's answer to the text; four more where a block attends twice.
+    ("sd3-medium", "attention"): 191, ("sd35-medium", "attention"): 243, ("sd35-large", "attention"): 303,
+    ("sd35-medium", "attention+ff"): 337, ("sd35-medium", "all-linear"): 385,
 }  # fmt: skip
 
 
@@ -113,7 +116,7 @@ def test_keys_are_spelt_as_in_files_of_the_original_trainers(full: Callable[[str
 
 
 def test_every_adaptable_module_has_a_name_that_comes_back(full: Callable[[str], Family]) -> None:
-    for name in ("sd15", "sd21", "sdxl", "flux-dev"):
+    for name in ("sd15", "sd21", "sdxl", "flux-dev", "sd35-medium"):
         net = full(name).parts.skeleton(full(name).spec.denoiser)
         for n, m in net.named_modules():
             if isinstance(m, torch.nn.Linear | torch.nn.Conv2d):

@@ -140,7 +140,6 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) / 4
 
 
-@torch.no_grad()
 def test_a_fused_file_acts_as_on_the_original_weights(bases: Bases, tmp_path: Path, settings: Callable[..., dict[str, Any]]) -> None:
     """A LoRA of one rank over queries, keys and values together, as sd-scripts writes it, on every layer of a block: against the change of
     the original's own matrices, taken through diffusers' converter."""
