@@ -42,7 +42,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "textual inversion": {"method": {"kind": "none", "new_tokens": ["<x>"], "vectors": 2}, "data": {"template": "none"}},
     "pivotal": {"method": {**ADAPTER, "new_tokens": ["<x>"], "vectors": 2, "token_until": 0.5}, "data": {"template": "none"}},
 }
-FAMILIES = ["sd", "sd-v", "sdxl", "flux"]
+FAMILIES = ["sd", "sd-v", "sdxl", "flux", "sd3"]
+# Of the newest family, whose own tests train it by default, all but one with the slow tests.
+EVERYWHERE = [
+    pytest.param(of, name, marks=[pytest.mark.slow] if of == "sd3" and name != "dreambooth lora, text encoder" else [])
+    for of in FAMILIES
+    for name in METHODS
+]
 
 
 @pytest.fixture
@@ -67,8 +73,7 @@ def weights(family: load.Family) -> dict[str, Tensor]:
     return {f"{p}.{n}": t.clone() for p in family.spec.parts for n, t in family.parts.load(p).state_dict().items()}
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("of", FAMILIES)
+@pytest.mark.parametrize(("of", "name"), EVERYWHERE)
 def test_every_method_trains_and_its_files_come_back(make: Make, bases: Bases, of: str, name: str, tmp_path: Path) -> None:
     settings = make(of, name, run={"sample_prompt": ["red disc"], "sample_every": 2}, data={"holdout": "0.3"})
     summary = train(config.parse(settings))

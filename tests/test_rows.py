@@ -72,10 +72,10 @@ def through_lycoris(of: Family, path: Path, prefix: str) -> Tensor:
     return output(model, of)
 
 
-# Of one family's two bases, which differ in the schedule and in guidance, the second is for LoRA alone unless slow tests are run; so is one
-# of two families that differ in names alone here.
+# Of one family's two bases, which differ in the schedule and in guidance, the second is for LoRA alone unless slow tests are run; and the
+# newest family, whose files of each kind are as FLUX.1's, for those.
 EVERYWHERE = [
-    pytest.param(kind, name, marks=[pytest.mark.slow] if kind != "lora" and name in ("sd-v", "flux-schnell", "sd3") else [])
+    pytest.param(kind, name, marks=[pytest.mark.slow] if name == "sd3" or (kind != "lora" and name in ("sd-v", "flux-schnell")) else [])
     for name in tiny.PIPELINES
     for kind in ROWS
 ]

@@ -7,9 +7,9 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from finetune import files, tensor_files
 from finetune.errors import AccessError, ConfigError
+from finetune.families import encoder_files
 from finetune.families.catalogue import FAMILIES, of_pipeline
 from finetune.families.hashes import file_hash
 from finetune.families.source import Source
@@ -37,6 +38,7 @@ class Checkpoint:
     zero_snr: bool
     half: bool
     absent: tuple[str, ...] = ()  # text encoders that it does not hold, and that its pipeline may lack
+    beside: Mapping[str, Path] = field(default_factory=dict)  # others that it does not hold, in files of their own
 
     @property
     def configs(self) -> dict[str, Any]:
@@ -110,8 +112,12 @@ def identify(path: Path, prediction: str | None) -> Checkpoint:
         raise AccessError(f"--base {path}: not a readable safetensors file ({e})") from e
     name = told.base
     missing = [part for part, start in told.text.items() if not any(key.startswith(start) for key in shapes)]
-    if needed := [told.text[part] for part in missing if not spec.encoders[part].optional]:
-        raise AccessError(f"--base {path}: holds no text encoder ({needed[0]}…)", f"--base {name} takes it from the Hub; or {HINT}")
+    beside = encoder_files.beside(path, told.files, missing)
+    missing = [part for part in missing if part not in beside]
+    if needed := [part for part in missing if not spec.encoders[part].optional]:
+        named = f"put {told.files[needed[0]][0]} beside it; or " if needed[0] in told.files else ""
+        hint = f"{named}--base {name} takes it from the Hub; or {HINT}"
+        raise AccessError(f"--base {path}: holds no text encoder ({told.text[needed[0]]}…)", hint)
     declared = {"epsilon": "epsilon", "v": "v_prediction"}.get(metadata.get("modelspec.prediction_type", ""))
     marked = "v_prediction" if "v_pred" in shapes else declared
     if marked and prediction and marked != prediction:
@@ -123,7 +129,7 @@ def identify(path: Path, prediction: str | None) -> Checkpoint:
                 "--set model.prediction_type=v_prediction for the 768-pixel model, epsilon for the 512-pixel one",
             )
         name = "sd21" if (marked or prediction) == "v_prediction" else "sd21-base"
-    return Checkpoint(path, name, marked or prediction, "ztsnr" in shapes, half, tuple(missing))
+    return Checkpoint(path, name, marked or prediction, "ztsnr" in shapes, half, tuple(missing), beside)
 
 
 def _recognised(path: Path, shapes: Shapes) -> tuple[FamilySpec, Original]:
@@ -199,7 +205,8 @@ def unpack_checkpoint(checkpoint: Checkpoint) -> Path:
         AccessError: the weights do not fit the configs.
     """
     config = skeleton(checkpoint.configs)
-    key = hashlib.sha256(f"{files.sha256(checkpoint.path)} {config.name}".encode()).hexdigest()
+    bytes_of = " ".join(map(files.sha256, (checkpoint.path, *checkpoint.beside.values())))
+    key = hashlib.sha256(f"{bytes_of} {config.name}".encode()).hexdigest()
     folder = files.cache_root() / "bases" / key
     if folder.exists():
         if _whole(folder):
@@ -212,14 +219,16 @@ def unpack_checkpoint(checkpoint: Checkpoint) -> Path:
 
     index = checkpoint.configs["model_index.json"]
     cls = getattr(diffusers, index["_class_name"])
-    absent = {name: None for name, value in _spec(index).pipeline_options.items() if value is None}
+    spec, dtype = _spec(index), torch.float16 if checkpoint.half else torch.float32
+    given: dict[str, Any] = {name: None for name, value in spec.pipeline_options.items() if value is None}
+    given |= {part: encoder_files.opened(path, spec, part, config, dtype) for part, path in checkpoint.beside.items()}
     try:
         pipeline = cls.from_single_file(
             str(checkpoint.path),
             config=str(config),
             local_files_only=True,
-            dtype=torch.float16 if checkpoint.half else torch.float32,
-            **absent,
+            dtype=dtype,
+            **given,
         )
     except (ValueError, KeyError, RuntimeError) as e:
         raise AccessError(f"--base {checkpoint.path}: does not fit {checkpoint.name} ({str(e).splitlines()[0]})", HINT) from e

@@ -83,6 +83,8 @@ class Original:
     base: str  # the known base whose configs and tokenizers it lacks
     probe: str  # one of its denoiser's tensors, whose number format is the file's
     text: Mapping[str, str]  # what the keys of its text encoders begin with, by folder
+    # What text encoders that it does not hold are called as files of their own beside it, by folder, the best first.
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def nobodys(shapes: Shapes) -> None:

@@ -37,6 +37,13 @@ def _edition(base: Configs) -> Edition:
 
 PREFIX, QUERIES = "model.diffusion_model.", "joint_blocks.0.x_block.{}.qkv.weight"
 
+# As they are published beside the transformer and the autoencoder.
+_FILES = {
+    "text_encoder": ("clip_l.safetensors",),
+    "text_encoder_2": ("clip_g.safetensors",),
+    "text_encoder_3": ("t5xxl_fp16.safetensors", "t5xxl_fp8_e4m3fn.safetensors"),
+}
+
 
 def _recognise(shapes: Shapes) -> Original | str | None:
     """By a block that it alone has, with the prefix of a whole checkpoint or without: its width, and whether it attends twice."""
@@ -46,7 +53,7 @@ def _recognise(shapes: Shapes) -> Original | str | None:
             medium = "sd35-medium" if prefix + QUERIES.format("attn2") in shapes else "sd3-medium"
             known = {MEDIUM: medium, LARGE: "sd35-large"}
             text = {part: f"text_encoders.{names.comfy[0]}." for part, names in NAMES.text.items()}
-            return Original(known[width], probe, text) if width in known else f"whose blocks are {width} wide"
+            return Original(known[width], probe, text, _FILES) if width in known else f"whose blocks are {width} wide"
     return None
 
 
