@@ -43,12 +43,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "pivotal": {"method": {**ADAPTER, "new_tokens": ["<x>"], "vectors": 2, "token_until": 0.5}, "data": {"template": "none"}},
 }
 FAMILIES = ["sd", "sd-v", "sdxl", "flux", "sd3"]
-# Of the newest family, whose own tests train it by default, all but one with the slow tests.
-EVERYWHERE = [
-    pytest.param(of, name, marks=[pytest.mark.slow] if of == "sd3" and name != "dreambooth lora, text encoder" else [])
-    for of in FAMILIES
-    for name in METHODS
-]
+# The newest family's own tests train it by default; each method, the slow ones.
+EVERYWHERE = [pytest.param(of, name, marks=[pytest.mark.slow] if of == "sd3" else []) for of in FAMILIES for name in METHODS]
 
 
 @pytest.fixture

@@ -103,14 +103,14 @@ def test_another_shift_or_patch_is_refused(bases: Bases, tmp_path: Path) -> None
 
 def test_what_nobody_reads_does_not_train(settings: Callable[..., dict[str, Any]], bases: Bases, tmp_path: Path) -> None:
     """The last block's queries of the text, and a projection that the original has not; all else has a gradient."""
-    small = {"model": {"base": str(bases("sd3"))}, "data": {"resolution": 16}, "optim": {"steps": 12}}
+    small = {"model": {"base": str(bases("sd3"))}, "data": {"resolution": 16}, "optim": {"steps": 10}}
     for method in ({"targets": "all-linear"}, {"kind": "full", "text_encoder": True}):
         runner = run.begun(config.parse(settings(**small, method=method, run={"out": str(tmp_path / str(len(method)))})))
         names = list(runner.training.trainable)
         assert not [n for n in names if "blocks.2.attn.add_q_proj" in n or "blocks.2.attn.norm_added_q" in n]
         assert [n for n in names if "blocks.1.attn.add_q_proj" in n] and [n for n in names if "blocks.0.attn2.to_q" in n]
         assert not [n for n in names if n.startswith("text_encoder.text_projection")]
-        runner.train()  # the canary stops it at what has no gradient
+    runner.train()  # the canary stops it at what has no gradient
     assert "text_encoder_2.text_projection.weight" in names
 
 
@@ -308,7 +308,7 @@ def tiny_configs(bases: Bases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.usefixtures("tiny_configs")
 def test_a_whole_model_is_the_same_as_a_folder_and_as_one_file(bases: Bases, train: Train, tmp_path: Path) -> None:
     """Trained with its text encoders, written both ways, and opened; T5 is part of it, and may be left out of the file."""
-    full: dict[str, Any] = {"model": {"base": str(bases("sd3"))}, "method": {"kind": "full", "text_encoder": True}, "optim": {"steps": 2}}
+    full: dict[str, Any] = {"model": {"base": str(bases("sd3"))}, "method": {"kind": "full", "text_encoder": True}, "optim": {"steps": 1}}
     full["data"] = {"resolution": 16}
     folder = family(Path(train(**full)["model"]))
     file = train(**full, run={"format": "single", "out": str(tmp_path / "single")})["model"]
