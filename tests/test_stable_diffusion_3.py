@@ -31,7 +31,7 @@ from finetune.families import load, single_file, source
 from finetune.families.catalogue import of_name
 from finetune.families.facts import stable_diffusion_3 as facts
 from finetune.families.names.stable_diffusion_3 import NAMES
-from finetune.families.stable_diffusion_3_file import transformer, whole_file
+from finetune.families.stable_diffusion_3_file import as_one_file, transformer
 from finetune.sampling import generate
 from finetune.training import run
 
@@ -320,7 +320,7 @@ def test_a_whole_model_is_the_same_as_a_folder_and_as_one_file(bases: Bases, tra
     base = family(bases("sd3")).parts
     assert not torch.equal(base.load("text_encoder_2").text_projection.weight, opened.parts.load("text_encoder_2").text_projection.weight)
     parts = {part: folder.parts.load(part).state_dict() for part in folder.spec.parts}
-    some = {k: t for k, t in whole_file(folder.source, parts).items() if "t5xxl" not in k}
+    some = {k: t for k, t in as_one_file(folder.source, parts).items() if "t5xxl" not in k}
     save_file(some, tmp_path / "clips.safetensors")
     lacking = load.family(source.resolve_base(str(tmp_path / "clips.safetensors")))
     assert lacking.spec.text == ("text_encoder", "text_encoder_2")
@@ -333,7 +333,7 @@ def test_text_encoders_may_lie_beside_a_file(bases: Bases, tmp_path: Path) -> No
     """As they are published: the transformer and the autoencoder in one file, the text encoders in a folder beside it."""
     base = family(bases("sd3"))
     parts = {part: base.parts.load(part).state_dict() for part in base.spec.parts}
-    whole = whole_file(base.source, parts)
+    whole = as_one_file(base.source, parts)
     save_file({k: t for k, t in whole.items() if not k.startswith("text_encoders.")}, tmp_path / "sd3.5_medium.safetensors")
     with pytest.raises(AccessError, match="holds no text encoder") as refused:
         source.resolve_base(str(tmp_path / "sd3.5_medium.safetensors"))

@@ -32,7 +32,7 @@ def transformer(state: State) -> dict[str, Tensor]:
     return out
 
 
-def whole_file(source: Source, parts: Mapping[str, State]) -> dict[str, Tensor]:
+def as_one_file(source: Source, parts: Mapping[str, State]) -> dict[str, Tensor]:
     """The file's tensors; `parts` are state dicts by diffusers' folder. Text encoders keep the names of their library."""
     tensors = transformer(parts["transformer"]) | vae(parts["vae"])
     for part, names in source.spec.names.text.items():

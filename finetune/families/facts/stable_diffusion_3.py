@@ -100,7 +100,7 @@ SPEC = FamilySpec(
     },
     samplers={"euler": "FlowMatchEulerDiscreteScheduler"},
     sampler="euler",
-    single_file="stable_diffusion_3_file:whole_file",
+    single_file="stable_diffusion_3_file:as_one_file",
     recognise=_recognise,
     telling=_telling,
     taught_text=("text_encoder", "text_encoder_2"),  # CLIP: nobody trains T5
