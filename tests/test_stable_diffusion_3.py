@@ -85,6 +85,10 @@ def test_a_base_without_t5_has_no_t5(without_t5: Path, train: Train, tmp_path: P
     more = {"method": {"new_tokens": ["<x>"], "kind": "none"}, "data": {"resolution": 16, "trigger": "<x>"}, "optim": {"steps": 1}}
     word = train(model={"base": str(without_t5)}, run={"out": str(tmp_path / "word")}, **more)
     assert load_file(word["embedding"]).keys() == {"clip_l", "clip_g"}
+    card = (Path(word["out"]) / "README.md").read_text(encoding="utf-8")
+    assert "takes no files of new tokens" in card and "```python" not in card and "`embedding:" in card
+    assert not hasattr(StableDiffusion3Pipeline, "load_textual_inversion"), "or the card may say how"
+    assert "with text_encoder_3=None, tokenizer_3=None" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def test_another_shift_or_patch_is_refused(bases: Bases, tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ class FamilySpec:
     samplers: dict[str, str]  # legal samplers by short name -> scheduler class
     sampler: str
     taught_text: tuple[str, ...]  # text encoders that fine-tuning may train
+    reads_words: bool = True  # whether its pipeline in diffusers takes files of new tokens
     text_targets: dict[str, tuple[str, ...]] = field(default_factory=lambda: CLIP_TARGETS)
     pipeline_options: Mapping[str, Any] = field(default_factory=dict)  # beside the components
     distilled: tuple[str, ...] = ()  # words in names of bases that are distilled for few steps, which no config tells

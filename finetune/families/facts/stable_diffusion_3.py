@@ -104,6 +104,7 @@ SPEC = FamilySpec(
     recognise=_recognise,
     telling=_telling,
     taught_text=("text_encoder", "text_encoder_2"),  # CLIP: nobody trains T5
+    reads_words=False,  # diffusers 0.42
     understood={
         "transformer": {"patch_size": (2,)},
         "scheduler": {"use_dynamic_shifting": (False, None), "num_train_timesteps": (1000,)},
