@@ -26,13 +26,13 @@ from finetune.adapters.fused import lora
 from finetune.adapters.inspect import inspect
 from finetune.adapters.landing import shape_misfit, shapes_of
 from finetune.adapters.read import read
-from finetune.errors import AccessError, DataError
+from finetune.errors import AccessError, ConfigError, DataError
 from finetune.families import load, single_file, source
 from finetune.families.catalogue import of_name
 from finetune.families.facts import stable_diffusion_3 as facts
 from finetune.families.names.stable_diffusion_3 import NAMES
 from finetune.families.stable_diffusion_3_file import as_one_file, transformer
-from finetune.sampling import generate
+from finetune.sampling import draw, generate
 from finetune.training import run
 
 PROMPT = "red disc"
@@ -100,6 +100,19 @@ def test_another_shift_or_patch_is_refused(bases: Bases, tmp_path: Path) -> None
         with pytest.raises(AccessError, match=f"has {key}"):
             source.resolve_base(str(folder))
     assert family(bases("sd3")).schedule().shift == 3.0  # type: ignore[union-attr]
+
+
+def test_a_side_that_it_has_no_positions_for_is_refused(bases: Bases, train: Train) -> None:
+    """96 pixels of the tiny one's; 3 medium and 3.5 large have 3072, 3.5 medium 6144."""
+    of = family(bases("sd3"))
+    assert of.edition.longest == 96 and [facts.SPEC.edition(shipped(n)).longest for n in ("sd3-medium", "sd35-medium")] == [3072, 6144]
+    draw.check_side(of, 96)
+    with pytest.raises(ConfigError, match="knows no sides of more than 96 pixels"):
+        draw.check_side(of, 112)
+    with pytest.raises(ConfigError, match="becomes 112 pixels long, and sd3 knows no sides of more than 96"):
+        of.example(112)
+    with pytest.raises(ConfigError, match="becomes 128 pixels long"):
+        train(model={"base": str(bases("sd3"))}, data={"resolution": 128, "buckets": False}, optim={"steps": 1})
 
 
 # What trains

@@ -70,6 +70,7 @@ class Edition:
     v2: bool = False  # whether it is Stable Diffusion 2, whose text encoder is OpenCLIP's: kohya's `ss_v2`
     distilled: str = ""  # for what, where training undoes it, and the base that learns better
     windows: Mapping[str, int] = field(default_factory=dict)  # tokens that a text encoder reads, where not as many as its config says
+    longest: int | None = None  # side in pixels, beyond which it has no positions
     zeros: bool = False  # whether inference puts zeros in the place of a caption, and not what is made of the empty one
 
 

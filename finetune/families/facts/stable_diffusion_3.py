@@ -25,6 +25,7 @@ def _edition(base: Configs) -> Edition:
     """3.5 norms queries and keys, and its medium attends twice in the first blocks. Steps and guidance are of the models' own cards."""
     config = base.config("transformer")
     side = int(config["sample_size"]) * pixels_per_latent(base)
+    longest = int(config["pos_embed_max_size"]) * int(config["patch_size"]) * pixels_per_latent(base)
     if not config.get("qk_norm"):
         use = 28, 7.0, "3-medium"
     elif config.get("dual_attention_layers"):
@@ -32,7 +33,7 @@ def _edition(base: Configs) -> Edition:
     else:
         use = 28, 3.5, "3-5-large"
     steps, guidance, model = use  # sd-scripts' name of the model, which it puts behind the family's
-    return Edition(side, steps, guidance, f"stable-diffusion-3-{model}", model, windows={"text_encoder_3": WINDOW})
+    return Edition(side, steps, guidance, f"stable-diffusion-3-{model}", model, windows={"text_encoder_3": WINDOW}, longest=longest)
 
 
 PREFIX, QUERIES = "model.diffusion_model.", "joint_blocks.0.x_block.{}.qkv.weight"
