@@ -79,6 +79,7 @@ def test_a_base_without_t5_has_no_t5(without_t5: Path, train: Train, tmp_path: P
     """It trains, its tokens are those of two text encoders, and what is written of it lacks T5 too."""
     of = family(without_t5)
     assert of.spec.text == ("text_encoder", "text_encoder_2") and of.spec.counted == "text_encoder" and of.window == tiny.WINDOW
+    assert "has no text_encoder_3: it is trained and drawn without" in of.notes()[0]
     whole = train(model={"base": str(without_t5)}, method={"kind": "full"}, optim={"steps": 1}, data={"resolution": 16})["model"]
     DiffusionPipeline.from_pretrained(whole, text_encoder_3=None, tokenizer_3=None)
     assert family(Path(whole)).spec.text == of.spec.text

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import AccessError
+from finetune.families.source import reason
 from finetune.families.spec import FamilySpec
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def opened(path: Path, spec: FamilySpec, part: str, config: Path, dtype: "torch.
             net = cls(cls.config_class.from_pretrained(config / part))
         net.load_state_dict(state, strict=False, assign=True)
     except (SafetensorError, OSError, ValueError, RuntimeError) as e:
-        raise AccessError(f"--base {path}: not a readable {part} ({str(e).splitlines()[0]})") from e
+        raise AccessError(f"--base {path}: not a readable {part} ({reason(e)})") from e
     net.tie_weights()
     still = {name: weight for name, weight in net.named_parameters() if weight.is_meta}
     if lost := [name for name in still if not name.startswith(spec.components[part].idle)]:

@@ -7,7 +7,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from finetune.families import autoencoder, patches, tokenizers
+from finetune.families import autoencoder, catalogue, patches, tokenizers
 from finetune.families.components import Components
 from finetune.families.source import Source
 from finetune.families.spec import Edition, pixels_per_latent
@@ -195,11 +195,14 @@ class Family:
 
     def notes(self) -> list[str]:
         """What should be said of the base before it is trained."""
+        lacking = catalogue.of_name(self.spec.name).encoders.keys() - self.spec.encoders.keys()
+        said = [f"note: {self.source.id} has no {part}: it is trained and drawn without, as its pipeline does" for part in sorted(lacking)]
         named = next((word for word in self.spec.distilled if word in self.source.id.lower()), None)
         what = self.edition.distilled or (f"few steps ({named})" if named else "")
-        if not what:
-            return []
-        return [f"note: {self.source.id} is distilled for {what}; training undoes that, `--base {self.spec.learns_better}` learns better"]
+        if what:
+            better = f"training undoes that, `--base {self.spec.learns_better}` learns better"
+            said.append(f"note: {self.source.id} is distilled for {what}; {better}")
+        return said
 
     def example(self, side: int, device: str = "meta") -> dict[str, Any]:
         """Arguments of one denoiser call on one picture of `side` pixels, for counting."""
