@@ -40,9 +40,14 @@ PARAMETERS = {
 }  # fmt: skip
 
 
+LATER = ("sd35-medium", "attention")  # which all-linear holds
+
+
 def by_default(table: dict[tuple[str, str], int]) -> list[Any]:
     """Of three models that differ in width and depth alone, one; the others with the slow tests."""
-    return [pytest.param(*case, marks=[pytest.mark.slow] if case[0] in ("sd3-medium", "sd35-large") else []) for case in table]
+    return [
+        pytest.param(*case, marks=[pytest.mark.slow] if case[0] in ("sd3-medium", "sd35-large") or case == LATER else []) for case in table
+    ]
 
 
 @pytest.mark.parametrize(("name", "part"), by_default(PARAMETERS))
