@@ -25,9 +25,14 @@ def encode(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return (posterior.mean - shift) * scale, posterior.std * scale
 
 
+def decoded(vae: Any, latents: Tensor) -> Tensor:
+    """[B, C, H/f, W/f] -> pixels [B, 3, H, W], about [-1, 1], in the autoencoder's precision and on its device; with gradients."""
+    shift, scale = _affine(vae)
+    with torch.autocast(vae.device.type, enabled=False):
+        return cast(Tensor, vae.decode(latents.to(vae.device, vae.dtype) / scale + shift).sample)
+
+
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """[B, C, H/f, W/f] -> pixels [B, 3, H, W] in [-1, 1], fp32 on the CPU."""
-    shift, scale = _affine(vae)
-    with torch.autocast(vae.device.type, enabled=False):
-        return cast(Tensor, vae.decode(latents.to(vae.device, torch.float32) / scale + shift).sample.clamp(-1, 1).cpu())
+    return decoded(vae, latents).clamp(-1, 1).cpu()

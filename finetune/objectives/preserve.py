@@ -39,6 +39,14 @@ class Preserving:
         changed = [caption is None or caption != kept for caption, kept in zip(batch.captions, preserved, strict=True)]
         return learned * error + self.weight * _column(changed, error) * torch.square(after - before)
 
+    @property
+    def networks(self) -> frozenset[str]:
+        return self.inner.networks
+
+    @property
+    def measured(self) -> tuple[float, ...]:
+        return self.inner.measured
+
     def at(self, level: float) -> Objective:
         """The pictures' part alone."""
         return self.inner.at(level)

@@ -15,6 +15,7 @@ from finetune.data.tables import Columns
 from finetune.data.templates import TEMPLATES
 from finetune.errors import ConfigError
 from finetune.families.family import Family
+from finetune.objectives.build import asked
 
 
 def gathered(job: Job) -> Pictures:
@@ -49,6 +50,7 @@ def origins(job: Job) -> list[Origin]:
         wildcards=d.wildcards,
         variants=d.caption_variants,
         seed=job.run.seed,
+        silent="text" not in asked(job.method.kind),
     )
     out = []
     for s in d.places:

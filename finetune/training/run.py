@@ -11,7 +11,7 @@ from finetune.config.job import Job
 from finetune.data.index_plan import IndexPlan
 from finetune.errors import Stopped
 from finetune.methods.networks import recompute
-from finetune.methods.trainees import DENOISER, Counted
+from finetune.methods.trainees import Counted
 from finetune.preparation.encoding import encode
 from finetune.results import checkpoint, clean, export, finished, record, summary, verdict
 from finetune.results.progress import Progress
@@ -75,7 +75,7 @@ def begin(process: Process, prepared: Ready) -> "Run":
     nets = work.trainees.load()
     groups = work.trainees.attach(nets)
     if job.run.gradient_checkpointing:
-        recompute(nets[DENOISER], [net for place, net in nets.items() if place != DENOISER])
+        recompute(nets.values())
     _say_groups(process, work.groups)
     step = Step(family, nets, texts, work.trainees.base(nets))
     module, steps = accelerator.prepare(step, optimizer.make(optimizer.torch_groups(groups), job.optim, job.run.seed))
