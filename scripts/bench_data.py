@@ -80,7 +80,7 @@ def filled(photos: Path, root: Path) -> Encoded:
         if (name := pixels.key(s, 0)) not in store:
             shape = (4, s.size.height // 8, s.size.width // 8)
             crop = torch.tensor([*s.original, 0, 0, *s.size])
-            store.put(name, {"mean": torch.randn(shape), "deviation": torch.rand(shape), "crop": crop})
+            store.put(name, {"x_0.mean": torch.randn(shape), "x_0.deviation": torch.rand(shape), "crop": crop})
     store.flush()
     return Encoded(made, store, pixels)
 

@@ -56,7 +56,7 @@ def encode(base: Path, root: Path, side: int = 16, pixels: Pixels = ALL) -> tupl
     samples = [replace(s, size=Size(side, side)) for s in look(root, pixels.background).samples]
     jobs, store = encoded.picture_jobs(samples, pixels), encoding.latents_of(family)
     missing = sum(job.name not in store for batch in jobs for job in batch)
-    encoding.encode_pictures(family, jobs, pixels.background, store, lambda count: None)
+    encoding.encode_pictures(family, jobs, pixels, store, lambda count: None)
     return Encoded(samples, store, pixels), missing
 
 
@@ -100,7 +100,7 @@ def test_a_picture_that_changes_under_way_is_refused(base: Path, tmp_path: Path)
     family = load.family(source.resolve_base(str(base)))
     store = encoding.latents_of(family)
     with pytest.raises(DataError, match=r"01\.png: changed while the run was starting"):
-        encoding.encode_pictures(family, encoded.picture_jobs(samples, ALL), "white", store, lambda count: None)
+        encoding.encode_pictures(family, encoded.picture_jobs(samples, ALL), ALL, store, lambda count: None)
 
 
 def test_a_damaged_shard_is_made_again(base: Path) -> None:
@@ -141,7 +141,7 @@ def test_what_was_encoded_is_kept_when_a_signal_breaks_it_off(base: Path, tmp_pa
     family = load.family(source.resolve_base(str(base)))
     jobs = encoded.picture_jobs([replace(s, size=Size(16, 16)) for s in look(root).samples], ALL)
     with pytest.raises(KeyboardInterrupt):
-        encoding.encode_pictures(family, jobs, "white", encoding.latents_of(family), interrupt)
+        encoding.encode_pictures(family, jobs, ALL, encoding.latents_of(family), interrupt)
     assert encode(base, root)[1] == 20 - sum(done) == 4
 
 
@@ -257,7 +257,7 @@ def test_rows_that_are_damaged_again_and_again(count: int, own: Path, tmp_path: 
         for _ in range(3):
             made = encode(own, root)[0]
             made.encode_again = lambda job, made=made: encoding.encode_pictures(  # type: ignore[misc]
-                load.family(source.resolve_base(str(own))), [[job]], "white", made.latents, lambda count: None
+                load.family(source.resolve_base(str(own))), [[job]], ALL, made.latents, lambda count: None
             )
             assert all(torch.equal(made.row(s)["x_0.mean"], mean) for s, mean in zip(made.samples, first, strict=True))
 

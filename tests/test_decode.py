@@ -14,8 +14,7 @@ from PIL import Image, ImageCms, ImageFile
 
 from finetune.data import crop, decode, scan
 from finetune.data.captions import Wording
-from finetune.data.crop import View
-from finetune.data.encoded import prepared
+from finetune.data.encoded import Pixels
 from finetune.data.sample import Size
 from finetune.data.scan import Origin
 from finetune.errors import DataError
@@ -137,10 +136,10 @@ def test_a_size_that_the_header_did_not_tell_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "turned.png"
     Image.new("RGB", (48, 32)).save(path)
     found = scan.scan(Origin(str(tmp_path), Wording(caption="a"))).samples[0]
-    assert prepared(replace(found, size=Size(32, 32)), View(), "white").image.size == (32, 32)
+    assert Pixels().prepared(replace(found, size=Size(32, 32))).image.size == (32, 32)
     wrong = replace(found, original=Size(48, 32), size=Size(32, 32))
     with pytest.raises(DataError, match=r"turned\.png: is 48x32 when decoded, and its header says 32x48"):
-        prepared(wrong, View(), "white")
+        Pixels().prepared(wrong)
 
 
 @pytest.mark.parametrize("junk", [b"junk", b"\0" * 200, b"acsp" * 40])

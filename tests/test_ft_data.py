@@ -32,7 +32,8 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 def test_the_preview_shows_the_pixels_that_training_sees(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Found in the sheet, enlarged by whole numbers: the very pixels that the autoencoder gets."""
     from finetune import config
-    from finetune.data.encoded import prepared
+    from finetune.data.crop import Augment
+    from finetune.data.encoded import Pixels
 
     root, out = tiny.folder(tmp_path / "imgs", 1), tmp_path / "sheet.png"
     Image.open(root / "00.png").resize((32, 20)).save(root / "00.png")
@@ -45,17 +46,11 @@ def test_the_preview_shows_the_pixels_that_training_sees(tmp_path: Path, base: P
     assert sample.size.width > sample.size.height
     sheet = np.asarray(Image.open(out).convert("RGB"))
     for variant, left in ((0, 8), (1, 192)):
-        seen = prepared(sample, runner_pixels(flip=True).view(sample.content, variant), "white").image
+        seen = Pixels(augment=Augment(flip=True)).prepared(sample, variant).image
         scale = 168 / max(seen.size)
         shown = seen.resize((round(seen.width * scale), round(seen.height * scale)), Image.Resampling.NEAREST)
         top = 4 + (176 - shown.height) // 2
         assert np.array_equal(sheet[top : top + shown.height, left : left + shown.width], np.asarray(shown))
-
-
-def runner_pixels(**augment: Any) -> Any:
-    from finetune.data.crop import Augment
-
-    return Augment(**augment)
 
 
 def test_the_preview_darkens_what_a_mask_leaves_out(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "config": {"bases"},  # the usual rate is the base's own
     "data": set(),
     "objectives": {"config"},
-    "families": {"objectives", "bases"},
+    "families": {"objectives", "bases", "data"},
     "methods": {"config", "families"},
     "adapters": {"families"},
     "evaluation": {"data", "objectives", "bases"},

@@ -69,13 +69,18 @@ class Data(Section):
     enlarge: bool = Field(True, description="enlarge pictures that are smaller than their bucket; else their buckets have fewer pixels")
     background: str = Field("white", description="colour that transparent pictures are composited on")
     mask: Masks = Field("none", description=MASK)
+    inpaint_mask: Literal["both", "file", "drawn"] = Field(
+        "both",
+        description="of a base that repaints: masks that are drawn, those in name.inpaint.png beside a picture, white where it is to be "
+        "repainted, or in turn both",
+    )
     flip: bool = Field(False, description="show pictures mirrored too; not for what has a left and a right")
     random_crop: bool = Field(False, description="cut at other places than the middle too")
     colour_jitter: Annotated[float, Field(ge=0, le=0.5)] = Field(
         0.0, description="largest random change of brightness, contrast and saturation, as a share"
     )
     variants: Annotated[int, Field(ge=1, le=64)] = Field(
-        4, description="crops and tints of each picture, where they are random; each is encoded once"
+        4, description="crops, tints and inpainting masks of each picture, where they are random; each is encoded once"
     )
     caption_dropout: Fraction = Field(0.1, description="share of draws trained without caption, for classifier-free guidance")
     template: Literal["object", "style", "none"] = Field(
@@ -131,7 +136,6 @@ class Data(Section):
             ),
             (self.keep_tags > 0 and not (self.shuffle_tags or self.tag_dropout), "data.keep_tags: no tags are shuffled or dropped"),
             (self.caption_variants != 8 and not varied, "data.caption_variants: no tags are shuffled or dropped, and no wildcards drawn"),
-            (self.variants != 4 and not (self.random_crop or self.colour_jitter), "data.variants: neither crops nor colours are random"),
             (
                 not self.buckets and any((self.bucket_step, self.bucket_min, self.bucket_max)),
                 "data.bucket_step, bucket_min and bucket_max: need data.buckets",

@@ -45,15 +45,20 @@ class Augment:
     flip: bool = False
     crop: bool = False
     tint: float = 0.0  # largest change of brightness, contrast and saturation, as a share
-    variants: int = 4  # of crop and tint; mirrored ones come on top
+    variants: int = 4  # of crop, tint and mask; mirrored ones come on top
+    masks: bool = False  # whether each variant has an inpainting mask of its own
 
     @property
     def count(self) -> int:
-        return (self.variants if self.crop or self.tint else 1) * (2 if self.flip else 1)
+        return (self.variants if self.crop or self.tint or self.masks else 1) * (2 if self.flip else 1)
 
-    def view(self, content: str, number: int) -> View:
-        """Variant `number` of a picture; number 0 is the plain one."""
-        number, mirrored = divmod(number, 2) if self.flip else (number, 0)
+    def numbered(self, variant: int) -> tuple[int, bool]:
+        """The number of a variant's crop and tint, and whether it is mirrored."""
+        return (variant // 2, bool(variant % 2)) if self.flip else (variant, False)
+
+    def view(self, content: str, variant: int) -> View:
+        """A variant of a picture; number 0 is the plain one."""
+        number, mirrored = self.numbered(variant)
 
         def place(axis: str) -> float:
             return randomness.uniform("crop", axis, content, number) if self.crop and number else 0.5
@@ -61,7 +66,7 @@ class Augment:
         def factor(what: str) -> float:
             return 1 + self.tint * (2 * randomness.uniform("tint", what, content, number) - 1) if self.tint and number else 1.0
 
-        return View(bool(mirrored), place("across"), place("down"), (factor("brightness"), factor("contrast"), factor("saturation")))
+        return View(mirrored, place("across"), place("down"), (factor("brightness"), factor("contrast"), factor("saturation")))
 
 
 def box(original: Size, size: Size, view: View = PLAIN) -> tuple[Box, Crop]:
@@ -84,15 +89,25 @@ def cut(image: Image.Image, size: Size, view: View = PLAIN) -> tuple[Image.Image
     return resized, crop
 
 
+def cut_plane(mask: Image.Image, size: Size, grid: Size, view: View = PLAIN) -> Image.Image:
+    """A mask, mode L, cut as its picture is to `size`, on a `grid` of cells: the share of each one's area that is white, in 255ths. It may
+    be of another scale than the picture."""
+    mask = _mirrored(mask, view)
+    part, _ = box(Size(mask.height, mask.width), size, view)
+    return mask.resize((grid.width, grid.height), Image.Resampling.BOX, part)
+
+
 def cut_mask(mask: Image.Image, size: Size, grid: Size, view: View = PLAIN) -> "Tensor":
-    """[1, h, w] in [0, 1] on the latents' `grid`: the share of each cell's area that is white. The mask may be of another scale."""
+    """The same as [1, h, w] in [0, 1]."""
+    return to_plane(cut_plane(mask, size, grid, view))
+
+
+def to_plane(mask: Image.Image) -> "Tensor":
+    """A mask, mode L, as [1, H, W] fp32 in [0, 1]."""
     import numpy as np
     import torch
 
-    mask = _mirrored(mask, view)
-    part, _ = box(Size(mask.height, mask.width), size, view)
-    resized = mask.resize((grid.width, grid.height), Image.Resampling.BOX, part)
-    return torch.from_numpy(np.asarray(resized, dtype=np.float32)[None] / 255)
+    return torch.from_numpy(np.asarray(mask, dtype=np.float32)[None] / 255)
 
 
 def square(image: Image.Image, side: int) -> Image.Image:

@@ -8,12 +8,12 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from finetune.data import cache, decode
+from finetune.data import cache, decode, masks
 from finetune.data.batch import Batch, columns
 from finetune.data.cache import Cache, Row
-from finetune.data.crop import Augment, Crop, View, cut
+from finetune.data.crop import Augment, Crop, View, cut, cut_plane
 from finetune.data.index_plan import Slot
-from finetune.data.inputs import LOSS_MASK, PICTURE, Input
+from finetune.data.inputs import INPAINT_MASK, LOSS_MASK, PICTURE, Input
 from finetune.data.sample import Sample, Size
 from finetune.draws import StepDraws
 from finetune.errors import DataError
@@ -23,16 +23,65 @@ VERSION = 2  # part of every cache's place: raise it when the same pixels or cap
 AT_ONCE, PIXELS = 8, 1024 * 1024  # pictures that the autoencoder takes at once, and their pixels, at most
 
 
+class Prepared(NamedTuple):
+    """One variant of a picture as training sees it."""
+
+    image: Image
+    crop: Crop
+    loss_mask: Image | None  # of the whole picture, of any size
+    inpaint_mask: Image | None  # of the image's size, mode L: 0 or 255
+
+
 class Pixels(NamedTuple):
     """How pictures become pixels: part of what a latent depends on."""
 
     background: str = "white"
     augment: Augment = Augment()
+    reads: tuple[str, ...] = ()  # what rows hold besides latents, crop and loss mask, by the names of columns
+    own_masks: bool = False  # whether a picture with an inpainting mask of its own is shown with that alone
+
+    def view(self, sample: Sample, variant: int) -> View:
+        return self.augment.view(sample.content, variant)
 
     def key(self, sample: Sample, variant: int) -> bytes:
         """What the latents of a picture's variant are kept under."""
-        view = self.augment.view(sample.content, variant)
-        return cache.key(inputs=sample.contents, size=sample.size, view=view, background=self.background)
+        more: dict[str, object] = {"reads": self.reads} if self.reads else {}  # so that what was kept before it is still known
+        if INPAINT_MASK in self.reads:
+            more["inpaint"] = self._drawn_mask(sample, variant)
+        view = self.view(sample, variant)
+        return cache.key(inputs=sample.contents, size=sample.size, view=view, background=self.background, **more)
+
+    def _drawn_mask(self, sample: Sample, variant: int) -> int | None:
+        """The number of the mask that is drawn for a variant; none where the picture's own is taken, as every other time."""
+        own = INPAINT_MASK in sample.inputs and (self.own_masks or self.augment.numbered(variant)[0] % 2 == 0)
+        return None if own else variant
+
+    def prepared(self, sample: Sample, variant: int = 0) -> Prepared:
+        """Raises:
+        DataError: the file's bytes are no longer those that were looked at, or cannot be decoded; or its mask repaints nothing.
+        """
+        decoded = decode.decode_picture(_bytes(sample.inputs[PICTURE], sample.name), sample.name, self.background)
+        if decoded.image.size != (sample.original.width, sample.original.height):  # its bucket would be that of other proportions
+            there, expected = f"{decoded.image.width}x{decoded.image.height}", sample.original
+            raise DataError(f"{sample.name}: is {there} when decoded, and its header says {expected}", "save it again, upright")
+        image, crop = cut(decoded.image, sample.size, self.view(sample, variant))
+        mask, masked = None, sample.inputs.get(LOSS_MASK)
+        if masked is not None:
+            mask = decoded.alpha if masked.read is None else _grey(masked, f"the mask of {sample.name}")
+        return Prepared(image, crop, mask, self._inpaint_mask(sample, variant))
+
+    def _inpaint_mask(self, sample: Sample, variant: int) -> Image | None:
+        if INPAINT_MASK not in self.reads:
+            return None
+        if (number := self._drawn_mask(sample, variant)) is not None:
+            return masks.drawn_mask(sample.content, number, sample.size)
+        whole = _grey(sample.inputs[INPAINT_MASK], f"the inpainting mask of {sample.name}")
+        mask = cut_plane(whole, sample.size, sample.size, self.view(sample, variant)).point(masks.BINARY)
+        if not masks.white_share(mask):
+            raise DataError(
+                f"the inpainting mask of {sample.name}: nothing of the part that is trained on is white", "correct or remove the mask"
+            )
+        return mask
 
 
 @dataclass
@@ -54,7 +103,7 @@ class Encoded:
         try:
             return self.latents[name]
         except KeyError:  # it was there: it is damaged
-            self.encode_again(Variant(name, sample, self.pixels.augment.view(sample.content, variant)))
+            self.encode_again(Variant(name, sample, variant))
             return self.latents[name]
 
     def batches(self, slots: Sequence[Slot], draws: Callable[[Sequence[int]], StepDraws], caption_dropout: float) -> list[Batch]:
@@ -101,7 +150,7 @@ class Variant(NamedTuple):
 
     name: bytes
     sample: Sample
-    view: View
+    number: int
 
 
 def picture_jobs(samples: Sequence[Sample], pixels: Pixels, plain: Sequence[Sample] = ()) -> list[list[Variant]]:
@@ -110,7 +159,7 @@ def picture_jobs(samples: Sequence[Sample], pixels: Pixels, plain: Sequence[Samp
     for sample, count in [*((s, pixels.augment.count) for s in samples), *((s, 1) for s in plain)]:
         for variant in range(count):
             name = pixels.key(sample, variant)
-            wanted[name] = Variant(name, sample, pixels.augment.view(sample.content, variant))
+            wanted[name] = Variant(name, sample, variant)
     sizes: dict[tuple[Size, bool], list[Variant]] = {}
     for job in wanted.values():
         sizes.setdefault((job.sample.size, LOSS_MASK in job.sample.inputs), []).append(job)
@@ -125,30 +174,8 @@ def pictures_at_once(size: Size) -> int:
     return max(1, min(AT_ONCE, PIXELS // (size.height * size.width)))
 
 
-class Prepared(NamedTuple):
-    """One variant of a picture as training sees it, and the mask of the whole picture, of any size."""
-
-    image: Image
-    crop: Crop
-    mask: Image | None
-
-
-def prepared(sample: Sample, view: View, background: str) -> Prepared:
-    """Raises:
-    DataError: the file's bytes are no longer those that were looked at, or cannot be decoded.
-    """
-    decoded = decode.decode_picture(_bytes(sample.inputs[PICTURE], sample.name), sample.name, background)
-    if decoded.image.size != (sample.original.width, sample.original.height):  # its bucket would be that of other proportions
-        there, expected = f"{decoded.image.width}x{decoded.image.height}", sample.original
-        raise DataError(f"{sample.name}: is {there} when decoded, and its header says {expected}", "save it again, upright")
-    image, crop = cut(decoded.image, sample.size, view)
-    mask, masked = None, sample.inputs.get(LOSS_MASK)
-    if masked is not None and masked.read is None:
-        mask = decoded.alpha
-    elif masked is not None:
-        name = f"the mask of {sample.name}"
-        mask = decode.decode_picture(_bytes(masked, name), name, "black").image.convert("L")
-    return Prepared(image, crop, mask)
+def _grey(file: Input, name: str) -> Image:
+    return decode.decode_picture(_bytes(file, name), name, "black").image.convert("L")
 
 
 def _bytes(file: Input, name: str) -> bytes:

@@ -21,7 +21,10 @@ PICTURE_LIKE = {".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".eps", ".raw", 
 HEIC = {".heic", ".heif"}
 CAPTIONS = (".txt", ".caption")
 NO_CAPTIONS = {"readme.txt", "license.txt", "licence.txt", "notice.txt", "requirements.txt"}
-MASK = re.compile(r"(-masklabel|\.mask)$")  # of a stem: cat-masklabel.png or cat.mask.png beside cat.jpg
+# Of a stem: cat-masklabel.png or cat.mask.png beside cat.jpg; and cat.inpaint.png.
+LOSS_MASK = re.compile(r"(-masklabel|\.mask)$")
+INPAINT_MASK = re.compile(r"\.inpaint$")
+MASK = re.compile(f"{LOSS_MASK.pattern}|{INPAINT_MASK.pattern}")
 CONCEPT = re.compile(r"(\d{1,3})_(.+)")
 NO_CAPTION = "put the caption in a .txt file of the same name, or give --caption or --trigger for all"
 
@@ -37,10 +40,10 @@ def folder_items(
     names = [name for name in walk(folder, listing) if not skip(name)]
     pictures = [name for name in names if _usable(name, listing)]
     captions = sidecars(names, listing)
-    masks = {MASK.sub("", _stem(n)): n for n in names if _is_mask(n)}
+    masks, inpaint_masks = _masks(names, LOSS_MASK), _masks(names, INPAINT_MASK)
     stems = {_stem(n) for n in pictures}
-    own_file, own_mask = _alike(stems, captions), _alike(stems, masks)
-    _alone(names, captions, {*own_file.values(), *own_mask.values()}, listing)
+    own_file, own_mask, own_inpaint_mask = (_alike(stems, others) for others in (captions, masks, inpaint_masks))
+    _alone(names, captions, {*own_file.values(), *own_mask.values(), *own_inpaint_mask.values()}, listing)
     del stems
     concepts = _concepts(pictures, listing)
     listed = metadata(folder, names, listing, columns)
@@ -58,11 +61,11 @@ def folder_items(
         stem = _stem(name)
         repeats, concept = concepts.get(name.partition("/")[0], (1, ""))
         texts = listed[name] if listed is not None else _sidecar(place, own_file.get(stem, stem), captions, listing, each_line)
-        mask = masks.get(own_mask.get(stem, stem))
+        mask, inpaint_mask = masks.get(own_mask.get(stem, stem)), inpaint_masks.get(own_inpaint_mask.get(stem, stem))
         texts = texts if any(texts) or not concept else (concept,)
-        read, read_mask = File(place, name), File(place, mask) if mask else None
+        read_mask, read_inpaint_mask = (File(place, file) if file else None for file in (mask, inpaint_mask))
         words, around = in_words(stem.rpartition("/")[2]), concept or in_words(name.rpartition("/")[0].rpartition("/")[2] or top)
-        yield Item(name, read, _stamp(folder, name), texts, words, read_mask, repeats, around)
+        yield Item(name, File(place, name), _stamp(folder, name), texts, words, read_mask, read_inpaint_mask, repeats, around)
 
 
 def _stamp(folder: Path, name: str) -> str:
@@ -126,9 +129,14 @@ def is_archive(name: str) -> bool:
     return name.endswith((".tar", ".parquet")) and name not in METADATA
 
 
-def _is_mask(name: str) -> bool:
+def _is_mask(name: str, kind: re.Pattern[str] = MASK) -> bool:
     stem, _, end = name.rpartition(".")
-    return f".{end.lower()}" in EXTENSIONS and bool(MASK.search(stem))
+    return f".{end.lower()}" in EXTENSIONS and bool(kind.search(stem))
+
+
+def _masks(names: Iterable[str], kind: re.Pattern[str]) -> dict[str, str]:
+    """The masks of a kind, by the stems of their pictures."""
+    return {kind.sub("", _stem(n)): n for n in names if _is_mask(n, kind)}
 
 
 def _usable(name: str, listing: Listing) -> bool:

@@ -9,7 +9,11 @@ if TYPE_CHECKING:
 
     from finetune.data.cache import Row
 
-PICTURE, LOSS_MASK = "picture", "loss_mask"
+PICTURE = "picture"
+LOSS_MASK = "loss_mask"  # what of a picture counts
+INPAINT_MASK = "inpaint_mask"  # what of it is to be repainted: drawn where it is no file of its own
+MASKED = "masked"  # the picture without that
+PIXELS = "pixels"
 ALPHA = "alpha"  # in the place of a hash: the mask is the picture's own opacity
 
 
@@ -30,10 +34,14 @@ class Column:
     missing: "Callable[[Row], Tensor] | None" = None  # what stands in for it where only others of a batch have it
 
 
-def _posterior(row: "Row", noise: "Tensor | None") -> "Tensor":
-    """[C, H, W]: a draw from what the autoencoder tells of a picture, or its mean."""
-    mean = row["x_0.mean"]
-    return mean if noise is None else mean + row["x_0.deviation"] * noise.to(mean.device)
+def _posterior(name: str, noise: str) -> Column:
+    """[C, H, W] of a sample: a draw from what the autoencoder tells of a picture, or its mean."""
+
+    def make(row: "Row", normal: "Tensor | None") -> "Tensor":
+        mean = row[f"{name}.mean"]
+        return mean if normal is None else mean + row[f"{name}.deviation"] * normal.to(mean.device)
+
+    return Column(f"{name}.mean", make, noise)
 
 
 def _whole(row: "Row") -> "Tensor":
@@ -42,7 +50,11 @@ def _whole(row: "Row") -> "Tensor":
 
 
 COLUMNS = {
-    "x_0": Column("x_0.mean", _posterior, noise="vae"),  # [B, C, H, W] in the denoiser's units
+    "x_0": _posterior("x_0", "vae"),  # [B, C, H, W] in the denoiser's units
     "crop": Column("crop", lambda row, noise: row["crop"]),  # [B, 6]: original height and width, top and left, height and width
     LOSS_MASK: Column(LOSS_MASK, lambda row, noise: row[LOSS_MASK], missing=_whole),  # [B, 1, H, W] in [0, 1]
+    # Of a run that reads them, in every row: one that lacked them would be taken for a picture of which all is kept.
+    INPAINT_MASK: Column(INPAINT_MASK, lambda row, noise: row[INPAINT_MASK].float()),  # [B, 1, H, W], 1 where it is repainted
+    MASKED: _posterior(MASKED, "vae masked"),  # [B, C, H, W], as x_0
+    PIXELS: Column(PIXELS, lambda row, noise: row[PIXELS].float() / 127.5 - 1),  # [B, 3, height, width] in [-1, 1]
 }

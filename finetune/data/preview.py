@@ -6,8 +6,8 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw
 
 from finetune.data import lettering
-from finetune.data.crop import cut_mask, fitted
-from finetune.data.encoded import Pixels, prepared
+from finetune.data.crop import cut_plane, fitted
+from finetune.data.encoded import Pixels
 from finetune.data.sample import Sample
 
 CELL, LINES = 176, 3  # pixels, and lines of text below a picture
@@ -21,21 +21,26 @@ class Shown(NamedTuple):
 
 
 def preview_cells(samples: Sequence[Sample], pixels: Pixels) -> list[Shown]:
-    """Every variant of every sample; what a mask leaves out is darkened."""
+    """Every variant of every sample; what a loss mask leaves out is darkened, and what is to be repainted is red."""
     sizes = sorted({s.size for s in samples})
     out = []
     for sample in samples:
         for variant in range(pixels.augment.count):
-            picture = prepared(sample, pixels.augment.view(sample.content, variant), pixels.background)
+            picture = pixels.prepared(sample, variant)
             image = picture.image
-            if picture.mask is not None:
-                part = cut_mask(picture.mask, sample.size, sample.size, pixels.augment.view(sample.content, variant))[0].numpy()
-                shade = Image.fromarray((255 - part * 255).astype("uint8"), "L")
-                image = Image.composite(Image.blend(image, Image.new("RGB", image.size, "black"), 0.75), image, shade)
+            if picture.loss_mask is not None:
+                counts = cut_plane(picture.loss_mask, sample.size, sample.size, pixels.view(sample, variant))
+                image = Image.composite(image, _shaded(image, "black"), counts)
+            if picture.inpaint_mask is not None:
+                image = Image.composite(_shaded(image, "red"), image, picture.inpaint_mask)
             caption = lettering.wrap(sample.captions[variant % len(sample.captions)], CELL, LINES - 1)
             text = (f"{sample.size}" + (f" variant {variant}" if variant else ""), *caption)
             out.append(Shown(image, text, COLOURS[sizes.index(sample.size) % len(COLOURS)]))
     return out
+
+
+def _shaded(image: Image.Image, colour: str) -> Image.Image:
+    return Image.blend(image, Image.new("RGB", image.size, colour), 0.75)
 
 
 def preview_sheet(cells: Sequence[Shown]) -> Image.Image:

@@ -35,7 +35,8 @@ class Item:
     stamp: str  # what tells without reading it, among all of its place, that it has not changed: name, size, time
     captions: tuple[str, ...] = ()  # its own
     words: str = ""  # its name as words, for a caption's {name}
-    mask: Callable[[], bytes] | None = None
+    mask: Callable[[], bytes] | None = None  # what of it counts
+    inpaint_mask: Callable[[], bytes] | None = None  # what of it is to be repainted
     repeats: int = 1
     concept: str = ""  # what its folder is called after the number of repeats
 
@@ -169,8 +170,9 @@ class Pictures:
 
 
 def _facts(s: Sample) -> tuple[str, tuple[str, ...], float, str, tuple[int, ...], str]:
-    masked = s.contents.get(LOSS_MASK, "")
-    return s.content, s.captions, s.weight, str(s.times), tuple(s.size), masked
+    beside = [s.contents.get(LOSS_MASK, "")]  # the first that there was has no name in older records
+    beside += [f"{name} {content}" for name, content in sorted(s.contents.items()) if name not in (PICTURE, LOSS_MASK)]
+    return s.content, s.captions, s.weight, str(s.times), tuple(s.size), "\n".join(beside)
 
 
 def changed(before: Mapping[str, Sequence[str]], now: Mapping[str, Sequence[str]]) -> str:

@@ -16,7 +16,7 @@ from finetune.data.captions import Wording
 from finetune.data.file import File
 from finetune.data.folder import NO_CAPTION, file_stamp
 from finetune.data.index import Index
-from finetune.data.inputs import ALPHA, LOSS_MASK, PICTURE, Input
+from finetune.data.inputs import ALPHA, INPAINT_MASK, LOSS_MASK, PICTURE, Input
 from finetune.data.sample import Item, Listing, Pictures, Problem, Sample, Size
 from finetune.data.tables import USUAL, Columns
 from finetune.errors import ConfigError, DataError
@@ -39,6 +39,7 @@ class Origin:
     wording: Wording
     background: str = "white"
     mask: str = "none"  # alpha, file
+    inpaint_masks: bool = True  # whether those that lie beside pictures are read
     columns: Columns = USUAL
     split: str | None = None
     each_line: bool = False
@@ -173,11 +174,16 @@ def _add(item: Item, row: "list[Any] | Problem", origin: Origin, listing: Listin
     if origin.mask == "alpha" and alpha:
         inputs[LOSS_MASK] = Input(ALPHA)
     elif origin.mask == "file" and item.mask is not None:
-        inputs[LOSS_MASK] = Input(_check_mask(item, item.mask, Size(height, width), listing), item.mask)
+        inputs[LOSS_MASK] = _mask("mask", item, item.mask, Size(height, width), listing)
     elif item.mask is not None:
         listing.note("mask file not used; --set data.mask=file uses it", item.name)
     if origin.mask != "none":
         listing.note("with a mask" if LOSS_MASK in inputs else "without a mask: all of it counts", item.name)
+    if item.inpaint_mask is not None and origin.inpaint_masks:
+        inputs[INPAINT_MASK] = _mask("inpainting mask", item, item.inpaint_mask, Size(height, width), listing)
+        listing.note("with an inpainting mask", item.name)
+    elif item.inpaint_mask is not None:
+        listing.note("inpainting mask not used, as data.inpaint_mask is drawn", item.name)
     original, times = _size(height, width), _times(origin.repeats * item.repeats)
     listing.samples.append(Sample(item.name, inputs, captions, original, times=times))
 
@@ -193,19 +199,19 @@ def _note_syntax(item: Item, origin: Origin, captions: Sequence[str], listing: L
 _size, _times = cache(Size), cache(Fraction)  # one object for all that are equal: there may be millions
 
 
-def _check_mask(item: Item, read: Callable[[], bytes], picture: Size, listing: Listing) -> str:
-    """The hash of a mask that fits its picture; a problem if it does not."""
-    name = f"the mask of {item.name}"
+def _mask(what: str, item: Item, read: Callable[[], bytes], picture: Size, listing: Listing) -> Input:
+    """A mask that fits its picture; a problem if it does not."""
+    name = f"the {what} of {item.name}"
     try:
         data = read()
         head = decode.picture_header(data, name)
     except DataError as e:
         listing.problems.append(Problem(item.name, e.message, e.hint))
-        return ""
+        return Input("", read)
     if abs(head.width * picture.height / (head.height * picture.width) - 1) > WIDEST_MASK:
-        here = f"its mask is {head.width}x{head.height}, and the picture {picture}"
+        here = f"its {what} is {head.width}x{head.height}, and the picture {picture}"
         listing.problems.append(Problem(item.name, here, "make it of the same proportions"))
-    return decode.content(data)
+    return Input(decode.content(data), read)
 
 
 def load_pictures(origins: Sequence[Origin], holdout: str | None, held_as: Origin) -> Pictures:

@@ -172,7 +172,7 @@ class Family:
         spec = self.spec
         networks = {"vae": self.parts.load("vae"), spec.denoiser: denoiser or self.parts.load(spec.denoiser)}
         absent = dict.fromkeys((*spec.text, *spec.tokenizers))
-        cls = getattr(diffusers, spec.pipelines[0])
+        cls = getattr(diffusers, self.edition.pipeline or spec.pipelines[0])
         return cls(**networks, **absent, scheduler=self.source.sampler(sampler), **spec.pipeline_options)
 
     def prompt(self, text: Text, negative: Text, guidance: float) -> dict[str, Any]:

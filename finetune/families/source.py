@@ -268,11 +268,13 @@ def _check_understood(source: Source) -> None:
                 known = ", ".join(json.dumps(v) for v in values)
                 raise AccessError(f"--base {source.id}: {part} has {key} {value}; {spec.name} is known with {known}", UNKNOWN)
 
-    def size(name: str) -> Any:
+    def size(name: str | int) -> Any:
+        if isinstance(name, int):
+            return name
         part, _, key = name.partition(".")
         return configs[part].get(key)
 
-    for whole, summands in spec.sums.items():
+    for whole, summands in {**spec.sums, **spec.edition(source).sums}.items():
         total, parts = size(whole), [size(name) for name in summands]
         if total is None or None in parts:  # the class's own, or shown to be none when it is loaded
             continue

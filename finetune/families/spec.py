@@ -69,6 +69,9 @@ class Edition:
     v2: bool = False  # whether it is Stable Diffusion 2, whose text encoder is OpenCLIP's: kohya's `ss_v2`
     distilled: str = ""  # for what, where training undoes it, and the base that learns better
     windows: Mapping[str, int] = field(default_factory=dict)  # tokens that a text encoder reads, where not as many as its config says
+    reads: tuple[str, ...] = ()  # columns that the denoiser is told besides what all of the family's are: data/inputs.py
+    sums: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)  # where they are others than the family's
+    pipeline: str = ""  # that it is drawn with, where that is not the family's
     zeros: bool = False  # whether inference puts zeros in the place of a caption, and not what is made of the empty one
 
 
@@ -99,8 +102,8 @@ class FamilySpec:
     single_file: str | None = None
     # Of settings that change what a network is asked: the values that are understood, by component. One that is not there is the usual one.
     understood: Mapping[str, Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
-    # Sizes that fit each other: one of a component's config -> those that add up to it.
-    sums: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # Sizes that fit each other: one of a component's config -> those that add up to it, and numbers.
+    sums: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
 
     @property
     def denoiser(self) -> str:
@@ -135,133 +138,6 @@ class FamilySpec:
         """The same of a run whose objective asks these `networks`: "denoiser", "text", "vae". All but an autoencoder that learns alone
         need the rest: a denoiser learns from latents and captions."""
         return ("vae",) if networks == {"vae"} else self.folders
-
-
-ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-CLIP_TARGETS = {"attention": CLIP_ATTENTION, "attention+ff": (*CLIP_ATTENTION, "fc1", "fc2"), "all-linear": (*CLIP_ATTENTION, "fc1", "fc2")}
-
-
-@dataclass(frozen=True)
-class Component:
-    """A network of a base: its class in diffusers or transformers, and the precision that it runs in.
-
-    `fp32` is always that, `run` what the run asks for, `wide` the same but never fp16, which it overflows.
-    """
-
-    cls: str
-    precision: Literal["fp32", "run", "wide"] = "fp32"
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """transformers' class that opens it, and the classes that its config may name."""
-
-    cls: str
-    named: tuple[str, ...]
-    shipped: str = ""  # the folder of its files in configs/, where a known base's configs are there
-
-
-CLIP_TOKENIZER = Tokenizer("CLIPTokenizer", ("CLIPTokenizer", "CLIPTokenizerFast"), "clip")
-T5_TOKENIZER = Tokenizer("AutoTokenizer", ("T5Tokenizer", "T5TokenizerFast"), "t5")
-
-
-@dataclass(frozen=True)
-class TextEncoder(Component):
-    """One that reads captions: with its tokenizer, and the folder of that."""
-
-    tokenizer: str = "tokenizer"
-    words: Tokenizer = CLIP_TOKENIZER
-    # Beginnings of the names of weights that it has and the denoiser is not told of; `{last}` is the number of its last layer.
-    idle: tuple[str, ...] = ()
-
-
-class Configs(Protocol):
-    """A base's own configs, as a family's facts look at them."""
-
-    def config(self, component: str) -> Mapping[str, Any]: ...
-    def index(self) -> Mapping[str, Any]: ...
-
-
-def pixels_per_latent(base: Configs) -> int:
-    """Along a side: the autoencoder halves it between its levels."""
-    return int(2 ** (len(base.config("vae")["block_out_channels"]) - 1))
-
-
-@dataclass(frozen=True)
-class Edition:
-    """Which of a family's models a base is: what its configs tell of its use."""
-
-    resolution: int  # side in pixels that it was trained for
-    steps: int  # of sampling
-    guidance: float
-    architecture: str  # ModelSpec's name of it
-    version: str  # kohya's `ss_base_model_version`
-    v2: bool = False  # whether it is Stable Diffusion 2, whose text encoder is OpenCLIP's: kohya's `ss_v2`
-    distilled: str = ""  # for what, where training undoes it, and the base that learns better
-    windows: Mapping[str, int] = field(default_factory=dict)  # tokens that a text encoder reads, where not as many as its config says
-    zeros: bool = False  # whether inference puts zeros in the place of a caption, and not what is made of the empty one
-
-
-@dataclass(frozen=True)
-class FamilySpec:
-    name: str
-    released: str  # year and month: the order in which families are shown
-    pipelines: tuple[str, ...]  # class names in model_index.json; the first is drawn with
-    network: str  # module in this folder, and its class: see `Network` in families/family.py
-    names: Names  # what its files call its modules
-    components: Mapping[str, Component]  # by folder; the text encoders in the order in which `text` gives them
-    edition: Callable[[Configs], Edition]
-    prompt: Mapping[str, str]  # arguments of the pipeline for an encoded prompt -> what `text` calls them
-    targets: dict[str, tuple[str, ...]]  # endings of module names or patterns, by the name of the choice
-    samplers: dict[str, str]  # legal samplers by short name -> scheduler class
-    sampler: str
-    taught_text: tuple[str, ...]  # text encoders that fine-tuning may train
-    text_targets: dict[str, tuple[str, ...]] = field(default_factory=lambda: CLIP_TARGETS)
-    pipeline_options: Mapping[str, Any] = field(default_factory=dict)  # beside the components
-    distilled: tuple[str, ...] = ()  # words in names of bases that are distilled for few steps, which no config tells
-    learns_better: str = ""  # the known base that is not distilled
-    counted: str = "text_encoder"  # whose tokens a caption is counted in
-    patch: int = 1  # latents that the denoiser takes for one, along a side
-    calls: int = 2  # of the denoiser a sampling step: guidance asks it twice, unless it was distilled in
-    draws: int = 8  # its pipeline draws sides of multiples of so many pixels, whatever the autoencoder could
-    # What makes one file in the original layout of a whole model: a module in this folder, and its function of the base and of state dicts
-    # by folder. None: nothing does.
-    single_file: str | None = None
-    # Of settings that change what a network is asked: the values that are understood, by component. One that is not there is the usual one.
-    understood: Mapping[str, Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
-    # Sizes that fit each other: one of a component's config -> those that add up to it.
-    sums: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-    @property
-    def denoiser(self) -> str:
-        """The folder of the network that adapters go into."""
-        return self.names.denoiser
-
-    @property
-    def text(self) -> tuple[str, ...]:
-        """The folders of the text encoders."""
-        return tuple(self.encoders)
-
-    @property
-    def encoders(self) -> dict[str, TextEncoder]:
-        return {part: component for part, component in self.components.items() if isinstance(component, TextEncoder)}
-
-    @property
-    def tokenizers(self) -> tuple[str, ...]:
-        """The folders of the tokenizers."""
-        return tuple(encoder.tokenizer for encoder in self.encoders.values())
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The folders with weights that a run uses; others, such as a safety checker, stay where they are."""
-        return (self.denoiser, "vae", *self.text)
-
-    def folders_of(self, networks: Collection[str]) -> tuple[str, ...]:
-        """All that a run reads of a base whose objective asks these `networks`: "denoiser", "text" (the text encoders), "vae". The
-        denoiser learns from latents, which the autoencoder makes."""
-        if DENOISER in networks:
-            return (*self.parts, *self.tokenizers, "scheduler")
-        return ("vae",)
 
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

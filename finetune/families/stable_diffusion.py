@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from finetune.families import noise_schedule
+from finetune.families import inpainting, noise_schedule
 from finetune.families.family import Base, Columns, Cond, Nets, Text, text_rows
 from finetune.objectives.diffusion import Schedule
 
@@ -24,10 +24,11 @@ class StableDiffusion:
         return text_rows(hidden=nets["text_encoder"](input_ids=self.base.ids("text_encoder", captions)).last_hidden_state)
 
     def condition(self, texts: Sequence[Text], columns: Columns) -> Cond:
-        return self.base.stacked(texts)
+        return self.base.stacked(texts) | inpainting.condition(self.base, columns)
 
     def predict(self, nets: Nets, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        out = nets["denoiser"](x_t.to(self.base.dtype), t, encoder_hidden_states=cond["hidden"], return_dict=False)
+        sample = inpainting.unet_input(x_t.to(self.base.dtype), cond)
+        out = nets["denoiser"](sample, t, encoder_hidden_states=cond["hidden"], return_dict=False)
         return cast(Tensor, out[0])
 
     def example(self, side: int, device: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from finetune.families import noise_schedule
+from finetune.families import inpainting, noise_schedule
 from finetune.families.family import Base, Columns, Cond, Nets, Text, text_rows
 from finetune.objectives.diffusion import Schedule
 from finetune.tensors import to_device
@@ -31,12 +31,13 @@ class StableDiffusionXL:
         return text_rows(hidden=torch.cat(hidden, -1), pooled=out.text_embeds)
 
     def condition(self, texts: Sequence[Text], columns: Columns) -> Cond:
-        return self.base.stacked(texts) | {"ids": to_device(columns["crop"], self.base.device).to(self.base.dtype)}
+        ids = to_device(columns["crop"], self.base.device).to(self.base.dtype)
+        return self.base.stacked(texts) | inpainting.condition(self.base, columns) | {"ids": ids}
 
     def predict(self, nets: Nets, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         added = {"text_embeds": cond["pooled"], "time_ids": cond["ids"]}
-        x_t = x_t.to(self.base.dtype)
-        out = nets["denoiser"](x_t, t, encoder_hidden_states=cond["hidden"], added_cond_kwargs=added, return_dict=False)
+        sample = inpainting.unet_input(x_t.to(self.base.dtype), cond)
+        out = nets["denoiser"](sample, t, encoder_hidden_states=cond["hidden"], added_cond_kwargs=added, return_dict=False)
         return cast(Tensor, out[0])
 
     def example(self, side: int, device: str) -> dict[str, Any]:

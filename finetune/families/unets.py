@@ -1,7 +1,9 @@
 """Facts that families share whose denoiser is a U-Net on a discrete noise schedule. Torch-free."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
+from finetune.data.inputs import INPAINT_MASK, MASKED
 from finetune.families.spec import ATTENTION, FEED_FORWARD, Configs, pixels_per_latent
 
 UNET_TARGETS = {
@@ -28,6 +30,23 @@ DISCRETE = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "timestep_spacing": ("leading", "trailing", "linspace"),
 }
+
+
+class Repaints(TypedDict, total=False):
+    """What an edition says of a base that repaints a part of a picture."""
+
+    reads: tuple[str, ...]
+    sums: Mapping[str, tuple[str | int, ...]]
+    pipeline: str
+
+
+def repaints(base: Configs, pipeline: str) -> Repaints:
+    """Nothing of a base whose U-Net reads noise alone, or has channels that a mask and the picture without it do not explain."""
+    latents = int(base.config("vae")["latent_channels"])
+    if int(base.config("unet")["in_channels"]) != 2 * latents + 1:
+        return {}
+    channels = {"unet.in_channels": ("vae.latent_channels", 1, "vae.latent_channels")}
+    return {"reads": (INPAINT_MASK, MASKED), "sums": channels, "pipeline": pipeline}
 
 
 def resolution(base: Configs) -> int:

@@ -1,7 +1,7 @@
 """What every objective answers, and what it is given: a batch by the names of its columns."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -52,13 +52,9 @@ class Inputs(Protocol):
 class Objective(Protocol):
     """Owns time, noise, corruption and weight; named after its paper."""
 
-    @property
-    def networks(self) -> frozenset[str]:
-        """What it asks: "denoiser", "text" (the text encoders), "vae". No other is loaded for training."""
-
-    @property
-    def measured(self) -> tuple[float, ...]:
-        """The levels at which held-out pictures are measured, each by `at`."""
+    networks: frozenset[str]  # that it asks: "denoiser", "text" (the text encoders), "vae"; no other is loaded for training
+    measured: tuple[float, ...]  # the levels at which held-out pictures are measured, each by `at`
+    columns: tuple[str, ...] = ()  # that it reads of a batch besides "x_0"
 
     def __call__(self, ask: Ask, batch: Inputs, draws: Draws) -> Tensor:
         """The error of each element, [B, ...]; the loop takes the mean of each row over its mask."""
@@ -73,8 +69,8 @@ class Objective(Protocol):
 class Denoising(Objective, Protocol):
     """An objective that mixes a picture with noise and asks once; what builds on one may ask more at the same place."""
 
-    networks: ClassVar[frozenset[str]] = frozenset({"denoiser", "text"})
-    measured: ClassVar[tuple[float, ...]] = LEVELS
+    networks: frozenset[str] = frozenset({"denoiser", "text"})
+    measured: tuple[float, ...] = LEVELS
     levels: Levels
     noise: Noise
 

@@ -13,7 +13,7 @@ from finetune.text import spoken
 
 
 @dataclass(frozen=True)
-class Preserving:
+class Preserving(Objective):
     """Adds `weight` times the squared difference between what the network and its frozen base say to the preserved caption, at the same
     x_t: differential output preservation, as trainers of the field call it (ai-toolkit, 2025); the idea is that of learning without
     forgetting (Li and Hoiem 2016, arXiv:1606.09282).
@@ -27,6 +27,8 @@ class Preserving:
     weight: float
     word: str
     trigger: str
+    networks = Denoising.networks
+    measured = Denoising.measured
 
     def __call__(self, ask: Ask, batch: Inputs, draws: Draws) -> Tensor:
         noised = self.inner.noised(batch.columns["x_0"], draws)
@@ -38,14 +40,6 @@ class Preserving:
         learned = _column([caption is not None for caption in batch.captions], error)
         changed = [caption is None or caption != kept for caption, kept in zip(batch.captions, preserved, strict=True)]
         return learned * error + self.weight * _column(changed, error) * torch.square(after - before)
-
-    @property
-    def networks(self) -> frozenset[str]:
-        return self.inner.networks
-
-    @property
-    def measured(self) -> tuple[float, ...]:
-        return self.inner.measured
 
     def at(self, level: float) -> Objective:
         """The pictures' part alone."""

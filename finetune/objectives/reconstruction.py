@@ -2,19 +2,18 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.draws import Draws
-from finetune.objectives.objective import Ask, Inputs, on_grid
+from finetune.objectives.objective import Ask, Inputs, Objective, on_grid
 
 STRIDES = (1, 2, 4)  # pixels between the ends of a finite difference
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(Objective):
     """L1, and L1 of finite differences at a few scales.
 
     The decoders of latent diffusion learn by L1 with a perceptual and an adversarial term (Rombach et al. 2022, arXiv:2112.10752, appendix
@@ -25,9 +24,9 @@ class Reconstruction:
     """
 
     strides: tuple[int, ...] = STRIDES
-    networks: ClassVar[frozenset[str]] = frozenset({"vae"})
-    measured: ClassVar[tuple[float, ...]] = (0.0,)
-    columns: ClassVar[tuple[str, ...]] = ("pixels",)
+    networks = frozenset({"vae"})
+    measured = (0.0,)  # there is no noise
+    columns = ("pixels",)
 
     def __call__(self, ask: Ask, batch: Inputs, draws: Draws) -> Tensor:
         """[B, 3, H, W]: the error of each pixel of "pixels", which are in [-1, 1]."""

@@ -3,17 +3,19 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from finetune.config.data import Data as DataSettings
 from finetune.config.job import Job
 from finetune.data import index_plan, scan
 from finetune.data.buckets import Buckets, largest_step
 from finetune.data.captions import Wording
 from finetune.data.crop import Augment
 from finetune.data.encoded import Pixels
-from finetune.data.sample import Listing, Pictures, Sample
+from finetune.data.inputs import INPAINT_MASK
+from finetune.data.sample import Listing, Pictures, Sample, some
 from finetune.data.scan import Origin
 from finetune.data.tables import Columns
 from finetune.data.templates import TEMPLATES
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, DataError
 from finetune.families.family import Family
 from finetune.objectives.build import asked
 
@@ -56,14 +58,15 @@ def origins(job: Job) -> list[Origin]:
     for s in d.places:
         words = replace(wording, caption=s.caption, prefix=s.prefix or "", suffix=s.suffix or "")
         columns, each_line = Columns(s.image_column, s.caption_column), d.caption_lines == "each"
-        out.append(Origin(s.path, words, d.background, s.mask or "none", columns, s.split, each_line, s.repeats, s.weight))
+        masks = s.mask or "none", d.inpaint_mask != "drawn"
+        out.append(Origin(s.path, words, d.background, *masks, columns, s.split, each_line, s.repeats, s.weight))
     return out
 
 
-def pixels(job: Job) -> Pixels:
-    """How the job's pictures become pixels."""
-    d = job.data
-    return Pixels(d.background, Augment(d.flip, d.random_crop, d.colour_jitter, d.variants))
+def pixels(job: Job, reads: tuple[str, ...]) -> Pixels:
+    """How the job's pictures become pixels; `reads` are the columns that are read besides latents."""
+    d, masks = job.data, INPAINT_MASK in reads
+    return Pixels(d.background, Augment(d.flip, d.random_crop, d.colour_jitter, d.variants, masks), reads, d.inpaint_mask == "file")
 
 
 def side(job: Job, family: Family) -> int:
@@ -125,9 +128,52 @@ def cut(job: Job, family: Family, pictures: Pictures, batch: int, classes: Seque
 
     Raises:
         ConfigError: the base's autoencoder cannot make a size.
+        DataError: a picture has no inpainting mask of its own, and is to have one.
     """
+    if INPAINT_MASK in family.edition.reads:
+        _check_masks(job, pictures)
+    else:
+        _check_unmasked(job)
+        pictures = _without_masks(pictures)
     sizes, of_job = buckets(job, family), instances(job, batch)
     train = sizes.assign(pictures.train, batch=of_job)
     beside = sizes.assign(list(classes), sizes.sides[:1])  # they were drawn at that resolution
     held = sizes.assign(pictures.held, sizes.sides[:1])
     return Data(replace(pictures, train=train, classes=beside, held=held), sizes, of_job)
+
+
+def _without_masks(pictures: Pictures) -> Pictures:
+    """Without inpainting masks, which the base does not read; says so."""
+
+    def side(samples: Sequence[Sample]) -> list[Sample]:
+        out = []
+        for s in samples:
+            if INPAINT_MASK in s.inputs:
+                pictures.listing.note("inpainting mask not used: the base reads none", s.name)
+                s = replace(s, inputs={name: file for name, file in s.inputs.items() if name != INPAINT_MASK})
+            out.append(s)
+        return out
+
+    return replace(pictures, train=side(pictures.train), held=side(pictures.held))
+
+
+def _check_unmasked(job: Job) -> None:
+    """Raises:
+    ConfigError: a setting is for a base that reads inpainting masks, and this one reads none.
+    """
+    d, default = job.data, DataSettings.model_fields
+    if d.variants != default["variants"].default and not (d.random_crop or d.colour_jitter):
+        raise ConfigError("data.variants: neither crops nor colours are random", "leave it out")
+    if d.inpaint_mask != default["inpaint_mask"].default:
+        raise ConfigError(f"data.inpaint_mask {d.inpaint_mask}: this base does not repaint", "leave it out, or choose one that does")
+
+
+def _check_masks(job: Job, pictures: Pictures) -> None:
+    """Raises:
+    DataError: a picture has no inpainting mask of its own, where each is to have one.
+    """
+    if job.data.inpaint_mask != "file":
+        return
+    if lacking := [s.name for s in (*pictures.train, *pictures.held) if INPAINT_MASK not in s.inputs]:
+        hint = "put one beside each, white where it is to be repainted; or data.inpaint_mask=both draws them"
+        raise DataError(f"data.inpaint_mask file: there is no name.inpaint.png beside {some(lacking)}", hint)

@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from finetune import randomness
 from finetune.data import cache, decode, prune
-from finetune.data.cache import Cache
-from finetune.data.crop import cut_mask, to_tensor
-from finetune.data.encoded import VERSION, Encoded, Text, Variant, caption_keys, picture_jobs, pictures_at_once, prepared
-from finetune.data.inputs import LOSS_MASK
+from finetune.data.cache import Cache, Row
+from finetune.data.crop import cut_mask, to_plane, to_tensor
+from finetune.data.encoded import VERSION, Encoded, Pixels, Text, Variant, caption_keys, picture_jobs, pictures_at_once
+from finetune.data.inputs import INPAINT_MASK, LOSS_MASK, MASKED, PIXELS
 from finetune.data.sample import Pictures, Size
 from finetune.errors import DataError
+from finetune.families import inpainting
 from finetune.families.family import Family
 from finetune.preparation.data import pixels
 from finetune.preparation.work import Work, report_long_captions
@@ -56,7 +58,7 @@ def encode(work: Work, pictures: Pictures, crew: Crew) -> tuple[Encoded, dict[st
         asked.update(work.objective.captions(caption))
     captions = sorted(asked)
     report_long_captions(family, captions, crew.say)
-    shown = pixels(job)
+    shown = pixels(job, work.reads)
     jobs = picture_jobs([*pictures.train, *pictures.classes], shown, pictures.held)
     store, names = latents_of(family), caption_keys(captions) if reads and not work.trainees.live else {}
     if crew.rank == 0:
@@ -64,21 +66,21 @@ def encode(work: Work, pictures: Pictures, crew: Crew) -> tuple[Encoded, dict[st
         if names:
             used[texts_of(family).root] = names.values()
         prune.note_use(crew.note or job.run.folder, used)
-    _latents(family, jobs, shown.background, store, crew)
-    encoded = Encoded(pictures.all, store, shown, lambda job: _again(family, job, shown.background, store))
+    _latents(family, jobs, shown, store, crew)
+    encoded = Encoded(pictures.all, store, shown, lambda job: _again(family, job, shown, store))
     if family.device.type == "cuda":
         encoded.place(family.device, int(torch.cuda.mem_get_info(family.device)[0] * ROOM))
     return encoded, _texts(family, names, crew) if names else {}
 
 
-def _again(family: Family, job: Variant, background: str, store: Cache) -> None:
+def _again(family: Family, job: Variant, shown: Pixels, store: Cache) -> None:
     """Encodes a picture whose latents were damaged since they were looked for, as it was before."""
     with randomness.global_rng("encode again"):
-        encode_pictures(family, [[job]], background, store, lambda count: None)
+        encode_pictures(family, [[job]], shown, store, lambda count: None)
     family.parts.free("vae")
 
 
-def _latents(family: Family, jobs: list[list[Variant]], background: str, store: Cache, crew: Crew) -> None:
+def _latents(family: Family, jobs: list[list[Variant]], shown: Pixels, store: Cache, crew: Crew) -> None:
     mine = jobs[crew.share(len(jobs))]
     with crew.phase("encoding pictures", sum(map(len, mine))) as tick:
 
@@ -88,7 +90,7 @@ def _latents(family: Family, jobs: list[list[Variant]], background: str, store: 
             crew.poll()
 
         try:
-            encode_pictures(family, mine, background, store, done)
+            encode_pictures(family, mine, shown, store, done)
         except DataError as e:
             e.shared = False  # the other processes have other pictures, and do not know
             raise
@@ -118,41 +120,55 @@ def latents_of(family: Family) -> Cache:
     return Cache(cache.space("latents", vae=family.source.fingerprint("vae"), decoder=decode.VERSION, encoder=VERSION))
 
 
-def encode_pictures(family: Family, jobs: Sequence[Sequence[Variant]], background: str, store: Cache, tick: Callable[[int], None]) -> None:
+def encode_pictures(family: Family, jobs: Sequence[Sequence[Variant]], shown: Pixels, store: Cache, tick: Callable[[int], None]) -> None:
     """Encodes what `store` lacks and keeps it, even if `tick` raises, which is called with the number of pictures done."""
     try:
         with ThreadPoolExecutor() as pool:
             for batch in jobs:
                 missing = [job for job in batch if job.name not in store]
-                for row, job in zip(_encode(family, missing, background, pool), missing, strict=True):
+                for row, job in zip(_encode(family, missing, shown, pool), missing, strict=True):
                     store.put(job.name, row)
                 tick(len(batch))
     finally:
         store.flush()
 
 
-def _encode(family: Family, jobs: Sequence[Variant], background: str, pool: ThreadPoolExecutor) -> list[Text]:
-    """The rows of pictures of one size. As many are always encoded at once, so that a row does not depend on its neighbours."""
+def _encode(family: Family, jobs: Sequence[Variant], shown: Pixels, pool: ThreadPoolExecutor) -> list[Row]:
+    """The rows of pictures of one size."""
     if not jobs:
         return []
-    pictures = list(pool.map(lambda job: prepared(job.sample, job.view, background), jobs))
+    pictures = list(pool.map(lambda job: shown.prepared(job.sample, job.number), jobs))
     pixels = torch.stack([to_tensor(p.image) for p in pictures])
-    padded = torch.cat([pixels, pixels[-1:].expand(pictures_at_once(jobs[0].sample.size) - len(jobs), *pixels.shape[1:])])
-    mean, deviation = (t[: len(jobs)].cpu() for t in family.encode(padded))
-    for job, m, d in zip(jobs, mean, deviation, strict=True):
-        if not (m.isfinite().all() and d.isfinite().all()):
-            raise DataError(f"{job.sample.name}: the autoencoder of {family.source.id} makes no finite numbers of it", "remove the picture")
-    rows, grid = [], Size(*mean.shape[-2:])
-    for job, picture, m, d in zip(jobs, pictures, mean, deviation, strict=True):
-        row = {"x_0.mean": m, "x_0.deviation": d, "crop": torch.tensor(picture.crop)}
-        if picture.mask is not None:
-            row[LOSS_MASK] = _mask(job, picture.mask, grid)
-        rows.append(row)
+    rows = [{"crop": torch.tensor(picture.crop)} for picture in pictures]
+    _add_latents(family, "x_0", pixels, jobs, rows)
+    grid = Size(*rows[0]["x_0.mean"].shape[-2:])
+    for job, picture, row in zip(jobs, pictures, rows, strict=True):
+        if picture.loss_mask is not None:
+            row[LOSS_MASK] = _loss_mask(job, picture.loss_mask, grid, shown)
+    if PIXELS in shown.reads:
+        for picture, row in zip(pictures, rows, strict=True):
+            row[PIXELS] = torch.from_numpy(np.array(picture.image)).permute(2, 0, 1).contiguous()
+    if INPAINT_MASK in shown.reads:
+        repainted = torch.stack([to_plane(p.inpaint_mask) for p in pictures if p.inpaint_mask is not None])
+        _add_latents(family, MASKED, inpainting.without(pixels, repainted), jobs, rows)
+        for row, mask in zip(rows, inpainting.on_grid(repainted, *grid), strict=True):
+            row[INPAINT_MASK] = mask.byte()
     return rows
 
 
-def _mask(job: Variant, mask: Image, grid: Size) -> Tensor:
-    column = cut_mask(mask, job.sample.size, grid, job.view)
+def _add_latents(family: Family, name: str, pixels: Tensor, jobs: Sequence[Variant], rows: Sequence[Row]) -> None:
+    """What the autoencoder makes of pictures [B, 3, H, W]. As many are always encoded at once, so that a row does not depend on its
+    neighbours."""
+    padded = torch.cat([pixels, pixels[-1:].expand(pictures_at_once(jobs[0].sample.size) - len(jobs), *pixels.shape[1:])])
+    mean, deviation = (t[: len(jobs)].cpu() for t in family.encode(padded))
+    for job, row, m, d in zip(jobs, rows, mean, deviation, strict=True):
+        if not (m.isfinite().all() and d.isfinite().all()):
+            raise DataError(f"{job.sample.name}: the autoencoder of {family.source.id} makes no finite numbers of it", "remove the picture")
+        row |= {f"{name}.mean": m, f"{name}.deviation": d}
+
+
+def _loss_mask(job: Variant, mask: Image, grid: Size, shown: Pixels) -> Tensor:
+    column = cut_mask(mask, job.sample.size, grid, shown.view(job.sample, job.number))
     if not column.any():
         raise DataError(f"the mask of {job.sample.name}: nothing of the part that is trained on is white", "correct or remove the mask")
     return column

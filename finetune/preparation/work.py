@@ -37,6 +37,12 @@ class Work:
     trainees: Trainees
     groups: list[Counted]  # what will train, at which rates
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns that batches must have besides latents: what the base reads, and what the objective does."""
+        of_base = self.family.edition.reads if "denoiser" in self.objective.networks else ()
+        return (*of_base, *self.objective.columns)
+
     def hashes(self) -> dict[str, str]:
         """Of what it is done with besides pictures: the base's parts, and a file that it goes on from."""
         base, file = self.family.source, self.job.method.start

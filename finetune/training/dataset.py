@@ -11,8 +11,8 @@ from PIL import Image
 from finetune.config.job import Job
 from finetune.data import captioner, check, preview
 from finetune.data.check import Report
-from finetune.data.crop import PLAIN, to_image, to_tensor
-from finetune.data.encoded import picture_jobs, prepared
+from finetune.data.crop import to_image, to_tensor
+from finetune.data.encoded import Pixels, picture_jobs
 from finetune.data.index_plan import SampleGroup, joined, repeated
 from finetune.data.sample import Listing, Pictures, Problem, Sample, some
 from finetune.errors import ConfigError, DataError
@@ -115,7 +115,7 @@ def _round_trip(job: Job, name: str, sides: Pictures, report: Report, phase: Pha
 
 def _decoded(family: Family, sample: Sample, background: str) -> tuple[float, list[Image.Image]]:
     """Peak signal to noise of one picture's round trip in dB; the picture and what came back."""
-    before = prepared(sample, PLAIN, background).image
+    before = Pixels(background).prepared(sample).image
     pixels = to_tensor(before)[None]
     after = autoencoder.decode(family.parts.load("vae"), family.encode(pixels)[0])
     error = float(((after - pixels) / 2).square().mean())
@@ -151,9 +151,10 @@ def lines(report: Report) -> list[str]:
 
 def crops(job: Job, count: int) -> tuple[Image.Image, int]:
     """The crops of the first `count` pictures, evenly taken, and how many there are in all."""
-    sides = data.cut(job, base.weightless(job), data.gathered(job), data.global_batch(job)).pictures
-    step = max(1, -(-len(sides.train) // count))
-    return preview.preview_sheet(preview.preview_cells(sides.train[::step], data.pixels(job))), len(sides.train)
+    family = base.weightless(job)
+    sides = data.cut(job, family, data.gathered(job), data.global_batch(job)).pictures
+    step, shown = max(1, -(-len(sides.train) // count)), data.pixels(job, family.edition.reads)
+    return preview.preview_sheet(preview.preview_cells(sides.train[::step], shown)), len(sides.train)
 
 
 def encode_ahead(job: Job, phase: Phase, say: Callable[[str], None]) -> dict[str, int]:
@@ -172,7 +173,7 @@ def encode_ahead(job: Job, phase: Phase, say: Callable[[str], None]) -> dict[str
     ahead = RunFolder(job.run.folder).ahead  # no folder of a run: the run itself notes what it uses
     crew = Crew(phase, say, rank=rank, world=world, wait=accelerator.wait_for_everyone, note=ahead)
     _, texts = encode(work, prepared.pictures, crew)
-    jobs = picture_jobs(prepared.pictures.train, data.pixels(job), prepared.pictures.held)
+    jobs = picture_jobs(prepared.pictures.train, data.pixels(job, work.reads), prepared.pictures.held)
     return {"pictures": sum(map(len, jobs)), "captions": len(texts)}
 
 

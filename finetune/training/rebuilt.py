@@ -45,13 +45,13 @@ class Rebuilt:
             ConfigError: its base is another, and none is named.
         """
         job = record.settings(folder)
-        asked = job.model.base if trust.trusted(job.model.base) else named
-        if asked is None:
+        opened = job.model.base if trust.trusted(job.model.base) else named
+        if opened is None:
             raise ConfigError(
                 f"{folder}: was trained on {line(job.model.base)}, as it says itself, which is no base that is known here",
                 f"--base {shlex.quote(line(job.model.base))} uses that, if you trust it",
             )
-        job = job.model_copy(update={"model": job.model.model_copy(update={"base": asked, "allow_pickle": False})})
+        job = job.model_copy(update={"model": job.model.model_copy(update={"base": opened, "allow_pickle": False})})
         family = base.opened(job)
         for token in job.method.new_tokens:
             family.words.add(token, job.method.vectors)

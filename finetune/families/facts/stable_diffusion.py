@@ -3,7 +3,9 @@
 from finetune.bases import TINY_NAMES, TINY_SHEET
 from finetune.families.names.stable_diffusion import NAMES
 from finetune.families.spec import Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder
-from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS, resolution
+from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS, repaints, resolution
+
+INPAINTING = "StableDiffusionInpaintPipeline"
 
 
 def _edition(base: Configs) -> Edition:
@@ -13,13 +15,13 @@ def _edition(base: Configs) -> Edition:
         names = ("stable-diffusion-v2-768-v" if v else "stable-diffusion-v2-512"), "sd_v2" + ("_v" if v else "")
     else:
         names = "stable-diffusion-v1", "sd_v1" + ("_v" if v else "")
-    return Edition(resolution(base), 30, 7.5, *names, v2=v2)
+    return Edition(resolution(base), 30, 7.5, *names, v2=v2, **repaints(base, INPAINTING))
 
 
 SPEC = FamilySpec(
     name="stable-diffusion",
     released="2022-08",
-    pipelines=("StableDiffusionPipeline",),
+    pipelines=("StableDiffusionPipeline", INPAINTING),
     network="stable_diffusion:StableDiffusion",
     names=NAMES,
     components={

@@ -2,18 +2,20 @@
 
 from finetune.families.names.stable_diffusion_xl import NAMES
 from finetune.families.spec import Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder
-from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS, resolution
+from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS, repaints, resolution
+
+INPAINTING = "StableDiffusionXLInpaintPipeline"
 
 
 def _edition(base: Configs) -> Edition:
     zeros = bool(base.index().get("force_zeros_for_empty_prompt", True))
-    return Edition(resolution(base), 30, 5.0, "stable-diffusion-xl-v1-base", "sdxl_base_v1-0", zeros=zeros)
+    return Edition(resolution(base), 30, 5.0, "stable-diffusion-xl-v1-base", "sdxl_base_v1-0", zeros=zeros, **repaints(base, INPAINTING))
 
 
 SPEC = FamilySpec(
     name="stable-diffusion-xl",
     released="2023-07",
-    pipelines=("StableDiffusionXLPipeline",),
+    pipelines=("StableDiffusionXLPipeline", INPAINTING),
     network="stable_diffusion_xl:StableDiffusionXL",
     names=NAMES,
     components={
