@@ -44,7 +44,7 @@ def losses(
 ) -> Tensor:
     """[N, levels] unweighted losses, fp32 on the CPU; `ask` is who answers for a batch; `poll` is called before each."""
     rows: dict[int, Tensor] = {}
-    for chosen in _batches(encoded, indices, batch):
+    for chosen in of_one_size(encoded, indices, batch):
         poll()
         samples = [encoded.samples[i] for i in chosen]
         measured, contents = encoded.plain(samples).to(device), [sample.content for sample in samples]
@@ -56,7 +56,7 @@ def losses(
     return torch.stack([rows[i] for i in indices])
 
 
-def _batches(encoded: Encoded, indices: Sequence[int], batch: int) -> list[list[int]]:
+def of_one_size(encoded: Encoded, indices: Sequence[int], batch: int) -> list[list[int]]:
     """Parts of at most `batch` pictures of one size."""
     sizes: dict[Size, list[int]] = {}
     for i in indices:

@@ -22,6 +22,7 @@ from finetune.data import lettering
 from finetune.data.encoded import Text
 from finetune.errors import ConfigError, DataError, line
 from finetune.families import load, source, trust
+from finetune.families.autoencoder_file import with_autoencoder
 from finetune.families.family import Family
 from finetune.families.source import Source
 from finetune.run_folder import RunFolder
@@ -50,6 +51,7 @@ class Request:
     width: int | None = None
     height: int | None = None
     replace: bool = False  # pictures of the same names; else the names are numbered on
+    vae: Path | None = None  # another autoencoder's file or folder
 
 
 def choose_base(asked: str | None, adapters: Sequence[AdapterFile | Embedding]) -> Source:
@@ -186,6 +188,8 @@ def generate(request: Request, say: Callable[[str], None], bar: Bar = no_bar) ->
     weighted = [(a, weight) for a, (_, weight) in zip(adapters, chosen, strict=True)]
     files_given: list[AdapterFile | Embedding] = [*adapters, *embeddings]
     where = choose_base(request.base, files_given)
+    if request.vae:
+        where = with_autoencoder(where, request.vae)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     half = device is not None and not apply.needs_fp32(adapters)
     family = load.family(where, device or "cpu", torch.float16 if half else torch.float32)
@@ -230,7 +234,7 @@ def generate(request: Request, say: Callable[[str], None], bar: Bar = no_bar) ->
                 "base": where.id,
                 "adapters": {path.name: weight for path, weight in chosen},
                 "embeddings": [e.token for e in embeddings],
-            }
+            } | ({"vae": where.vae_id} if where.vae_id else {})
             path = request.out / names.picture(before + p, seed)
             with nullcontext(path) if request.replace else names.claimed(path) as mine:
                 draw.save_png(image, mine, parameters)
