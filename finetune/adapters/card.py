@@ -137,6 +137,11 @@ def card(
     strength = "\nThe strength is folded into the weights: 1 is as trained." if "adapter" in files else ""
     table = "\n".join(f"| {escape(k)} | {escape(str(v))} |" for k, v in settings.items())
     base = contract.base + (f" at revision {contract.base_revision}" if contract.base_revision else "")
+    made = f"""Made for {contract.prediction_type} prediction at
+{contract.resolution} pixels; drawn in training with {escape(contract.sampler)}, {contract.steps} steps,
+guidance {contract.guidance:g}."""
+    if "vae" in files:
+        made = f"Trained at {contract.resolution} pixels. Encoder and latents are the base's: adapters and models for it draw through this."
     gallery = "<Gallery />\n\n" if samples else ""
     read_by = "".join(f"- {escape(sentence)}\n" for sentence in readers)
     read_by = f"\n## Who reads it\n\n{read_by}" if readers else ""
@@ -152,9 +157,7 @@ def card(
 ## Use
 
 {_use(contract, files, rows or {})}
-Made for {contract.prediction_type} prediction at
-{contract.resolution} pixels; drawn in training with {escape(contract.sampler)}, {contract.steps} steps,
-guidance {contract.guidance:g}.{strength}
+{made}{strength}
 {read_by}
 ## Settings
 

@@ -21,7 +21,7 @@ else:
 class Method(Section):
     kind: Kind = Field(
         "lora",
-        description="what trains in the denoiser: an adapter, all its weights, or nothing (new tokens alone); or the decoder of the autoencoder",
+        description="what trains in the denoiser: an adapter, all its weights, or nothing (new tokens alone); or the decoder alone",
     )
     rank: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="rank of the adapter's matrices; of oft, the size of a block")
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(None, description="strength is alpha / rank (the rank)")

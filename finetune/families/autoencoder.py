@@ -1,5 +1,6 @@
 """KL autoencoders: pixels to latents in the denoiser's units, and back. Always fp32: half precision turns pictures black."""
 
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -28,7 +29,7 @@ def encode(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
 def decoded(vae: Any, latents: Tensor) -> Tensor:
     """[B, C, H/f, W/f] -> pixels [B, 3, H, W], about [-1, 1], in the autoencoder's precision and on its device; with gradients."""
     shift, scale = _affine(vae)
-    with torch.autocast(vae.device.type, enabled=False):
+    with nullcontext() if vae.device.type == "meta" else torch.autocast(vae.device.type, enabled=False):
         return cast(Tensor, vae.decode(latents.to(vae.device, vae.dtype) / scale + shift).sample)
 
 

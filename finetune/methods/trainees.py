@@ -41,8 +41,8 @@ class Trainee:
 
     @property
     def group(self) -> str:
-        """What shares groups of parameters: a place, but new tokens' rows of all text encoders are one."""
-        return "new_tokens" if self.how.noun == "embedding" else self.part
+        """What shares groups of parameters: a place, but new tokens' rows of all text encoders are one; a part of a network by its name."""
+        return {"embedding": "new_tokens", "decoder": "decoder"}.get(self.how.noun, self.part)
 
     def rates_of(self, parameter: str, pattern: float) -> Rates:
         """The trainee's, times those of the pattern that is found in the parameter's name, times its own factors."""
@@ -108,9 +108,14 @@ class Trainees:
         return {place: folder for place, folder in folders.items() if place in self.asked} | {part: part for part in text}
 
     @property
+    def place(self) -> str:
+        """Of the network that the run is about: the denoiser, or the autoencoder."""
+        return next(iter(self.places))
+
+    @property
     def folder(self) -> str:
-        """The base's network that the run is about: the denoiser, or the autoencoder."""
-        return next(iter(self.places.values()))
+        """The base's folder of that."""
+        return self.places[self.place]
 
     @property
     def layers(self) -> list[str]:

@@ -13,7 +13,7 @@ from finetune import files
 from finetune.adapters import autoencoder, dense, embedding, model
 from finetune.adapters.card import card, card_path
 from finetune.adapters.compatibility import Reading, file_readings, readings, sentences, traits
-from finetune.adapters.contract import Contract, Kind, Labels, file_metadata, for_rank, of_data
+from finetune.adapters.contract import KEY, Contract, Kind, Labels, file_metadata, for_rank, of_data
 from finetune.adapters.convert import silent
 from finetune.adapters.keys import sort_keys
 from finetune.adapters.layouts import Place, usual
@@ -271,7 +271,8 @@ def write_decoder(out: Outgoing, nets: Mapping[str, nn.Module], name: str) -> di
     autoencoder.write_single(written["vae"], net, out.facts("decoder", name))
     if name == out.trainees.job.run.name:
         written["vae_folder"] = out.folder.autoencoder(name)
-        autoencoder.write_folder(written["vae_folder"], net, source.config(AUTOENCODER), out.facts("decoder", name))
+        facts = {k: v for k, v in out.facts("decoder", name).items() if k in ("format", KEY)}  # its names are not the original ones
+        autoencoder.write_folder(written["vae_folder"], net, source.config(AUTOENCODER), facts)
     return written
 
 
