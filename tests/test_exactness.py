@@ -41,6 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "objective": {"preserve": "thing", "stratified": True, "noise_offset": 0.1, "pyramid_levels": 2, "input_perturbation": 0.1},
         "data": {"trigger": "sks"},
     },
+    "decoder": {"method": {"kind": "decoder"}, "data": {"caption_dropout": 0.0}, "run": {"save_dtype": "fp32"}},
 }
 
 
@@ -62,9 +63,10 @@ def torchrun(*words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([*launch, *words], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [(n, d) for n in METHODS for d in (torch.float32, torch.float64) if n == "adapter" or d == torch.float64]
-)
+DTYPES = [(n, d) for n in METHODS for d in (torch.float32, torch.float64) if n == "adapter" or d == torch.float64]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [pytest.param(n, d, marks=pytest.mark.slow) if n == "decoder" else (n, d) for n, d in DTYPES])
 def test_two_processes_are_exact(settings: Settings, tmp_path: Path, dtype: torch.dtype, name: str) -> None:
     whole = gradients.gradients(settings(optim={"batch": 4}, **METHODS[name]), dtype, 1)
     recipe = tmp_path / "recipe.yaml"
