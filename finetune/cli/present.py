@@ -33,7 +33,7 @@ def of_job(job: Job, base: bool) -> None:
     if job.method.start is not None:
         header_of(tensors_file(files.home(job.method.start)))
     if job.model.vae is not None:
-        check_autoencoder(outcome.autoencoder(job.model.vae))
+        check_autoencoder(outcome.autoencoder_of(job.model.vae))
     if base:
         source.check_base(job.model.base)
 

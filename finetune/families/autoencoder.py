@@ -26,7 +26,7 @@ def encode(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return (posterior.mean - shift) * scale, posterior.std * scale
 
 
-def decoded(vae: Any, latents: Tensor) -> Tensor:
+def unclamped(vae: Any, latents: Tensor) -> Tensor:
     """[B, C, H/f, W/f] -> pixels [B, 3, H, W], about [-1, 1], in the autoencoder's precision and on its device; with gradients."""
     shift, scale = _affine(vae)
     with nullcontext() if vae.device.type == "meta" else torch.autocast(vae.device.type, enabled=False):
@@ -36,4 +36,4 @@ def decoded(vae: Any, latents: Tensor) -> Tensor:
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """[B, C, H/f, W/f] -> pixels [B, 3, H, W] in [-1, 1], fp32 on the CPU."""
-    return decoded(vae, latents).clamp(-1, 1).cpu()
+    return unclamped(vae, latents).clamp(-1, 1).cpu()

@@ -97,7 +97,7 @@ class Denoising(Objective, Protocol):
         return self.mixed(x_0, noise, t, added)
 
 
-def on_grid(mask: Tensor, like: Tensor) -> Tensor:
+def widened(mask: Tensor, like: Tensor) -> Tensor:
     """A mask [B, 1, h, w] of latents on the grid of `like` [B, C, H, W], that of latents or of their pixels."""
     factor = like.shape[-1] // mask.shape[-1]
     return mask if factor == 1 else mask.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
@@ -107,5 +107,5 @@ def per_picture(error: Tensor, masks: Tensor | None) -> Tensor:
     """[B]: the mean of each picture's error [B, C, H, W]; with masks [B, 1, h, w], over the area that they leave."""
     if masks is None:
         return error.flatten(1).mean(1)
-    masks = on_grid(masks, error)
+    masks = widened(masks, error)
     return (error * masks).flatten(1).sum(1) / (masks.flatten(1).sum(1) * error.shape[1])

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.draws import Draws
-from finetune.objectives.objective import Ask, Inputs, Objective, on_grid
+from finetune.objectives.objective import Ask, Inputs, Objective, widened
 
 STRIDES = (1, 2, 4)  # pixels between the ends of a finite difference
 
@@ -33,7 +33,7 @@ class Reconstruction(Objective):
         pixels = batch.columns["pixels"]
         residual = ask.decode(batch.columns["x_0"]) - pixels.float()
         mask = batch.columns.get("loss_mask")
-        inside = None if mask is None else (on_grid(mask, residual) > 0).to(residual.dtype)
+        inside = None if mask is None else (widened(mask, residual) > 0).to(residual.dtype)
         error = residual.abs()
         for stride in self.strides:
             for axis in (-1, -2):

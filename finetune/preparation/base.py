@@ -23,7 +23,7 @@ def located(job: Job, name: str | None = None, weights: bool = True) -> Source:
         name or m.base, m.variant, weights=weights, prediction=m.prediction_type, allow_pickle=m.allow_pickle, parts=parts
     )
     if m.vae and name is None:
-        where = autoencoder_file.with_autoencoder(where, outcome.autoencoder(m.vae), weights)
+        where = autoencoder_file.with_autoencoder(where, outcome.autoencoder_of(m.vae), weights)
     return replace(where, zero_snr=job.objective.zero_terminal_snr)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from finetune import files
-from finetune.adapters import autoencoder, dense, embedding, model
+from finetune.adapters import decoder, dense, embedding, model
 from finetune.adapters.card import card, card_path
 from finetune.adapters.compatibility import Reading, file_readings, readings, sentences, traits
 from finetune.adapters.contract import KEY, Contract, Kind, Labels, file_metadata, for_rank, of_data
@@ -71,7 +71,7 @@ def check_formats(trainees: Trainees) -> None:
         target = RunFolder(job.run.folder).model(job.run.name, job.run.name)
         model.check_place_of_model(family.source, target, [trainees.places[trainee.part] for trainee in whole])
     if trainees.of("decoder"):
-        autoencoder.check_place(RunFolder(job.run.folder).autoencoder(job.run.name))
+        decoder.check_folder(RunFolder(job.run.folder).autoencoder(job.run.name))
     if trainees.of("adapter"):
         check_layout(job, family, trainees.layers)
 
@@ -268,11 +268,11 @@ def write_decoder(out: Outgoing, nets: Mapping[str, nn.Module], name: str) -> di
     """The autoencoder with its decoder: one file in the original layout, and what the run ended with as a folder of diffusers too."""
     source, net = out.trainees.family.source, nets[AUTOENCODER]
     written = {"vae": out.folder.weights(name)}
-    autoencoder.write_single(written["vae"], net, out.facts("decoder", name))
+    decoder.write_original(written["vae"], net, out.facts("decoder", name))
     if name == out.trainees.job.run.name:
         written["vae_folder"] = out.folder.autoencoder(name)
         facts = {k: v for k, v in out.facts("decoder", name).items() if k in ("format", KEY)}  # its names are not the original ones
-        autoencoder.write_folder(written["vae_folder"], net, source.config(AUTOENCODER), facts)
+        decoder.write_folder(written["vae_folder"], net, source.config(AUTOENCODER), facts)
     return written
 
 

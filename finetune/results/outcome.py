@@ -56,7 +56,7 @@ def find(path: Path) -> Outcome | SavedStep | None:
     return None
 
 
-def autoencoder(path: Path) -> Path:
+def autoencoder_of(path: Path) -> Path:
     """An autoencoder's file or folder; of a run's folder what it made.
 
     Raises:

@@ -15,7 +15,7 @@ from finetune.adapters.write import DTYPES
 from finetune.config.job import Job
 from finetune.config.optimizers import OPTIMIZERS
 from finetune.data.index_plan import IndexPlan
-from finetune.families.autoencoder import decoded
+from finetune.families.autoencoder import unclamped
 from finetune.families.family import Family
 from finetune.methods import adapter
 from finetune.methods.layer import Weighted
@@ -66,7 +66,7 @@ def forward_flops(family: Family, skeleton: nn.Module, side: int, place: str = D
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), redirect_stdout(io.StringIO()), counter:
         if place == AUTOENCODER:
-            decoded(skeleton, family.latents(side))
+            unclamped(skeleton, family.latents(side))
         else:
             skeleton(**family.example(side))
     return counter.get_total_flops()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from finetune.data.batch import Batch
 from finetune.data.encoded import Text
-from finetune.families.autoencoder import decoded
+from finetune.families.autoencoder import unclamped
 from finetune.families.family import Family
 from finetune.objectives.objective import Weights
 
@@ -53,7 +53,7 @@ class Step(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """The autoencoder's pictures: see `Ask.decode`."""
-        return decoded(self.nets["vae"], latents)
+        return unclamped(self.nets["vae"], latents)
 
 
 class Asked:

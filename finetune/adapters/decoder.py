@@ -17,7 +17,7 @@ from finetune.families.autoencoder_file import WEIGHTS
 DTYPE = "fp32"  # in another the encoder would be rounded too, and with it the latents that a base knows
 
 
-def check_place(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Raises:
     ConfigError: a folder that is no autoencoder's is in the place of one.
     """
@@ -25,7 +25,7 @@ def check_place(folder: Path) -> None:
         raise ConfigError(f"{folder}: is there already, and is no autoencoder", "choose another --out or --name")
 
 
-def write_single(path: Path, net: nn.Module, metadata: Mapping[str, str]) -> None:
+def write_original(path: Path, net: nn.Module, metadata: Mapping[str, str]) -> None:
     """Raises:
     FinetuneError: a number is not finite.
     """
@@ -34,8 +34,8 @@ def write_single(path: Path, net: nn.Module, metadata: Mapping[str, str]) -> Non
 
 
 def write_folder(path: Path, net: nn.Module, config: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-    """`config` is that of the base. Raises as `write_single`, and as `check_place`."""
-    check_place(path)
+    """`config` is that of the base. Raises as `write_original`, and as `check_folder`."""
+    check_folder(path)
     state = cast(net, DTYPE, "vae")
 
     def fill(folder: Path) -> None:
