@@ -132,7 +132,7 @@ def _unpacked(source: Source, path: Path, names: Mapping[str, str]) -> Path:
 
     config = json.dumps(source.config("vae"), indent=2, sort_keys=True)
     key = hashlib.sha256(f"{file_hash(path)} {config}".encode()).hexdigest()
-    folder = files.cache_root() / "bases" / f"vae-{key}"
+    folder = files.cache_root() / "bases" / key
     with suppress(OSError, ValueError):
         tensor_files.check_seal(folder / WEIGHTS)
         files.touch(folder)
