@@ -10,7 +10,10 @@ def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """down [r, in] and up [out, r] of the best approximation of `matrix` [out, in] of a rank (Eckart and Young 1936), or of its own where
     that is smaller; the same for the same matrix."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        if matrix.device.type == "cpu":  # alone: for every other device torch would note the whole stack, until one is used
+            torch.default_generator.manual_seed(0)
+        else:
+            torch.manual_seed(0)
         u, s, v = torch.svd_lowrank(matrix, q=min(rank + SPARE, *matrix.shape), niter=6)
     root = s[:rank].sqrt()
     return (root[:, None] * v[:, :rank].T).contiguous(), (u[:, :rank] * root).contiguous()

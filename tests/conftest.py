@@ -28,9 +28,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`bases("sdxl")`: the folder of a tiny pipeline, by its name in `tiny.PIPELINES`."""
+    """`bases("sdxl")`: the folder of a tiny pipeline, by its name in tests/tiny.py."""
     root = tmp_path_factory.mktemp("bases")
-    return cache(lambda name: tiny.PIPELINES[name](root / name))
+    pipelines = tiny.PIPELINES | tiny.REPAINTING
+    return cache(lambda name: pipelines[name](root / name))
 
 
 @pytest.fixture(scope="session")
@@ -54,19 +55,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def settings(base: Path, imgs: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """`settings(optim={"steps": 3})`: a small job with alpha different from rank."""
-    from finetune.config.precedence import merge_settings
-
-    def make(**sections: Any) -> dict[str, Any]:
-        small = {
-            "model": {"base": str(base)},
-            "data": {"path": str(imgs)},
-            "method": {"rank": 4, "alpha": 2} if sections.get("method", {}).get("kind", "lora") == "lora" else {},
-            "optim": {"steps": 6, "batch": 2, "lr": 1e-3},
-            "run": {"out": str(tmp_path / "out"), "save_dtype": "fp32"},
-        }
-        return merge_settings(small, sections)
-
-    return make
+    return lambda **sections: tiny.job(base, imgs, tmp_path / "out", **sections)
 
 
 @pytest.fixture

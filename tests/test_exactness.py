@@ -1,5 +1,6 @@
 """One normaliser: 1 process, N processes and accumulation give the same gradient, partial batches and weights included."""
 
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from finetune.data.index_plan import IndexPlan
 from finetune.data.sample import UNKNOWN, Sample
 
 Settings = Callable[..., dict[str, Any]]
+Gradients = Callable[[str, torch.dtype], dict[str, Tensor]]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
@@ -63,17 +65,27 @@ def torchrun(*words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([*launch, *words], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-DTYPES = [(n, d) for n in METHODS for d in (torch.float32, torch.float64) if n == "adapter" or d == torch.float64]
+SPLIT = [(n, d) for n in METHODS for d in (torch.float32, torch.float64) if n == "adapter" or d == torch.float64]
 
 
-@pytest.mark.parametrize(("name", "dtype"), [pytest.param(n, d, marks=pytest.mark.slow) if n == "decoder" else (n, d) for n, d in DTYPES])
-def test_two_processes_are_exact(settings: Settings, tmp_path: Path, dtype: torch.dtype, name: str) -> None:
-    whole = gradients.gradients(settings(optim={"batch": 4}, **METHODS[name]), dtype, 1)
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(config.dump(config.parse(settings(optim={"batch": 2}, **METHODS[name]))), encoding="utf-8")
-    done = torchrun(gradients.__file__, str(recipe), "1", str(dtype).removeprefix("torch."), str(tmp_path / "g.safetensors"))
+@pytest.fixture(scope="module")
+def of_two_processes(base: Path, imgs: Path, tmp_path_factory: pytest.TempPathFactory) -> Gradients:
+    """The gradients of each of `SPLIT`, all by one pair of processes: a pair for each would take 10 seconds more of CPU."""
+    root, asked = tmp_path_factory.mktemp("two"), []
+    for name, dtype in SPLIT:
+        at = root / f"{name}-{dtype}"
+        job = config.parse(tiny.job(base, imgs, at, optim={"batch": 2}, **METHODS[name]))
+        Path(f"{at}.yaml").write_text(config.dump(job), encoding="utf-8")
+        asked.append([f"{at}.yaml", str(dtype).removeprefix("torch."), f"{at}.safetensors"])
+    done = torchrun(gradients.__file__, json.dumps(asked))
     assert done.returncode == 0, done.stderr[-2000:]
-    assert difference(whole, load_file(tmp_path / "g.safetensors")) < TOLERANCE[dtype]
+    return lambda name, dtype: load_file(root / f"{name}-{dtype}.safetensors")
+
+
+@pytest.mark.parametrize(("name", "dtype"), SPLIT)
+def test_two_processes_are_exact(settings: Settings, of_two_processes: Gradients, dtype: torch.dtype, name: str) -> None:
+    whole = gradients.gradients(settings(optim={"batch": 4}, **METHODS[name]), dtype, 1)
+    assert difference(whole, of_two_processes(name, dtype)) < TOLERANCE[dtype]
 
 
 def test_two_processes_train_one_adapter(settings: Settings, train: Any, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from finetune.sampling import draw
 from finetune.sampling.generate import Request, generate
 from finetune.training.run import train
 
-STEPS = 200
+STEPS = 120
 
 
 def name(picture: Path) -> str:
@@ -28,7 +28,7 @@ def name(picture: Path) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """The settings of `recipes/tiny-style.yaml`, which are the demo's, in half the steps and with alpha different from rank."""
+    """The settings of `recipes/tiny-style.yaml`, which are the demo's, in fewer steps and with alpha different from rank."""
     out = tmp_path_factory.mktemp("learning")
     recipe = config.read_yaml(Path(__file__).parents[1] / "recipes" / "tiny-style.yaml")
     more = {
@@ -62,7 +62,7 @@ def test_new_pictures_are_in_the_style(trained: dict[str, Any], tmp_path: Path) 
     judge, like, grey = Judge(), [], []
     right, *_ = judge([draw.open_png(p) for p in files])
     for adapters in ((), (trained["adapter"],)):
-        made = generate(Request(prompts, adapters, base="tiny", steps=20, out=tmp_path / str(len(adapters))), lambda text: None)
+        made = generate(Request(prompts, adapters, base="tiny", steps=10, out=tmp_path / str(len(adapters))), lambda text: None)
         pictures = [draw.open_png(p["path"]) for p in made]
         like.append((judge(pictures)[0] * right).sum(1))
         grey.append(greyness(pictures))

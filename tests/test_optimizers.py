@@ -87,7 +87,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch, autocast: bool, scale: float) -> Non
     monkeypatch.setattr(device, "accelerator_for", made)
 
 
-@pytest.mark.parametrize("name", ["adamw", "prodigy", "schedule-free"])
+@pytest.mark.parametrize("name", ["adamw", *(pytest.param(n, marks=pytest.mark.slow) for n in ("prodigy", "schedule-free"))])
 def test_fp16_skips_what_overflows_counts_it_and_goes_on(name: str, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """From a scale that is far too high; the network, its base and its activations are in fp16."""
     scaled(monkeypatch, True, 2.0**24)

@@ -4,6 +4,7 @@ import json
 import py_compile
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import tiny
 
 from finetune import cli, config
+from finetune.bases import DEMO_HELD_OUT
+from finetune.cli.demo import SUBJECTS
 from finetune.training.run import train
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +25,7 @@ CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
 
 def test_the_counts_are_what_we_think() -> None:
-    assert (len(COMMANDS), len(TRAINING), len(RECIPES), len(CONFIGS)) == (26, 10, 16, 3)
+    assert (len(COMMANDS), len(TRAINING), len(RECIPES), len(CONFIGS)) == (26, 10, 18, 3)
 
 
 def train_words(command: str) -> list[str]:
@@ -54,12 +57,12 @@ def test_what_a_recipe_trained_is_drawn_by_the_command_below(command: str, tmp_p
 
 
 def test_the_commands_of_docs_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
-    """In their order: some go on from what others wrote."""
+    """In their order: some go on from what others wrote. Pictures on the way are drawn by the commands of the README above, as they are."""
     tiny.folder(tmp_path / "imgs", 3)
     monkeypatch.chdir(tmp_path)
     for command in ["ft lora --data ./imgs", *TRAINING]:
         words = shlex.split(command)[1:]
-        few = ["--base", str(base), "--steps", "2", "--fresh"] if words[0] == "lora" else []
+        few = ["--base", str(base), "--steps", "2", "--fresh", "--no-samples"] if words[0] == "lora" else []
         assert cli.run([*words, *few]) == 0, command
 
 
@@ -83,7 +86,14 @@ def test_generate_and_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ba
 
 
 def test_the_demo_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whole, and drawn as a stranger sees it, by a slow test in tests/test_learning.py; here it holds out 4 pictures of 100 and draws 2
+    names of 10, which takes 8 seconds and not 30."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "held-out").mkdir()
+    for file in sorted(DEMO_HELD_OUT.glob("*.*"))[:8]:  # a picture and its caption have one name
+        shutil.copy(file, tmp_path / "held-out")
+    monkeypatch.setattr("finetune.training.demo.DEMO_HELD_OUT", tmp_path / "held-out")
+    monkeypatch.setattr("finetune.cli.demo.SUBJECTS", SUBJECTS[:2])
     assert cli.run(["demo", "--steps", "2"]) == 0
     said = capsys.readouterr().out
     assert "runs/demo/before-after.png" in said.replace("\\", "/") and (tmp_path / "runs" / "demo" / "before-after.png").exists()
@@ -100,11 +110,20 @@ each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
 
 
 @each_recipe
-def test_recipes_say_what_they_cost_and_plan(path: Path, imgs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes_say_what_they_cost(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     job = config.resolve({"data": {"path": "x"}}, path)
     assert len(lines) <= 30 and lines[0].startswith(f"# ft {job.command} --recipe {path.stem} ") and "memory" in lines[0]
     assert lines[0].rstrip(")").endswith(("measured", "estimated"))
+
+
+# Counting a network of billions of parameters takes 4 seconds: of each large base one recipe, and the others by the slow tests.
+LARGE = ("flux-dev-subject", "sdxl-dreambooth", "sdxl-subject")
+
+
+@pytest.mark.parametrize("path", [pytest.param(p, marks=[pytest.mark.slow] if p.stem in LARGE else [], id=p.name) for p in RECIPES])
+def test_recipes_plan(path: Path, imgs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job, lines = config.resolve({"data": {"path": "x"}}, path), path.read_text(encoding="utf-8").splitlines()
     words = shlex.split(lines[0].removeprefix("# ft ").partition("   (")[0])
     words[words.index("--data") + 1] = str(imgs)
     assert cli.run([*words, "--dry-run", "--json"]) == 0
@@ -112,7 +131,10 @@ def test_recipes_say_what_they_cost_and_plan(path: Path, imgs: Path, capsys: pyt
     assert plan["adapted_layers"] >= 56 if job.method.kind == "lora" else plan["trainable_parameters"], plan
 
 
-TINY = {"tiny": "sd", "sd15": "sd", "sd21": "sd-v", "sdxl": "sdxl", "flux-dev": "flux"}  # known base -> its tiny pipeline
+TINY = {  # known base -> its tiny pipeline
+    "tiny": "sd", "sd15": "sd", "sd21": "sd-v", "sdxl": "sdxl", "flux-dev": "flux",
+    "sd15-inpainting": "sd-inpainting", "sdxl-inpainting": "sdxl-inpainting",
+}  # fmt: skip
 
 
 @each_recipe

@@ -72,9 +72,11 @@ def through_lycoris(of: Family, path: Path, prefix: str) -> Tensor:
     return output(model, of)
 
 
-# Of one family's two bases, which differ in the schedule and in guidance, the second is for LoRA alone unless slow tests are run.
+# Of one family's two bases, which differ in the schedule and in guidance, the second is for LoRA alone unless slow tests are run; and so
+# is rsLoRA, a LoRA at another strength, on the family that takes longest.
+SECOND = {"sd-v", "flux-schnell"}
 EVERYWHERE = [
-    pytest.param(kind, name, marks=[pytest.mark.slow] if kind != "lora" and name in ("sd-v", "flux-schnell") else [])
+    pytest.param(kind, name, marks=[pytest.mark.slow] if (kind != "lora" and name in SECOND) or (kind, name) == ("rslora", "sdxl") else [])
     for name in tiny.PIPELINES
     for kind in ROWS
 ]
@@ -118,7 +120,9 @@ def test_text_encoders_too(kind: str, make: Make, bases: Bases, monkeypatch: pyt
     assert (live[0] - plain["hidden"]).abs().max() > 0.02 and (made["hidden"] - live[0]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("kind", sorted(ROWS.keys() - {"oft"}))
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] if k == "rslora" else []) for k in sorted(ROWS.keys() - {"oft"})]
+)
 def test_convolutions_too(kind: str, trained: Any, bases: Bases) -> None:
     path, live = trained(kind, method={"targets": "all"})
     of = family(bases("sd"))
@@ -324,7 +328,8 @@ def test_the_rank_of_a_file_is_that_of_its_header(trained: Any) -> None:
 def test_what_a_run_wrote_can_be_continued_from(kind: str, form: str, trained: Any, make: Make, bases: Bases, tmp_path: Path) -> None:
     """Of whole differences, rotations and norms are found again; the network begins where the file ends, and what it writes is read."""
     rank = 2 if (kind, form) == ("dora", "full") else 4  # of layers of 8 to 16: norms are found where the rank is small beside them
-    path, live = trained(kind, run={"format": form, "out": str(tmp_path / "first")}, method={"rank": rank})
+    few = {"targets": "re:attn1"} if kind == "dora" else {}  # the search for its norms takes a quarter of a second for each layer
+    path, live = trained(kind, run={"format": form, "out": str(tmp_path / "first")}, method={"rank": rank} | few)
     there = through_ours(family(bases("sd")), path)
     assert form == "svd" or (there - live).abs().max() < 1e-4
     assert {w.kind for w in read(path).modules.values()} == {"lora" if form == "svd" else "full"}

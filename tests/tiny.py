@@ -1,5 +1,7 @@
 """Tiny random pipelines, built in code from the real classes, and small folders of pictures."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -28,6 +31,8 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from finetune.bases import TINY
+from finetune.config.precedence import merge_settings
 from finetune.data.inputs import ALPHA, LOSS_MASK, PICTURE, Input
 from finetune.data.sample import Sample
 
@@ -126,8 +131,44 @@ def flux_schnell(folder: Path) -> Path:
     return flux(folder, guided=False)
 
 
+def repainting(base: Callable[[Path], Path]) -> Callable[[Path], Path]:
+    """The same base with nine channels, the last five of which change something from the first."""
+
+    def make(folder: Path) -> Path:
+        return widened(base(folder), lambda weight: torch.randn(weight.shape[0], 5, *weight.shape[2:]) * 0.1)
+
+    return make
+
+
+def widened(folder: Path, channels: Callable[[torch.Tensor], torch.Tensor]) -> Path:
+    """A base whose U-Net reads a mask and the picture without it too: `channels` makes the new ones of the first layer's weight."""
+    torch.manual_seed(1)
+    place, index = folder / "unet", folder / "model_index.json"
+    config = json.loads((place / "config.json").read_text())
+    weights = load_file(place / "diffusion_pytorch_model.safetensors")
+    first = weights["conv_in.weight"]
+    weights["conv_in.weight"] = torch.cat([first, channels(first).to(first)], 1)
+    save_file(weights, place / "diffusion_pytorch_model.safetensors")
+    (place / "config.json").write_text(json.dumps(config | {"in_channels": 9}))
+    pipeline = json.loads(index.read_text())
+    pipeline["_class_name"] = pipeline["_class_name"].replace("Pipeline", "InpaintPipeline")
+    index.write_text(json.dumps(pipeline))
+    return folder
+
+
+def embedded_repainting(folder: Path) -> Path:
+    """The embedded base with nine channels, which begins as if it read but four: so was Stable Diffusion's own."""
+    shutil.copytree(TINY, folder)
+    return widened(folder, lambda weight: torch.zeros(weight.shape[0], 5, *weight.shape[2:]))
+
+
 PIPELINES: dict[str, Callable[[Path], Path]] = {
     "sd": stable_diffusion, "sd-v": stable_diffusion_v, "sdxl": stable_diffusion_xl, "flux": flux, "flux-schnell": flux_schnell,
+}  # fmt: skip
+# Of the same families, with the same layers for adapters: tests/test_inpainting.py has what differs.
+REPAINTING: dict[str, Callable[[Path], Path]] = {
+    "sd-inpainting": repainting(stable_diffusion), "sdxl-inpainting": repainting(stable_diffusion_xl),
+    "embedded-inpainting": embedded_repainting,
 }  # fmt: skip
 
 
@@ -149,3 +190,15 @@ def sample(name: str, content: str, captions: tuple[str, ...] = ("x",), masked: 
     """A picture that is not read."""
     inputs = {PICTURE: Input(content, bytes)} | ({LOSS_MASK: Input(ALPHA)} if masked else {})
     return Sample(name, inputs, captions, **more)
+
+
+def job(base: Path, imgs: Path, out: Path, **sections: Any) -> dict[str, Any]:
+    """The settings of a small job with alpha different from rank."""
+    small = {
+        "model": {"base": str(base)},
+        "data": {"path": str(imgs)},
+        "method": {"rank": 4, "alpha": 2} if sections.get("method", {}).get("kind", "lora") == "lora" else {},
+        "optim": {"steps": 6, "batch": 2, "lr": 1e-3},
+        "run": {"out": str(out), "save_dtype": "fp32"},
+    }
+    return merge_settings(small, sections)

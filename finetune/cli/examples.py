@@ -20,7 +20,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "generate": (
         'ft generate --adapter runs/lora/lora.safetensors --prompt "fox face" --count 4 --grid',
-        'ft generate --base tiny --prompt "red apple" --seed 7 --steps 20',
+        'ft generate --base sd15-inpainting --image room.png --mask wall.png --prompt "a window"',
     ),
     "demo": ("ft demo", "ft demo --steps 100 --out runs/short"),
     "models": ("ft models", "ft models tiny"),

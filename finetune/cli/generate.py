@@ -65,6 +65,10 @@ def command(
     ] = None,
     width: Annotated[int | None, typer.Option("--width", min=16, max=8192, help="in pixels (--resolution)", show_default=False)] = None,
     height: Annotated[int | None, typer.Option("--height", min=16, max=8192, help="in pixels (--resolution)", show_default=False)] = None,
+    image: Annotated[
+        Path | None, typer.Option("--image", help="picture to draw upon, with a base that repaints", metavar="FILE", show_default=False)
+    ] = None,
+    mask: Annotated[Path | None, typer.Option("--mask", help="what of it is repainted: white", metavar="FILE", show_default=False)] = None,
     grid: Annotated[bool, typer.Option("--grid", help="also write one sheet of all pictures")] = False,
     batch: Annotated[
         int | None, typer.Option("--batch", min=1, help="pictures drawn at once (as many as fill 1024x1024 pixels)", show_default=False)
@@ -98,6 +102,8 @@ def command(
         out,
         width,
         height,
+        image,
+        mask,
         vae=drawn_by,
     )
     drawn = drawing.generate(request, streams.say, Tracker(out, active=True).drawing)

@@ -40,8 +40,10 @@ def command(
     if json_:
         cli.emit({"bases": rows})
         return
+    names, hubs = (max(len(str(row[column])) for row in rows) for column in ("name", "hub"))
     for row in rows:
-        print(f"{row['name']:<10} {'here' if row['local'] else 'hub ':<5} {row['hub'] or 'ships with the package':<46} {row['about']}")
+        where = "here" if row["local"] else "hub"
+        print(f"{row['name']:<{names}}  {where:<4}  {row['hub'] or 'ships with the package':<{hubs}}  {row['about']}")
 
 
 def _facts(name: str) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Method(Section):
 
 # Learning rates where none is given. Those of the embedded base were measured (docs/adapters.md, docs/methods.md): it is small, and learns
 # at higher ones than the others, whose are those of the field. An adapter's is that of LoRA times its row's factor. A decoder's is that of
-# latent diffusion's autoencoders, 4.5e-6 for each picture of a step (configs/autoencoder of CompVis/latent-diffusion), of which there are 4.
+# latent diffusion's autoencoders, 4.5e-6 for each picture of a step (CompVis/latent-diffusion, configs/autoencoder), of which there are 4.
 RATES = {"lora": 2e-4, "full": 1e-5, "none": 5e-3, "decoder": 2e-5}
 EMBEDDED, EMBEDDED_RATES = TINY.name, {"lora": 1.5e-3, "full": 2e-4, "none": 1e-2, "decoder": 3e-4}
 

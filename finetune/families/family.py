@@ -7,6 +7,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
+from finetune.data.inputs import INPAINT_MASK
 from finetune.families import autoencoder, patches, tokenizers
 from finetune.families.components import Components
 from finetune.families.source import Source
@@ -185,6 +186,16 @@ class Family:
         if rescale := self.source.guidance_rescale:
             arguments["guidance_rescale"] = rescale
         return arguments
+
+    @property
+    def repaints(self) -> bool:
+        """Whether the denoiser is told what of a picture is to be repainted, and the rest of it."""
+        return INPAINT_MASK in self.edition.reads
+
+    def canvas(self, pixels: Tensor, mask: Tensor) -> dict[str, Any]:
+        """The pipeline's arguments for a picture [1, 3, H, W] in [-1, 1] that is repainted where `mask` [1, 1, H, W] is 1."""
+        latents, _ = self.encode(pixels * (mask < 0.5))
+        return {"image": pixels / 2 + 0.5, "mask_image": mask, "masked_image_latents": latents, "strength": 1.0}
 
     def inference(self) -> tuple[int, float]:
         """Sampling steps and guidance that suit the base."""

@@ -117,8 +117,11 @@ class Data:
     pictures: Pictures
     sizes: Buckets
     batch: int
+    unread: Sequence[str] = ()  # pictures with an inpainting mask of their own, which the base does not read
 
     def describe(self, say: Callable[[str], None]) -> None:
+        if self.unread:
+            say(f"  {len(self.unread)} with an inpainting mask, not used: the base draws from noise alone")
         index_plan.describe(self.pictures.train, self.batch, self.sizes, say)
 
 
@@ -130,31 +133,24 @@ def cut(job: Job, family: Family, pictures: Pictures, batch: int, classes: Seque
         ConfigError: the base's autoencoder cannot make a size.
         DataError: a picture has no inpainting mask of its own, and is to have one.
     """
-    if INPAINT_MASK in family.edition.reads:
+    unread: list[str] = []
+    if family.repaints:
         _check_masks(job, pictures)
     else:
         _check_unmasked(job)
-        pictures = _without_masks(pictures)
+        unread = [s.name for s in pictures.all if INPAINT_MASK in s.inputs]
+        if unread:
+            pictures = replace(pictures, train=_unmasked(pictures.train), held=_unmasked(pictures.held))
     sizes, of_job = buckets(job, family), instances(job, batch)
     train = sizes.assign(pictures.train, batch=of_job)
     beside = sizes.assign(list(classes), sizes.sides[:1])  # they were drawn at that resolution
     held = sizes.assign(pictures.held, sizes.sides[:1])
-    return Data(replace(pictures, train=train, classes=beside, held=held), sizes, of_job)
+    return Data(replace(pictures, train=train, classes=beside, held=held), sizes, of_job, unread)
 
 
-def _without_masks(pictures: Pictures) -> Pictures:
-    """Without inpainting masks, which the base does not read; says so."""
-
-    def side(samples: Sequence[Sample]) -> list[Sample]:
-        out = []
-        for s in samples:
-            if INPAINT_MASK in s.inputs:
-                pictures.listing.note("inpainting mask not used: the base reads none", s.name)
-                s = replace(s, inputs={name: file for name, file in s.inputs.items() if name != INPAINT_MASK})
-            out.append(s)
-        return out
-
-    return replace(pictures, train=side(pictures.train), held=side(pictures.held))
+def _unmasked(samples: Sequence[Sample]) -> list[Sample]:
+    """Without inpainting masks."""
+    return [replace(s, inputs={name: file for name, file in s.inputs.items() if name != INPAINT_MASK}) for s in samples]
 
 
 def _check_unmasked(job: Job) -> None:

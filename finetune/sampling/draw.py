@@ -14,12 +14,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from finetune import files, randomness
 from finetune.data import decode, lettering
-from finetune.data.crop import fitted, to_image
+from finetune.data.crop import fitted, to_image, to_plane, to_tensor
 from finetune.data.decode import SOFTWARE
 from finetune.data.encoded import Text
 from finetune.data.file import read_file
 from finetune.errors import ConfigError, FinetuneError, line
 from finetune.families.family import Family
+from finetune.sampling.canvas import Canvas
 from finetune.sampling.pipeline import Pipeline, Sampler
 
 
@@ -37,11 +38,16 @@ class NotFinite(FinetuneError):
     """What the base answered is no picture: it would be black."""
 
 
+def multiple_of(family: Family) -> int:
+    """Pixels of which the sides of pictures that the base draws are multiples."""
+    return math.lcm(family.factor, family.spec.draws)
+
+
 def check_side(family: Family, side: int, flag: str = "--resolution") -> None:
     """Raises:
     ConfigError: the base can be trained at this side perhaps, but its pipeline draws no such picture.
     """
-    multiple = math.lcm(family.factor, family.spec.draws)
+    multiple = multiple_of(family)
     if side % multiple:
         below = max(multiple, side // multiple * multiple)
         raise ConfigError(
@@ -89,20 +95,24 @@ def draw(
     batch: int = 1,
     width: int | None = None,
     advance: Callable[[float], None] = lambda done: None,
+    canvas: Canvas | None = None,
 ) -> list[Image.Image]:
     """One picture for each encoded (prompt, negative) and seed; noise is drawn on the CPU, so every device starts from the same.
 
     `side` is a square's, or with `width` the height. `advance` is told after each step how many pictures are drawn, parts included.
+    A base that repaints does so on `canvas`, of that size; without one all is repainted.
 
     Raises:
         NotFinite: the denoiser's or the autoencoder's numbers overflowed.
     """
     pipeline.set_progress_bar_config(disable=True)
     out: list[Image.Image] = []
+    told = _told(family, canvas, side, width or side)
     for start in range(0, len(seeds), batch):
         rows = [family.prompt(text, negative, guidance) for text, negative in prompts[start : start + batch]]
         latents = pipeline(
             **_stacked(rows),
+            **told,
             generator=[randomness.generator(seed, "sample") for seed in seeds[start : start + batch]],
             num_inference_steps=steps,
             height=side,
@@ -114,8 +124,18 @@ def draw(
             pixels = family.decode(one, side, width or side)[0]
             if not (one.isfinite().all() and pixels.isfinite().all()):
                 raise NotFinite(f"the picture of seed {seeds[len(out)]} is black: its numbers overflowed", "a lower --guidance or weight")
-            out.append(to_image(pixels))
+            image = to_image(pixels)
+            out.append(canvas.kept(image) if canvas else image)
     return out
+
+
+def _told(family: Family, canvas: Canvas | None, height: int, width: int) -> dict[str, Any]:
+    """What a pipeline is told of a picture to repaint; nothing, where its base draws from noise alone."""
+    if not family.repaints:
+        return {}
+    if canvas is None:
+        return family.canvas(torch.zeros(1, 3, height, width), torch.ones(1, 1, height, width))
+    return family.canvas(to_tensor(canvas.image)[None], to_plane(canvas.mask)[None])
 
 
 def _stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

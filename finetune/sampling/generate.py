@@ -20,13 +20,15 @@ from finetune.config import read_yaml
 from finetune.config.method import EMBEDDED
 from finetune.data import lettering
 from finetune.data.encoded import Text
+from finetune.data.sample import Size
 from finetune.errors import ConfigError, DataError, line
 from finetune.families import load, source, trust
 from finetune.families.autoencoder_file import with_autoencoder
 from finetune.families.family import Family
 from finetune.families.source import Source
 from finetune.run_folder import RunFolder
-from finetune.sampling import apply, draw, names, prompt
+from finetune.sampling import apply, canvas, draw, names, prompt
+from finetune.sampling.canvas import Canvas
 from finetune.sampling.pipeline import Pipeline
 
 MOST_SIDE, MOST_STEPS = 8192, 10_000  # that files and flags may ask for
@@ -50,6 +52,8 @@ class Request:
     out: Path = Path("pictures")
     width: int | None = None
     height: int | None = None
+    image: Path | None = None  # that is drawn upon
+    mask: Path | None = None  # what of it is repainted: white
     replace: bool = False  # pictures of the same names; else the names are numbered on
     vae: Path | None = None  # another autoencoder's file or folder
 
@@ -202,7 +206,13 @@ def generate(request: Request, say: Callable[[str], None], bar: Bar = no_bar) ->
     steps = request.steps or steps
     if request.guidance is not None:
         guidance = request.guidance
-    width, height = sides(family, request, resolution)
+    canvas.check_masked(family, request.image, request.mask)
+    on = canvas.opened(request.image, request.mask) if request.image and request.mask else None
+    width, height = sides(family, request, resolution, on)
+    if on:
+        on = canvas.fitted_canvas(on, Size(height, width))
+    elif family.repaints:
+        say(f"note: {where.id} repaints a part of a picture (--image, --mask); without one all of it is drawn")
     draw.check_steps(family, sampler, steps)
     if not 0 <= guidance <= MOST:
         raise ConfigError(f"--guidance {guidance:g}: must lie between 0 and {MOST}", f"{usual_guidance:g} is usual for {where.id}")
@@ -214,13 +224,15 @@ def generate(request: Request, say: Callable[[str], None], bar: Bar = no_bar) ->
     wanted = list(product(range(len(request.prompts)), range(request.seed, request.seed + request.count)))
     pairs, seeds = [(composed.texts[request.prompts[p]], negative) for p, _ in wanted], [seed for _, seed in wanted]
     batch, before = request.batch or draw.at_once(height, width), 0 if request.replace else names.used(request.out)
+    beside = {name: path.name for name, path in (("image", request.image), ("mask", request.mask)) if path}
+    beside |= {"vae": where.vae_id} if where.vae_id else {}
     written: list[dict[str, Any]] = []
     with bar("drawing", len(wanted)) as advance:
 
         def drawn(start: int) -> Iterable[Image.Image]:
             some = slice(start, start + batch)
             how = steps, guidance, height, batch, width
-            return draw.draw(family, composed.pipeline, pairs[some], seeds[some], *how, lambda done: advance(start + done))
+            return draw.draw(family, composed.pipeline, pairs[some], seeds[some], *how, lambda done: advance(start + done), on)
 
         images = chain.from_iterable(drawn(start) for start in range(0, len(wanted), batch))
         for (p, seed), image in zip(wanted, images, strict=True):
@@ -234,7 +246,7 @@ def generate(request: Request, say: Callable[[str], None], bar: Bar = no_bar) ->
                 "base": where.id,
                 "adapters": {path.name: weight for path, weight in chosen},
                 "embeddings": [e.token for e in embeddings],
-            } | ({"vae": where.vae_id} if where.vae_id else {})
+            } | beside
             path = request.out / names.picture(before + p, seed)
             with nullcontext(path) if request.replace else names.claimed(path) as mine:
                 draw.save_png(image, mine, parameters)
@@ -243,12 +255,16 @@ def generate(request: Request, say: Callable[[str], None], bar: Bar = no_bar) ->
     return written
 
 
-def sides(family: Family, request: Request, usual: int) -> tuple[int, int]:
-    """Width and height in pixels.
+def sides(family: Family, request: Request, usual: int, on: Canvas | None = None) -> tuple[int, int]:
+    """Width and height in pixels; in the proportions of a picture that is drawn upon, where they are not given.
 
     Raises:
         ConfigError: one that the base cannot draw, by the flag that said it.
     """
+    if on and not (request.width or request.height):
+        draw.check_side(family, request.resolution or usual)
+        size = canvas.size_like(*on.image.size, request.resolution or usual, draw.multiple_of(family))
+        return size.width, size.height
     both, out = request.resolution or usual, []
     for flag, given in (("--width", request.width), ("--height", request.height)):
         draw.check_side(family, given or both, flag if given else "--resolution")

@@ -1,7 +1,7 @@
 """What is looked at during a run: the held-out loss against the base's, and samples beside the base's own pictures."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from finetune.families.family import Family
 from finetune.results.summary import Measure, RoundTrip
 from finetune.run_folder import RunFolder
 from finetune.sampling import draw
+from finetune.sampling.canvas import Canvas
 from finetune.sampling.generate import compose
 from finetune.sampling.pipeline import Pipeline
 from finetune.training.loop import Training
@@ -85,6 +86,7 @@ class Observer:
     best: float = float("inf")
     looked: int = -1  # the last step that was looked at
     baseline: Tensor | None = None  # the base's held-out losses, [N, timesteps]
+    canvases: Mapping[str, Canvas] = field(default_factory=dict)  # that prompts are drawn upon
     change: Measure | None = None  # of the last held-out loss against the base's
     sheet: Path | None = None  # of the last pictures beside the base's
 
@@ -223,7 +225,8 @@ class Observer:
             number = randomness.number(run.seed, "sample", prompt)
             seed, name = number % 2**31, f"{number % 16**6:06x}"
             try:
-                image = draw.draw(family, pipeline, [(text, unconditional)], [seed], steps, guidance, self.side)[0]
+                on = self.canvases.get(prompt)
+                image = draw.draw(family, pipeline, [(text, unconditional)], [seed], steps, guidance, self.side, canvas=on)[0]
             except draw.NotFinite as e:  # the weights' own guard stops a run; a picture alone does not
                 self.tracker.say(f"note: sample {prompt[:60]!r} at step {step} is left black: {e.message}")
                 image = Image.new("RGB", (self.side, self.side))
@@ -231,9 +234,10 @@ class Observer:
             path = folder.sample(step, name)
             drawn.append((prompt, path.relative_to(folder.path).as_posix()))
             draw.save_png(image, path, facts)
-            rows.append((prompt, [*self._beside(folder.sample(0, name)), image]))
+            rows.append((prompt, [*([on.hole] if on else []), *self._beside(folder.sample(0, name)), image]))
         if step > 0:
-            columns = ["base", f"step {step}"] if all(len(images) == 2 for _, images in rows) else []
+            columns = [*(["picture"] if self.canvases else []), "base", f"step {step}"]
+            columns = columns if all(len(images) == len(columns) for _, images in rows) else []
             self.sheet = folder.sheet(step)
             draw.save_png(draw.sheet(rows, columns), self.sheet, {})
         return drawn

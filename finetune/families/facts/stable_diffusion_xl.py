@@ -45,4 +45,7 @@ SPEC = FamilySpec(
 
 BASES = {
     "sdxl": KnownBase("stabilityai/stable-diffusion-xl-base-1.0", "Stable Diffusion XL 1.0, 1024x1024", "openrail++"),
+    "sdxl-inpainting": KnownBase(
+        "diffusers/stable-diffusion-xl-1.0-inpainting-0.1", "Stable Diffusion XL 1.0 that repaints, 1024x1024", "openrail++", 8.0
+    ),
 }
