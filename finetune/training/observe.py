@@ -231,6 +231,7 @@ class Observer:
                 self.tracker.say(f"note: sample {prompt[:60]!r} at step {step} is left black: {e.message}")
                 image = Image.new("RGB", (self.side, self.side))
             facts = {"prompt": prompt, "seed": seed, "steps": steps, "guidance": guidance, "trained_steps": step}
+            facts |= {"vae": family.source.vae_id} if family.source.vae_id else {}
             path = folder.sample(step, name)
             drawn.append((prompt, path.relative_to(folder.path).as_posix()))
             draw.save_png(image, path, facts)
