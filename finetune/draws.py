@@ -51,12 +51,15 @@ class StepDraws(Draws):
 
     @property
     def count(self) -> int:
+        """The slots that this process has a part of the batch for."""
         return len(self.slots)
 
     def key(self, name: str, row: int) -> tuple[randomness.Key, ...]:
+        """(seed, name, step, slot): the same whichever process has the slot, in whichever micro-batch."""
         return self.seed, name, self.step, self.slots[row]
 
     def strata(self, name: str) -> tuple[Tensor, int]:
+        """Places in one order of all `total` slots, which every process draws alike."""
         order = sorted(range(self.total), key=lambda slot: randomness.number(self.seed, name, self.step, slot))
         place = {slot: i for i, slot in enumerate(order)}
         return torch.tensor([place[slot] for slot in self.slots]), self.total
@@ -71,11 +74,14 @@ class ProbeDraws(Draws):
 
     @property
     def count(self) -> int:
+        """The pictures that are measured at once."""
         return len(self.contents)
 
     def key(self, name: str, row: int) -> tuple[randomness.Key, ...]:
+        """Of the picture's content and the probe, not of its place in the batch, nor of the run's seed."""
         more = () if name == "noise" else (name,)  # the noise had the key to itself at first
         return ("held-out", *more, self.contents[row], self.probe)
 
     def strata(self, name: str) -> tuple[Tensor, int]:
+        """The rows as they stand: nothing is drawn."""
         return torch.arange(self.count), self.count

@@ -227,14 +227,17 @@ def check_writable(folder: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
+    """A file that is there whole or not at all. Raises ResourceError as `write` does."""
     write(path, lambda p: p.write_bytes(data))
 
 
 def write_text(path: Path, text: str) -> None:
+    """The same of text, as UTF-8, line ends as they are."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
+    """The same of what JSON can hold, with sorted keys: equal values give equal bytes."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
@@ -282,5 +285,6 @@ def read_text(path: Path | str, errors: str = "strict") -> str:
 
 
 def sha256(path: Path) -> str:
+    """Of a file's bytes, 64 hexadecimal digits. Raises OSError as `opened` does."""
     with opened(path) as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

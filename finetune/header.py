@@ -26,6 +26,8 @@ def tensors_file(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Header:
+    """What a safetensors file says of itself: by key the shapes and the number formats, and texts by name."""
+
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
     metadata: dict[str, str]

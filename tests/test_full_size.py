@@ -34,7 +34,8 @@ PARAMETERS = {
     ("sd15", "unet"): 859_520_964, ("sd15", "vae"): 83_653_863, ("sd15", "text_encoder"): 123_060_480,
     ("sd21", "unet"): 865_910_724, ("sd21", "text_encoder"): 340_387_840, ("sdxl", "unet"): 2_567_463_684,
     ("sdxl", "text_encoder_2"): 694_659_840, ("flux-dev", "transformer"): 11_901_408_320, ("flux-schnell", "transformer"): 11_891_178_560,
-    ("sd15-inpainting", "unet"): 859_535_364, ("sdxl-inpainting", "unet"): 2_567_478_084, ("flux-dev", "vae"): 83_819_683, ("flux-dev", "text_encoder_2"): 4_762_310_656,
+    ("sd15-inpainting", "unet"): 859_535_364, ("sdxl-inpainting", "unet"): 2_567_478_084,
+    ("flux-dev", "vae"): 83_819_683, ("flux-dev", "text_encoder_2"): 4_762_310_656,
 }  # fmt: skip
 
 

@@ -58,8 +58,8 @@ def place(root: Path, sizes: Sequence[tuple[int, int]] = ((24, 20),), masked: in
     return root
 
 
-def looked(root: Path, **more: Any) -> list[Sample]:
-    listing = scan(Origin(str(root), CAPTION, **more))
+def looked(root: Path) -> list[Sample]:
+    listing = scan(Origin(str(root), CAPTION, beside=frozenset({INPAINT_MASK})))
     listing.refuse()
     return listing.samples
 

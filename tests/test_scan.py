@@ -16,6 +16,7 @@ from test_decode import png
 
 from finetune.data import folder, scan
 from finetune.data.captions import Wording
+from finetune.data.inputs import LOSS_MASK
 from finetune.data.sample import Listing, Sample
 from finetune.data.scan import Origin
 from finetune.errors import ConfigError, DataError
@@ -275,7 +276,7 @@ def test_a_pipe_among_the_files_is_refused_and_not_waited_for(place: str, tmp_pa
     (root / place).unlink(missing_ok=True)
     os.mkfifo(root / place)
     with pytest.raises(DataError, match="a named pipe and no file"):
-        scan.scan(Origin(str(root), Wording(caption="x" if place == "x.png" else None), mask="file")).refuse()
+        scan.scan(Origin(str(root), Wording(caption="x" if place == "x.png" else None), beside=frozenset({LOSS_MASK}))).refuse()
 
 
 def test_utf_16_without_a_mark_is_no_caption(tmp_path: Path) -> None:
@@ -293,7 +294,7 @@ def test_names_in_the_other_of_unicodes_ways_find_each_other(tmp_path: Path) -> 
         tiny.picture(i).save(root / f"{picture}.png")
         Image.new("L", (24, 20), 255).save(root / f"{caption}.mask.png")
         (root / f"{caption}.txt").write_text(f"cup {i}")
-    found = scan.scan(Origin(str(root), Wording(), mask="file"))
+    found = scan.scan(Origin(str(root), Wording(), beside=frozenset({LOSS_MASK})))
     assert sorted(s.caption for s in found.samples) == ["cup 0", "cup 1"] and all("loss_mask" in s.inputs for s in found.samples)
     assert found.notes.keys() == {"with a mask"} and not found.problems
     rows = [{"file_name": f"{name}.png", "text": "x"} for name in (parted, f"{composed} 2")]

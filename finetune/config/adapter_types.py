@@ -96,7 +96,7 @@ def _blocks(m: Chosen, layer: str, shape: Sequence[int]) -> None:
 
 
 def _turned(weight: "Tensor", turn: "Tensor") -> "Tensor":
-    """W R - W"""
+    """W R - W."""
     return (weight.flatten(1) @ turn.T).view_as(weight) - weight
 
 

@@ -16,6 +16,8 @@ from finetune.text import AUTO, says
 
 
 class Model(Section):
+    """The base that is trained, and how its files are read."""
+
     base: str = Field(
         EMBEDDED, description="short name (see `ft models`), Hub id with optional @revision, diffusers folder, or .safetensors file"
     )
@@ -47,10 +49,13 @@ class Subject(Section):
 
     @property
     def prior(self) -> bool:
+        """Whether class pictures are trained on beside the subject's."""
         return self.class_word is not None and self.prior_weight > 0
 
 
 class Run(Section):
+    """What a run writes, how often, in which formats, and on how many processes."""
+
     out: Path | None = Field(None, description="output folder (runs/<name>)")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
         "lora", description="name of the adapter file and of the run"
@@ -95,6 +100,7 @@ class Run(Section):
 
     @property
     def folder(self) -> Path:
+        """Where the run writes: `out`, or its name in `runs`, below the current folder."""
         return self.out or Path("runs") / self.name
 
 

@@ -22,6 +22,7 @@ class Batch:
     slots: Sequence[int]  # positions in the global batch
 
     def to(self, device: torch.device) -> "Batch":
+        """The same batch with columns and weights on `device`."""
         columns = {name: to_device(column, device) for name, column in self.columns.items()}
         return replace(self, columns=columns, weights=to_device(self.weights, device))
 

@@ -12,6 +12,7 @@ from finetune.data.sample import Size
 if TYPE_CHECKING:
     from torch import Tensor
 
+ALIKE = 0.02  # share by which a mask's proportions may differ from its picture's
 Box = tuple[float, float, float, float]
 
 
@@ -77,6 +78,11 @@ def box(original: Size, size: Size, view: View = PLAIN) -> tuple[Box, Crop]:
     y, x = original.height / height, original.width / width
     part = (left * x, top * y, min((left + size.width) * x, original.width), min((top + size.height) * y, original.height))
     return part, Crop(*original, top, left, *size)
+
+
+def same_proportions(mask: Size, picture: Size) -> bool:
+    """Whether a mask can be a picture's, of whatever scale."""
+    return abs(mask.width * picture.height / (mask.height * picture.width) - 1) <= ALIKE
 
 
 def cut(image: Image.Image, size: Size, view: View = PLAIN) -> tuple[Image.Image, Crop]:

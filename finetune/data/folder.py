@@ -5,12 +5,15 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from finetune import libraries
 from finetune.data.captions import in_words
 from finetune.data.decode import EXTENSIONS
 from finetune.data.file import File, read_caption_file
+from finetune.data.inputs import BESIDE
 from finetune.data.sample import Item, Listing, Problem
 from finetune.data.tables import METADATA, Columns, metadata
 from finetune.errors import DataError
@@ -21,10 +24,7 @@ PICTURE_LIKE = {".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".eps", ".raw", 
 HEIC = {".heic", ".heif"}
 CAPTIONS = (".txt", ".caption")
 NO_CAPTIONS = {"readme.txt", "license.txt", "licence.txt", "notice.txt", "requirements.txt"}
-# Of a stem: cat-masklabel.png or cat.mask.png beside cat.jpg; and cat.inpaint.png.
-LOSS_MASK = re.compile(r"(-masklabel|\.mask)$")
-INPAINT_MASK = re.compile(r"\.inpaint$")
-MASK = re.compile(f"{LOSS_MASK.pattern}|{INPAINT_MASK.pattern}")
+ENDINGS = {name: re.compile(kind.ending) for name, kind in BESIDE.items()}
 CONCEPT = re.compile(r"(\d{1,3})_(.+)")
 NO_CAPTION = "put the caption in a .txt file of the same name, or give --caption or --trigger for all"
 
@@ -40,10 +40,9 @@ def folder_items(
     names = [name for name in walk(folder, listing) if not skip(name)]
     pictures = [name for name in names if _usable(name, listing)]
     captions = sidecars(names, listing)
-    masks, inpaint_masks = _masks(names, LOSS_MASK), _masks(names, INPAINT_MASK)
     stems = {_stem(n) for n in pictures}
-    own_file, own_mask, own_inpaint_mask = (_alike(stems, others) for others in (captions, masks, inpaint_masks))
-    _alone(names, captions, {*own_file.values(), *own_mask.values(), *own_inpaint_mask.values()}, listing)
+    own_file, beside = _alike(stems, captions), _all_beside(names, stems)
+    _alone(names, captions, {*own_file.values(), *chain.from_iterable(found.own.values() for found in beside.values())}, listing)
     del stems
     concepts = _concepts(pictures, listing)
     listed = metadata(folder, names, listing, columns)
@@ -61,11 +60,10 @@ def folder_items(
         stem = _stem(name)
         repeats, concept = concepts.get(name.partition("/")[0], (1, ""))
         texts = listed[name] if listed is not None else _sidecar(place, own_file.get(stem, stem), captions, listing, each_line)
-        mask, inpaint_mask = masks.get(own_mask.get(stem, stem)), inpaint_masks.get(own_inpaint_mask.get(stem, stem))
         texts = texts if any(texts) or not concept else (concept,)
-        read_mask, read_inpaint_mask = (File(place, file) if file else None for file in (mask, inpaint_mask))
+        others = tuple((kind, File(place, file)) for kind, found in beside.items() if (file := found.of(stem)))
         words, around = in_words(stem.rpartition("/")[2]), concept or in_words(name.rpartition("/")[0].rpartition("/")[2] or top)
-        yield Item(name, File(place, name), _stamp(folder, name), texts, words, read_mask, read_inpaint_mask, repeats, around)
+        yield Item(name, File(place, name), _stamp(folder, name), texts, words, repeats, around, others)
 
 
 def _stamp(folder: Path, name: str) -> str:
@@ -129,14 +127,31 @@ def is_archive(name: str) -> bool:
     return name.endswith((".tar", ".parquet")) and name not in METADATA
 
 
-def _is_mask(name: str, kind: re.Pattern[str] = MASK) -> bool:
+def _kind(name: str) -> str | None:
+    """What a picture's file is beside another, by the names of inputs; None where it is a picture of its own."""
     stem, _, end = name.rpartition(".")
-    return f".{end.lower()}" in EXTENSIONS and bool(kind.search(stem))
+    if f".{end.lower()}" not in EXTENSIONS:
+        return None
+    return next((kind for kind, ending in ENDINGS.items() if ending.search(stem)), None)
 
 
-def _masks(names: Iterable[str], kind: re.Pattern[str]) -> dict[str, str]:
-    """The masks of a kind, by the stems of their pictures."""
-    return {kind.sub("", _stem(n)): n for n in names if _is_mask(n, kind)}
+class _Beside(NamedTuple):
+    """Files of one kind that lie beside pictures."""
+
+    files: dict[str, str]  # by the stem that each belongs to
+    own: dict[str, str]  # of pictures whose stem is spelt otherwise, that stem
+
+    def of(self, stem: str) -> str | None:
+        return self.files.get(self.own.get(stem, stem))
+
+
+def _all_beside(names: Iterable[str], stems: Collection[str]) -> dict[str, _Beside]:
+    """By the names of inputs; `stems` are the pictures'."""
+    files: dict[str, dict[str, str]] = {kind: {} for kind in BESIDE}
+    for name in names:
+        if kind := _kind(name):
+            files[kind][ENDINGS[kind].sub("", _stem(name))] = name
+    return {kind: _Beside(there, _alike(stems, there)) for kind, there in files.items()}
 
 
 def _usable(name: str, listing: Listing) -> bool:
@@ -145,7 +160,7 @@ def _usable(name: str, listing: Listing) -> bool:
     if end in HEIC and find_spec("pillow_heif") is None:
         listing.dropped[name] = f"{end} needs a package: {libraries.install('heic')}"
     elif end in EXTENSIONS:
-        return not _is_mask(name)
+        return _kind(name) is None
     elif end in PICTURE_LIKE:
         listing.dropped[name] = f"{end} is not read; convert it to PNG"
     elif is_archive(name):
@@ -180,7 +195,7 @@ def _alone(names: Iterable[str], captions: Mapping[str, str], alike: Collection[
     stems: dict[str, str] = {}  # with the first of its pictures
     for name in sorted(names):
         end = f".{name.rpartition('.')[2].lower()}" if "." in name.rpartition("/")[2] else "no ending"
-        if end in EXTENSIONS and not _is_mask(name):
+        if end in EXTENSIONS and _kind(name) is None:
             first = stems.setdefault(_stem(name), name)
             if first != name and _stem(name) in captions:
                 listing.note(f"shares its caption file with {first}", name)
@@ -192,7 +207,7 @@ def _alone(names: Iterable[str], captions: Mapping[str, str], alike: Collection[
         if stem not in stems and stem not in alike:
             listing.note("caption file without a picture", f"{stem}.{end}")
     for name in sorted(names):
-        if _is_mask(name) and MASK.sub("", _stem(name)) not in stems.keys() | alike:
+        if (kind := _kind(name)) and ENDINGS[kind].sub("", _stem(name)) not in stems.keys() | alike:
             listing.note("mask without a picture", name)
 
 

@@ -17,6 +17,21 @@ PIXELS = "pixels"
 ALPHA = "alpha"  # in the place of a hash: the mask is the picture's own opacity
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Files that lie beside pictures and are read with them."""
+
+    noun: str
+    ending: str  # a regular expression for the ends of their stems, which begin as their pictures'
+    setting: str  # that reads them
+
+
+BESIDE = {
+    LOSS_MASK: Beside("mask", r"(-masklabel|\.mask)$", "data.mask=file"),  # cat-masklabel.png or cat.mask.png beside cat.jpg
+    INPAINT_MASK: Beside("inpainting mask", r"\.inpaint$", "data.inpaint_mask=both"),  # cat.inpaint.png
+}
+
+
 class Input(NamedTuple):
     """A file that belongs to a sample, and the sha256 of its bytes; nothing to read where it is a part of another."""
 

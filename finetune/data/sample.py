@@ -35,10 +35,9 @@ class Item:
     stamp: str  # what tells without reading it, among all of its place, that it has not changed: name, size, time
     captions: tuple[str, ...] = ()  # its own
     words: str = ""  # its name as words, for a caption's {name}
-    mask: Callable[[], bytes] | None = None  # what of it counts
-    inpaint_mask: Callable[[], bytes] | None = None  # what of it is to be repainted
     repeats: int = 1
     concept: str = ""  # what its folder is called after the number of repeats
+    beside: tuple[tuple[str, Callable[[], bytes]], ...] = ()  # names of inputs, and files that lie beside it for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +95,11 @@ class Listing:
     notes: dict[str, list[str]] = field(default_factory=dict)  # what was converted, or is worth knowing -> files
 
     def note(self, text: str, name: str) -> None:
+        """Notes `text` of the file `name`."""
         self.notes.setdefault(text, []).append(name)
 
     def add(self, other: "Listing", prefix: str = "") -> None:
+        """Takes in another source's, whose names get `prefix` in front."""
         self.samples += [replace(s, name=prefix + s.name) for s in other.samples]
         self.problems += [p._replace(name=prefix + p.name) for p in other.problems]
         self.dropped |= {f"{prefix}{name}": why for name, why in other.dropped.items()}
@@ -119,6 +120,7 @@ class Listing:
         raise DataError("; ".join(shown + more), self.problems[0].hint)
 
     def describe(self, say: Callable[[str], None]) -> None:
+        """Says what was noted, each with its number of files, and which files were dropped: 20 by name, with why."""
         for text, names in sorted(self.notes.items()):
             say(f"  {len(names)} {text}")
         for name, why in list(self.dropped.items())[:20]:
@@ -138,6 +140,7 @@ class Pictures:
 
     @property
     def all(self) -> list[Sample]:
+        """Those to train on, then the class pictures, then those held out."""
         return [*self.train, *self.classes, *self.held]
 
     @property

@@ -13,10 +13,11 @@ from typing import Any
 from finetune import files, randomness
 from finetune.data import archives, decode, folder, hub
 from finetune.data.captions import Wording
+from finetune.data.crop import same_proportions
 from finetune.data.file import File
 from finetune.data.folder import NO_CAPTION, file_stamp
 from finetune.data.index import Index
-from finetune.data.inputs import ALPHA, INPAINT_MASK, LOSS_MASK, PICTURE, Input
+from finetune.data.inputs import ALPHA, BESIDE, LOSS_MASK, PICTURE, Input
 from finetune.data.sample import Item, Listing, Pictures, Problem, Sample, Size
 from finetune.data.tables import USUAL, Columns
 from finetune.errors import ConfigError, DataError
@@ -28,7 +29,6 @@ ENOUGH = 20  # pictures, from which on `auto` holds some out
 AUTO_FRACTION = "0.1"  # of them
 FEW = f"held out; of fewer than {MANY} pictures, which ones depends on the others: when some come or go, a picture may change sides"
 WEIGHTS = "captioned with weights such as (word:1.3), which other tools read, and which are taken for words here"
-WIDEST_MASK = 0.02  # share by which a mask's proportions may differ from its picture's
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Origin:
     place: str  # a folder, a .tar or .parquet file, or a dataset's id
     wording: Wording
     background: str = "white"
-    mask: str = "none"  # alpha, file
-    inpaint_masks: bool = True  # whether those that lie beside pictures are read
+    alpha: bool = False  # whether what is opaque of a transparent picture is what counts
+    beside: frozenset[str] = frozenset()  # what is read of the files that lie beside pictures, by the names of inputs
     columns: Columns = USUAL
     split: str | None = None
     each_line: bool = False
@@ -170,20 +170,15 @@ def _add(item: Item, row: "list[Any] | Problem", origin: Origin, listing: Listin
     _note_syntax(item, origin, captions, listing)
     for text in notes:
         listing.note(text.replace("{background}", origin.background), item.name)
-    inputs = {PICTURE: Input(content, item.read)}
-    if origin.mask == "alpha" and alpha:
-        inputs[LOSS_MASK] = Input(ALPHA)
-    elif origin.mask == "file" and item.mask is not None:
-        inputs[LOSS_MASK] = _mask("mask", item, item.mask, Size(height, width), listing)
-    elif item.mask is not None:
-        listing.note("mask file not used; --set data.mask=file uses it", item.name)
-    if origin.mask != "none":
+    inputs = {PICTURE: Input(content, item.read)} | ({LOSS_MASK: Input(ALPHA)} if origin.alpha and alpha else {})
+    for name, read in item.beside:
+        kind = BESIDE[name]
+        if name in origin.beside:
+            inputs[name] = _mask(kind.noun, item, read, Size(height, width), listing)
+        else:
+            listing.note(f"{kind.noun} file not used; --set {kind.setting} uses it", item.name)
+    if origin.alpha or LOSS_MASK in origin.beside:
         listing.note("with a mask" if LOSS_MASK in inputs else "without a mask: all of it counts", item.name)
-    if item.inpaint_mask is not None and origin.inpaint_masks:
-        inputs[INPAINT_MASK] = _mask("inpainting mask", item, item.inpaint_mask, Size(height, width), listing)
-        listing.note("with an inpainting mask", item.name)
-    elif item.inpaint_mask is not None:
-        listing.note("inpainting mask not used, as data.inpaint_mask is drawn", item.name)
     original, times = _size(height, width), _times(origin.repeats * item.repeats)
     listing.samples.append(Sample(item.name, inputs, captions, original, times=times))
 
@@ -208,7 +203,7 @@ def _mask(what: str, item: Item, read: Callable[[], bytes], picture: Size, listi
     except DataError as e:
         listing.problems.append(Problem(item.name, e.message, e.hint))
         return Input("", read)
-    if abs(head.width * picture.height / (head.height * picture.width) - 1) > WIDEST_MASK:
+    if not same_proportions(Size(head.height, head.width), picture):
         here = f"its {what} is {head.width}x{head.height}, and the picture {picture}"
         listing.problems.append(Problem(item.name, here, "make it of the same proportions"))
     return Input(decode.content(data), read)

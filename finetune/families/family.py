@@ -101,6 +101,7 @@ class Family:
 
     @property
     def device(self) -> torch.device:
+        """Where the networks run."""
         return self.base.device
 
     @property
@@ -115,6 +116,7 @@ class Family:
 
     @property
     def words(self) -> Words:
+        """The tokenizers of all text encoders, and the new tokens that they were told."""
         return self.base.words
 
     @property

@@ -48,8 +48,15 @@ class TextEncoder(Component):
 class Configs(Protocol):
     """A base's own configs, as a family's facts look at them."""
 
-    def config(self, component: str) -> Mapping[str, Any]: ...
-    def index(self) -> Mapping[str, Any]: ...
+    def config(self, component: str) -> Mapping[str, Any]:
+        """The config of a part, by the name of its folder.
+
+        Raises:
+            AccessError: it cannot be read, or asks for what is not supported.
+        """
+
+    def index(self) -> Mapping[str, Any]:
+        """What model_index.json says."""
 
 
 def pixels_per_latent(base: Configs) -> int:
@@ -77,6 +84,8 @@ class Edition:
 
 @dataclass(frozen=True)
 class FamilySpec:
+    """All facts of a family that are not code; one file a family in facts/ has them."""
+
     name: str
     released: str  # year and month: the order in which families are shown
     pipelines: tuple[str, ...]  # class names in model_index.json; the first is drawn with
@@ -117,6 +126,7 @@ class FamilySpec:
 
     @property
     def encoders(self) -> dict[str, TextEncoder]:
+        """The text encoders by folder, in the order in which `text` gives them."""
         return {part: component for part, component in self.components.items() if isinstance(component, TextEncoder)}
 
     @property
@@ -149,6 +159,8 @@ ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 @dataclass(frozen=True)
 class KnownBase:
+    """A base with a short name, as `ft models` lists it."""
+
     hub: str | None  # None: ships with the package
     about: str
     licence: str  # by the Hub's identifiers

@@ -48,6 +48,11 @@ class Adapter(How):
     masters: torch.dtype | None = None
 
     def attach(self, net: nn.Module) -> dict[str, nn.Parameter]:
+        """The matrices and vectors of all `wanted` layers, as they begin, or as `start` has them.
+
+        Raises:
+            ConfigError: a layer that the adapter's type cannot change, or that `start` has other shapes for.
+        """
         return adapter.attach(net, self.job.method, self.wanted, self.job.run.seed, self.start)
 
     def factors(self, parameter: str) -> tuple[float, float]:
@@ -73,6 +78,7 @@ class Whole(How):
     noun: Noun = "model"
 
     def attach(self, net: nn.Module) -> dict[str, nn.Parameter]:
+        """The network's own parameters as `masters`, without the idle ones and the table of words, which stays as it is."""
         return full.attach(net, self.idle, self.masters, self.only)
 
 
@@ -97,6 +103,7 @@ class Rows(How):
         return {"new_tokens": textual_inversion.attach(net, torch.cat(rows), self.first).rows}
 
     def count(self, net: nn.Module) -> dict[str, int]:
+        """Tokens times vectors times the width of the table, which needs no rows to be made."""
         width = textual_inversion.words_of(net).weight.shape[1]
         return {"new_tokens": len(self.job.method.new_tokens) * self.job.method.vectors * width}
 

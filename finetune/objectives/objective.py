@@ -84,10 +84,12 @@ class Denoising(Objective, Protocol):
         """The weighted error of each element of an answer, [B, C, H, W] in the target's dtype (fp32 in training)."""
 
     def __call__(self, ask: Ask, batch: Inputs, draws: Draws) -> Tensor:
+        """The weighted error of the one answer, [B, C, H, W]."""
         noised = self.noised(batch.columns["x_0"], draws)
         return self.cost(ask.predict(noised.x_t, noised.t), noised)
 
     def captions(self, caption: str) -> Iterable[str]:
+        """None: it says what the batch says."""
         return ()
 
     def noised(self, x_0: Tensor, draws: Draws) -> Noised:

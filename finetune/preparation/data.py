@@ -10,7 +10,7 @@ from finetune.data.buckets import Buckets, largest_step
 from finetune.data.captions import Wording
 from finetune.data.crop import Augment
 from finetune.data.encoded import Pixels
-from finetune.data.inputs import INPAINT_MASK
+from finetune.data.inputs import INPAINT_MASK, LOSS_MASK
 from finetune.data.sample import Listing, Pictures, Sample, some
 from finetune.data.scan import Origin
 from finetune.data.tables import Columns
@@ -58,8 +58,9 @@ def origins(job: Job) -> list[Origin]:
     for s in d.places:
         words = replace(wording, caption=s.caption, prefix=s.prefix or "", suffix=s.suffix or "")
         columns, each_line = Columns(s.image_column, s.caption_column), d.caption_lines == "each"
-        masks = s.mask or "none", d.inpaint_mask != "drawn"
-        out.append(Origin(s.path, words, d.background, *masks, columns, s.split, each_line, s.repeats, s.weight))
+        beside = frozenset(name for name, reads in ((LOSS_MASK, s.mask == "file"), (INPAINT_MASK, d.inpaint_mask != "drawn")) if reads)
+        how = s.mask == "alpha", beside, columns, s.split, each_line, s.repeats, s.weight
+        out.append(Origin(s.path, words, d.background, *how))
     return out
 
 

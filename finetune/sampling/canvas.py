@@ -9,11 +9,10 @@ from PIL import Image, ImageFilter
 
 from finetune import files
 from finetune.data import decode, masks
-from finetune.data.crop import cut, cut_plane
+from finetune.data.crop import cut, cut_plane, same_proportions
 from finetune.data.encoded import Pixels
 from finetune.data.file import read_file
 from finetune.data.sample import Sample, Size
-from finetune.data.scan import WIDEST_MASK
 from finetune.errors import ConfigError
 from finetune.families.family import Family
 
@@ -56,7 +55,7 @@ def check_masked(family: Family, image: Path | None, mask: Path | None) -> None:
         given, missing = ("--image", "--mask") if mask is None else ("--mask", "--image")
         raise ConfigError(f"{given}: needs {missing}", "white in the mask is repainted, black stays")
     if not family.repaints:
-        raise ConfigError(f"--image, --mask: {family.source.id} draws from noise alone", "--base sd15-inpainting or sdxl-inpainting")
+        raise ConfigError(f"--image, --mask: {family.source.id} draws from noise alone", "`ft models` says which bases repaint")
 
 
 def opened(image: Path, mask: Path) -> Canvas:
@@ -68,7 +67,7 @@ def opened(image: Path, mask: Path) -> Canvas:
     """
     picture = decode.decode_picture(read_file(str(files.home(image))), image.name).image
     plane = decode.decode_picture(read_file(str(files.home(mask))), mask.name, "black").image.convert("L")
-    if abs(plane.width * picture.height / (plane.height * picture.width) - 1) > WIDEST_MASK:
+    if not same_proportions(Size(plane.height, plane.width), Size(picture.height, picture.width)):
         sizes = f"{plane.width}x{plane.height}, and {image.name} {picture.width}x{picture.height}"
         raise ConfigError(f"--mask {mask.name}: is {sizes}", "make it of the same proportions")
     if not masks.white_share(plane.point(masks.BINARY)):

@@ -63,6 +63,7 @@ class Asked:
         self.module, self.step, self.batch = module, step, batch
 
     def predict(self, x_t: Tensor, t: Tensor, captions: Sequence[str | None] | None = None, weights: Weights = "live") -> Tensor:
+        """See `Ask.predict`; the base's answer is asked of the step itself, past what wraps it."""
         net = self.step if weights == "base" else self.module  # what wraps it has no gradient to wait for
         spoken = self.batch.captions if captions is None else captions
         answer: Tensor = net("predict", x_t, t, spoken, self.batch.columns, weights)

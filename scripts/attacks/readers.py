@@ -37,10 +37,11 @@ def scanned(place: Path, **columns: str) -> None:
     """All that is said of a place of pictures before a run, and the pictures' bytes."""
     from finetune.data import scan
     from finetune.data.captions import Wording
+    from finetune.data.inputs import BESIDE
     from finetune.errors import DataError
 
     wording = Wording(trigger="sks", shuffle=True, drop=0.1, wildcards=True, variants=2)
-    found = scan.scan(scan.Origin(str(place), wording, mask="file"))
+    found = scan.scan(scan.Origin(str(place), wording, beside=frozenset(BESIDE)))
     for sample in found.samples[:20]:
         try:
             sample.read()
