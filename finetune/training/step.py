@@ -70,5 +70,6 @@ class Asked:
         return answer
 
     def decode(self, latents: Tensor) -> Tensor:
+        """See `Ask.decode`."""
         answer: Tensor = self.module("decode", latents)
         return answer
