@@ -410,12 +410,16 @@ def test_diffusers_keys_and_whole_checkpoints_are_read_too(bases: Bases, tmp_pat
     where = source.resolve_base(str(bases("sd")))
     state = load_file(where.weights("vae")[0])
     original = autoencoder_file.original(state)
+    fingerprints: dict[str, str] = {}
     forms = {"diffusers": state, "whole": {f"first_stage_model.{k}": t for k, t in original.items()}, "half": original}
     for name, tensors in forms.items():
         save_file({k: t.half() if name == "half" else t for k, t in tensors.items()}, tmp_path / f"{name}.safetensors")
-        read = load.family(autoencoder_file.with_autoencoder(where, tmp_path / f"{name}.safetensors")).parts.load("vae").state_dict()
+        other = autoencoder_file.with_autoencoder(where, tmp_path / f"{name}.safetensors")
+        fingerprints[name] = other.fingerprint("vae")
+        read = load.family(other).parts.load("vae").state_dict()
         expected = {k: t.half().float() if name == "half" else t for k, t in state.items()}
         assert read.keys() == state.keys() and all(torch.equal(t, expected[k]) for k, t in read.items())
+    assert fingerprints["diffusers"] == fingerprints["whole"] != fingerprints["half"], "the weights tell them apart"
 
 
 def test_a_damaged_copy_in_the_cache_is_made_anew(bases: Bases, own_cache: None, tmp_path: Path) -> None:
