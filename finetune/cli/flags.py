@@ -67,13 +67,8 @@ Pictures = Annotated[
 del TEXTUAL_INVERSION["--format"], DREAMBOOTH["--sample-every"]
 for _flag in ("--weighting", "--caption", "--caption-dropout", "--sample-prompt", "--sample-every", "--precision", "--format"):
     del VAE[_flag]  # which a decoder, that sees latents and pictures alone, has no use for
-UNLISTED = {
-    "--vae",
-    "--variant",
-    "--allow-pickle",
-    "--checkpoint-every",
-    "--processes",
-}  # by --help, which lists 40 at most; `ft config` does
+# By --help, which lists 40 at most; `ft config` does.
+UNLISTED = {"--vae", "--variant", "--allow-pickle", "--checkpoint-every", "--processes"}
 # The groups of --help, by section of the setting.
 PANELS = {
     "data": "Pictures",

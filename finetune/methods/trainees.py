@@ -211,7 +211,7 @@ def trainees(family: Family, job: Job, asked: frozenset[str], start: Mapping[str
     if job.method.adapts:
         wanted = adapted_layers(family, job, start)
         networks: dict[str, How] = {part: Adapter(job, wanted[part], (start or {}).get(part)) for part in taught(family, job)}
-    elif job.method.kind == "decoder":  # what stands before it in the autoencoder, post_quant_conv too, is where latents are told apart
+    elif job.method.kind == "decoder":  # post_quant_conv, which mixes the channels of latents, stays with the encoder as it is
         networks = {AUTOENCODER: Whole(torch.float32, only="decoder.", noun="decoder")}
     else:
         masters = torch.bfloat16 if job.optim.masters == "bf16" else torch.float32

@@ -102,7 +102,7 @@ def _again(job: Job, summary: Summary) -> list[str]:
 def _drawing(job: Job, summary: Summary) -> list[str]:
     """A line that draws with what was written, on the base that it was made for."""
     words = ["--base", str(summary.written.get("model") or job.model.base)]
-    if vae := summary.written.get("vae") or job.model.vae:
+    if vae := summary.written.get("vae") or ("model" not in summary.written and job.model.vae):  # a model has it
         words += ["--vae", str(vae)]
     for kind in summary.files:
         if kind == "adapter" or kind.startswith("embedding"):
