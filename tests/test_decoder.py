@@ -26,7 +26,7 @@ from finetune.data.crop import to_tensor
 from finetune.draws import ProbeDraws
 from finetune.errors import AccessError, ConfigError, DataError
 from finetune.evaluation import round_trip
-from finetune.families import autoencoder, autoencoder_file, load, source
+from finetune.families import autoencoder, autoencoder_file, load, single_file, source
 from finetune.header import header_of
 from finetune.objectives.objective import per_picture
 from finetune.objectives.reconstruction import STRIDES, Reconstruction
@@ -222,6 +222,23 @@ def test_the_file_has_the_original_names_and_says_what_it_is(learned: Summary) -
     assert contract and contract.base == "tiny" and contract.trained_steps == 16 and contract.adapter is None
     for file in (learned.written["vae"], *learned.written["vae_folder"].iterdir()):
         assert str(learned.out.parent).encode() not in file.read_bytes(), "no path"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux-dev"])
+def test_diffusers_reads_the_original_names_at_full_size(name: str, tmp_path: Path) -> None:
+    """With its own table of names, which knows four levels and two layers a level; random weights."""
+    config_ = single_file.shipped_configs(name)["vae/config.json"]
+    vae = AutoencoderKL.from_config(config_)
+    tensors = {k: t.contiguous() for k, t in autoencoder_file.original(vae.state_dict()).items()}
+    assert ("quant_conv.weight" in tensors) == config_.get("use_quant_conv", True)
+    assert {"decoder.up.3.upsample.conv.weight", "decoder.up.0.block.0.nin_shortcut.weight", "encoder.down.2.downsample.conv.bias"} <= (
+        tensors.keys()
+    )
+    save_file(tensors, tmp_path / "vae.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config_), encoding="utf-8")
+    read = AutoencoderKL.from_single_file(str(tmp_path / "vae.safetensors"), config=str(tmp_path), local_files_only=True).state_dict()
+    assert read.keys() == vae.state_dict().keys() and all(torch.equal(t, read[k]) for k, t in vae.state_dict().items())
 
 
 @pytest.mark.parametrize("family", ["sd", "flux", pytest.param("sdxl", marks=pytest.mark.slow)])
