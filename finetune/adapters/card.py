@@ -68,9 +68,9 @@ WHAT = {
 }
 
 
-def _use(contract: Contract, files: Mapping[str, str], rows: Mapping[str, str]) -> str:
+def _use(contract: Contract, files: Mapping[str, str], rows: Mapping[str, str], repaints: str) -> str:
     """How the files are drawn with: a line for `ft`, and a program for diffusers that stands beside them. `rows` are the embedding's keys
-    by text encoder."""
+    by text encoder, `repaints` the pipeline of a base that does."""
     words = []
     if "model" in files:
         words.append(f"--base {_word(files['model'])}")
@@ -79,11 +79,12 @@ def _use(contract: Contract, files: Mapping[str, str], rows: Mapping[str, str]) 
     if "vae" in files:
         words.append(f"--base {_word(contract.base)} --vae {_word(files['vae'])}")
     words += [f"--embedding {_word(f)}" for kind, f in files.items() if kind.startswith("embedding")]
+    words += ["--image photo.png --mask mask.png"] if repaints else []
     line = f"ft generate {' '.join(words)} --prompt {_word(contract.trigger or '…')}"
     if "embedding" in files and not of_name(contract.family).reads_words:
         text = f"    {line}\n\ndiffusers' pipeline of this family takes no files of new tokens.\n"
     else:
-        text = f"    {line}\n\nor in diffusers:\n\n```python\n{_program(contract, files, rows)}```\n"
+        text = f"    {line}\n\nor in diffusers:\n\n```python\n{_program(contract, files, rows, repaints)}```\n"
     if "embedding" in files:
         names = [PurePosixPath(f).stem for kind, f in files.items() if kind.startswith("embedding")]
         comfy = " ".join(f"`embedding:{_code(name)}`" for name in names)
@@ -93,13 +94,13 @@ def _use(contract: Contract, files: Mapping[str, str], rows: Mapping[str, str]) 
     return text
 
 
-def _program(contract: Contract, files: Mapping[str, str], rows: Mapping[str, str]) -> str:
+def _program(contract: Contract, files: Mapping[str, str], rows: Mapping[str, str], repaints: str) -> str:
     """Python that draws with the files; texts are Python's own literals."""
-    cls, model = of_name(contract.family).pipelines[0], files.get("model")
+    cls, model = repaints or of_name(contract.family).pipelines[0], files.get("model")
     single = model is not None and model.endswith(".safetensors")
     base = model or contract.base
     pinned = f", revision={contract.base_revision!r}" if contract.base_revision and model is None else ""
-    lines = [f"from diffusers import {cls}"]
+    lines = [f"from diffusers import {cls}", *(["from diffusers.utils import load_image"] if repaints else [])]
     tokens = [f for kind, f in files.items() if kind.startswith("embedding")]
     if tokens:
         lines += ["from safetensors import safe_open", "from safetensors.torch import load_file"]
@@ -120,6 +121,7 @@ def _program(contract: Contract, files: Mapping[str, str], rows: Mapping[str, st
             lines.append(f"pipe.load_textual_inversion(rows[{key!r}], token=token, text_encoder=pipe.{part}, tokenizer=pipe.{tokenizer})")
     steps = f"num_inference_steps={contract.steps}, guidance_scale={contract.guidance:g}"
     size = f"width={contract.resolution}, height={contract.resolution}"
+    size += ", image=load_image('photo.png'), mask_image=load_image('mask.png'), strength=1.0" if repaints else ""
     return "\n".join(
         [*lines, f"image = pipe({contract.trigger or 'a picture'!r}, {steps}, {size}).images[0]", 'image.save("picture.png")', ""]
     )
@@ -134,9 +136,10 @@ def card(
     samples: Sequence[tuple[str, str]],
     readers: Sequence[str] = (),
     rows: Mapping[str, str] | None = None,
+    repaints: str = "",
 ) -> str:
     """`files` are the names, beside the card, of what was written, by kind; `settings` what the table shows; `readers` who reads the
-    adapter, and how well, a sentence each; `rows` the embedding's keys by text encoder."""
+    adapter, and how well, a sentence each; `rows` the embedding's keys by text encoder; `repaints` the pipeline of a base that does."""
     silent = "It reads no word: it turns latents into pictures, and the encoder is the base's." if "vae" in files else SILENT
     trigger = f"Say `{_code(contract.trigger)}` to summon what was learned." if contract.trigger else silent
     what = WHAT["+".join(k for k in ("model", "adapter", "embedding", "vae") if k in files)]
@@ -162,7 +165,7 @@ guidance {contract.guidance:g}."""
 
 ## Use
 
-{_use(contract, files, rows or {})}
+{_use(contract, files, rows or {}, repaints)}
 {made}{strength}
 {read_by}
 ## Settings

@@ -295,7 +295,7 @@ def write_card(
     job: Job,
     contract: Contract,
     written: Mapping[str, Path],
-    licence: str | None,
+    family: Family,
     facts: Mapping[str, object],
     samples: Sequence[tuple[str, str]],
 ) -> None:
@@ -319,5 +319,6 @@ def write_card(
     readers = sentences(_adapter_readings(written["adapter"], contract.family)) if "adapter" in written else []
     rows = of_name(contract.family).names.embedding_keys
     names = {kind: path.name for kind, path in written.items()}
-    text = card(contract, job.run.name, names, {**facts, **settings}, licence, samples, readers, rows)
+    repaints = family.edition.pipeline if family.repaints else ""
+    text = card(contract, job.run.name, names, {**facts, **settings}, family.source.licence, samples, readers, rows, repaints)
     files.write_text(card_path(out, job.run.name), text)

@@ -226,8 +226,7 @@ class Run:
         facts = self._facts(best is not None)
         if trip:
             facts["held-out PSNR, and the base's"] = f"{trip.run:.2f} dB, {trip.base:.2f} dB"
-        licence = self.prepared.work.family.source.licence
-        export.write_card(process.folder.path, job, outgoing.contract, written, licence, facts, samples)
+        export.write_card(process.folder.path, job, outgoing.contract, written, self.prepared.work.family, facts, samples)
         ended = self._summary(written | of_best, best.step if best else None, trip, bool(samples) or trip is not None)
         checkpoint.keep_newest(process.folder.checkpoints, job.optim.steps, job.run.keep)
         summary.write(process.folder.path, ended, self.prepared.identity)
