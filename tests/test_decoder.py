@@ -227,7 +227,7 @@ def test_the_file_has_the_original_names_and_says_what_it_is(learned: Summary) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux-dev"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux-dev", "sd35-medium"])
 def test_diffusers_reads_the_original_names_at_full_size(name: str, tmp_path: Path) -> None:
     """With its own table of names, which knows four levels and two layers a level; random weights."""
     config_ = single_file.shipped_configs(name)["vae/config.json"]
@@ -243,7 +243,7 @@ def test_diffusers_reads_the_original_names_at_full_size(name: str, tmp_path: Pa
     assert read.keys() == vae.state_dict().keys() and all(torch.equal(t, read[k]) for k, t in vae.state_dict().items())
 
 
-@pytest.mark.parametrize("family", ["sd", "flux", pytest.param("sdxl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["sd", "flux", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sdxl", "sd3"))])
 def test_every_familys_files_come_back(make: Make, bases: Bases, family: str, tmp_path: Path) -> None:
     ended = train(config.parse(make(family, optim={"ema": 0.5}, data={"holdout": "0.3"})))
     assert ended["files"] == ["best", "vae", "vae_folder"]
