@@ -188,7 +188,8 @@ class Observer:
             sample = encoded.samples[self.held[place]]
             columns = encoded.plain([sample]).columns
             pictures = [columns[PIXELS], *(decode(net, columns["x_0"]) for net in nets)]
-            label = f"{sample.name}: {before[place]:.1f} dB, and {after[place]:.1f} at step {step}"
+            name = sample.name.rpartition("/")[2]  # of a folder's own, without its path, as sheets are shown around
+            label = f"{name}: {before[place]:.1f} dB, and {after[place]:.1f} at step {step}"
             rows.append((label, [to_image(picture[0].cpu()) for picture in pictures]))
         self.sheet = self.folder.sheet(step)
         draw.save_png(draw.sheet(rows, ["picture", "base", f"step {step}"]), self.sheet, {})
