@@ -23,6 +23,7 @@ from finetune.data.sample import Size
 from finetune.draws import StepDraws
 from finetune.errors import DataError
 from finetune.families import load, source
+from finetune.families.family import Family
 from finetune.preparation import encoding
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -36,7 +37,7 @@ def own(base: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def family(own: Path) -> load.Family:
+def family(own: Path) -> Family:
     return load.family(source.resolve_base(str(own)))
 
 
