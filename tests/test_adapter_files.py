@@ -26,7 +26,7 @@ from finetune.families.catalogue import of_name
 from finetune.families.names import stable_diffusion_xl
 from finetune.sampling.verify import verify as prove
 
-FAMILY = {"sd": "stable-diffusion", "sdxl": "stable-diffusion-xl", "flux": "flux"}
+FAMILY = {"sd": "stable-diffusion", "sdxl": "stable-diffusion-xl", "flux": "flux", "sd3": "stable-diffusion-3"}
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' reader
 
 
@@ -36,11 +36,11 @@ def random_adapter(bases: Bases, name: str, seed: int, text: bool = True) -> dic
     dtype = rng.choice([torch.float32, torch.float16, torch.bfloat16])
     out: dict[tuple[str, str], Weights] = {}
     for part in (of.spec.denoiser, *(of.spec.text if text else ())):
-        if part == "text_encoder_2" and name == "flux":
+        if (name, part) in (("flux", "text_encoder_2"), ("sd3", "text_encoder_3")):
             continue
         for n, m in of.parts.skeleton(part).named_modules():
             linear = isinstance(m, nn.Linear | nn.Conv2d) and n.split(".")[-1] not in ("proj_in", "proj_out", "text_projection")
-            if not linear or n.startswith(("conv_", "x_emb", "context_", "norm_out")) or rng.random() < 0.5:
+            if not linear or n.startswith(("conv_", "x_emb", "context_", "norm_out", "pos_")) or rng.random() < 0.5:
                 continue
             r, shape = rng.choice([1, 2, 4]), m.weight.shape
             down = torch.randn(r, *shape[1:], generator=g).to(dtype)
@@ -67,7 +67,7 @@ def test_there_and_back_changes_nothing(name: str, seed: int, bases: Bases, tmp_
     for path in (there, forth, back):
         found = read(path, FAMILY[name])
         assert found.metadata["modelspec.title"] == "kept"
-        own = found.on("transformer" if name == "flux" else "unet")
+        own = found.on("transformer" if name in ("flux", "sd3") else "unet")
         assert own.keys() == modules.keys()
         for place, w in modules.items():
             precision = {torch.float32: 1e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}[w.tensors["up"].dtype]
@@ -138,7 +138,10 @@ def test_inspect_reads_what_a_trained_file_says(train: Callable[..., dict[str, A
         (3072, "lora_unet_double_blocks_3_img_attn_qkv", "flux"),
         (3072, "transformer.single_transformer_blocks.0.attn.to_q", "flux"),
         (40, STEM, None),
-        (1536, "transformer.transformer_blocks.0.attn.to_q", None),  # another transformer, not FLUX.1
+        (1536, "transformer.transformer_blocks.0.attn.to_q", "stable-diffusion-3"),
+        (1536, "lora_unet_joint_blocks_0_x_block_attn_qkv", "stable-diffusion-3"),
+        (2432, "transformer.transformer_blocks.37.attn.to_q", "stable-diffusion-3"),
+        (1920, "transformer.transformer_blocks.0.attn.to_q", None),  # another transformer
         (768, "lora_te1_text_model_encoder_layers_0_self_attn_q_proj", None),  # XL, 3 and FLUX.1 all write it so
         (768, "lora_te_text_model_encoder_layers_0_self_attn_q_proj", "stable-diffusion"),
     ],
@@ -181,7 +184,7 @@ def test_a_file_without_alpha_says_its_strength(tmp_path: Path) -> None:
 # Verifying
 
 
-@pytest.mark.parametrize("name", list(FAMILY))
+@pytest.mark.parametrize("name", ["sd", "sdxl", "flux", pytest.param("sd3", marks=pytest.mark.slow)])
 def test_verify_measures_the_effect(
     name: str, bases: Bases, train: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,9 +71,9 @@ REFUSALS: list[tuple[str, int, str]] = [
     ("lora --data {tmp}/broken --base {base}", 3, "00.png: not a picture of a format that is read"),
     ("lora --data {tmp}/latin --base {base}", 3, "00.txt: not UTF-8"),
     ("lora --data {imgs} --base nosuch", 4, "--base nosuch: no such folder, and not a Hub id"),
-    ("lora --data {imgs} --base sd3", 4, "--base sd3: Stable Diffusion 3 is not supported yet"),
-    ("lora --data {imgs} --base sd3.5-large", 4, "Stable Diffusion 3 is not supported yet"),
-    ("lora --data {imgs} --base {tmp}/later", 4, "--base later: Stable Diffusion 3 is not supported yet; known pipelines are"),
+    ("lora --data {imgs} --base sana", 4, "--base sana: Sana is not supported yet"),
+    ("lora --data {imgs} --base flux.2-dev", 4, "FLUX.2 is not supported yet"),
+    ("lora --data {imgs} --base {tmp}/later", 4, "--base later: Sana is not supported yet; known pipelines are"),
     ("lora --data {imgs} --base {tmp}/empty", 4, "holds no readable model_index.json"),
     ("lora --data {imgs} --base {tmp}/unknown", 4, "its pipeline is NoSuchPipeline; known are: StableDiffusionPipeline"),
     ("lora --data {imgs} --base {tmp}/none.safetensors", 4, "none.safetensors: no such file"),
@@ -255,7 +255,7 @@ def test_refusals(words: str, code: int, message: str, ft: Run, imgs: Path, base
     (tmp_path / "broken" / "00.png").write_bytes(b"\x89PNG")
     tiny.folder(tmp_path / "latin", 2)
     (tmp_path / "latin" / "00.txt").write_bytes("café".encode("latin-1"))
-    for name, pipeline in (("unknown", "NoSuchPipeline"), ("later", "StableDiffusion3Pipeline")):
+    for name, pipeline in (("unknown", "NoSuchPipeline"), ("later", "SanaPipeline")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
     found, out, err = ft(*words.format(imgs=imgs, base=base, tmp=tmp_path).split())

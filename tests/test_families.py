@@ -34,6 +34,13 @@ def discrete_alphas() -> Tensor:
 def reference_loss(name: str, pipe: Any, net: nn.Module, batch: Batch, drawn: StepDraws) -> Tensor:
     x = batch.columns["x_0"]
     e, u = drawn.normal("noise", x.shape[1:]), drawn.uniform("timestep")
+    if name == "sd3":
+        hidden, _, pooled, _ = pipe.encode_prompt(PROMPT, None, None, num_images_per_prompt=2, max_sequence_length=tiny.WINDOW)
+        u = torch.special.expit(torch.special.ndtri(u))  # the logit-normal density (Esser et al. 2024, arXiv:2403.03206, equation 19)
+        s = (3 * u / (1 + 2 * u)).float()  # and the shift of equation 23
+        x_t = (1 - s.view(-1, 1, 1, 1)) * x + s.view(-1, 1, 1, 1) * e
+        out = net(x_t, hidden, pooled, 1000 * s, return_dict=False)[0]
+        return ((out - (e - x)) ** 2).mean((1, 2, 3)).mean()
     if name.startswith("flux"):
         hidden, pooled, _ = pipe.encode_prompt(PROMPT, None, num_images_per_prompt=2, max_sequence_length=tiny.WINDOW)
         normal = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64))
@@ -118,7 +125,7 @@ def test_training_feeds_the_denoiser_what_inference_feeds_it(name: str, precisio
     seen = Recorder(net)
     guided = not name.startswith("flux")
     scale = 4.0 if guided else flux.TRAINING_GUIDANCE
-    own = {} if guided else {"max_sequence_length": tiny.WINDOW}
+    own = {"max_sequence_length": tiny.WINDOW} if ours.schedule().prediction_type == "flow" else {}  # T5's
     encoded = ours.prompt(ours.texts([PROMPT])[0], ours.unconditional(ours.texts([""])[0]), scale)
     pipe(
         **encoded if half else {"prompt": PROMPT, "guidance_scale": scale} | own, num_inference_steps=3, height=SIDE, width=SIDE,
@@ -129,10 +136,10 @@ def test_training_feeds_the_denoiser_what_inference_feeds_it(name: str, precisio
     rows = [ours.unconditional(ours.texts([""])[0]), ours.texts([PROMPT])[0]] if guided else [ours.texts([PROMPT])[0]]
     crops = torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]] * len(rows))
     for arguments, output in inference:
-        x_t = arguments.get("sample")
-        if x_t is None:
-            x_t = patches.unpack(arguments["hidden_states"], SIDE // 2, SIDE // 2)
+        x_t = arguments["sample"] if "sample" in arguments else arguments["hidden_states"]
+        x_t = patches.unpack(x_t, SIDE // 2, SIDE // 2) if x_t.ndim == 3 else x_t
         t = arguments["timestep"].expand(len(rows))
+        t = t.double() / 1000 if name == "sd3" else t  # sigma, as FLUX.1 is told it
         seen.calls.clear()
         predicted = ours.predict({"denoiser": net}, x_t, t, ours.condition(rows, {"crop": crops}))
         (mine, _) = seen.calls[0]

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,11 +36,22 @@ PARAMETERS = {
     ("sd21", "unet"): 865_910_724, ("sd21", "text_encoder"): 340_387_840, ("sdxl", "unet"): 2_567_463_684,
     ("sdxl", "text_encoder_2"): 694_659_840, ("flux-dev", "transformer"): 11_901_408_320, ("flux-schnell", "transformer"): 11_891_178_560,
     ("sd15-inpainting", "unet"): 859_535_364, ("sdxl-inpainting", "unet"): 2_567_478_084,
-    ("flux-dev", "vae"): 83_819_683, ("flux-dev", "text_encoder_2"): 4_762_310_656,
+    ("flux-dev", "vae"): 83_819_683, ("flux-dev", "text_encoder_2"): 4_762_310_656, ("sd3-medium", "transformer"): 2_028_328_000,
+    ("sd35-medium", "transformer"): 2_243_171_520, ("sd35-large", "transformer"): 8_056_627_520,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "part"), list(PARAMETERS))
+LATER = ("sd35-medium", "attention")  # which all-linear holds
+
+
+def by_default(table: dict[tuple[str, str], int]) -> list[Any]:
+    """Of three models that differ in width and depth alone, one; the others with the slow tests."""
+    return [
+        pytest.param(*case, marks=[pytest.mark.slow] if case[0] in ("sd3-medium", "sd35-large") or case == LATER else []) for case in table
+    ]
+
+
+@pytest.mark.parametrize(("name", "part"), by_default(PARAMETERS))
 def test_parameters(name: str, part: str, full: Callable[[str], Family]) -> None:
     assert sum(p.numel() for p in full(name).parts.skeleton(part).parameters()) == PARAMETERS[name, part]
 
@@ -48,10 +60,13 @@ MODULES = {
     ("sd15", "attention"): 128, ("sd15", "attention+ff"): 160, ("sd15", "all-linear"): 192, ("sd21", "attention"): 128,
     ("sdxl", "attention"): 560, ("sdxl", "attention+ff"): 700, ("sdxl", "all-linear"): 722,
     ("flux-dev", "attention"): 266, ("flux-dev", "attention+ff"): 418, ("flux-dev", "all-linear"): 494,
+    # Eight projections of attention a block, without the last one's answer to the text; four more where a block attends twice.
+    ("sd3-medium", "attention"): 191, ("sd3-medium", "all-linear"): 333, ("sd35-medium", "attention"): 243,
+    ("sd35-medium", "all-linear"): 385, ("sd35-large", "attention"): 303,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "targets"), list(MODULES))
+@pytest.mark.parametrize(("name", "targets"), by_default(MODULES))
 def test_adapted_modules_and_their_names_in_every_layout(name: str, targets: str, full: Callable[[str], Family]) -> None:
     of = full(name)
     net = of.parts.skeleton(of.spec.denoiser)
@@ -113,7 +128,7 @@ def test_keys_are_spelt_as_in_files_of_the_original_trainers(full: Callable[[str
 
 
 def test_every_adaptable_module_has_a_name_that_comes_back(full: Callable[[str], Family]) -> None:
-    for name in ("sd15", "sd21", "sdxl", "flux-dev"):
+    for name in ("sd15", "sd21", "sdxl", "flux-dev", "sd35-medium"):
         net = full(name).parts.skeleton(full(name).spec.denoiser)
         for n, m in net.named_modules():
             if isinstance(m, torch.nn.Linear | torch.nn.Conv2d):

@@ -42,9 +42,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "textual inversion": {"method": {"kind": "none", "new_tokens": ["<x>"], "vectors": 2}, "data": {"template": "none"}},
     "pivotal": {"method": {**ADAPTER, "new_tokens": ["<x>"], "vectors": 2, "token_until": 0.5}, "data": {"template": "none"}},
 }
-FAMILIES = ["sd", "sd-v", "sdxl", "flux"]
+FAMILIES = ["sd", "sd-v", "sdxl", "flux", "sd3"]
 # Without text encoders a method does less of the same, and a second base of a family differs in the schedule alone: 3 to 7 seconds each.
-LESS = [("sdxl", "dreambooth full"), ("sdxl", "dreambooth lora"), *(("sd-v", name) for name in METHODS if name != "pivotal")]
+# Stable Diffusion 3's own tests train it by default; each method, the slow ones.
+LESS = {("sdxl", "dreambooth full"), ("sdxl", "dreambooth lora")}
+LESS |= {("sd-v", name) for name in METHODS if name != "pivotal"} | {("sd3", name) for name in METHODS}
 EVERYWHERE = [pytest.param(f, n, marks=[pytest.mark.slow] if (f, n) in LESS else []) for f in FAMILIES for n in METHODS]
 
 

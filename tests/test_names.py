@@ -36,7 +36,11 @@ def of_transformer(blocks: int, width: int = 3072) -> dict[str, list[int]]:
 
 def test_a_transformer_of_another_family_is_not_taken_for_a_known_one() -> None:
     assert keys.sort_keys(of_transformer(60)).family is None, "Qwen-Image has more blocks than FLUX.1"
-    assert keys.sort_keys(of_transformer(19, 2432)).family is None, "Stable Diffusion 3.5 has another width"
+    assert keys.sort_keys(of_transformer(19, 2432)).family == "stable-diffusion-3", "whose large model is as wide"
+    assert keys.sort_keys(of_transformer(60, 2432)).family is None, "it has more blocks than that"
+    assert keys.sort_keys(of_transformer(24, 1536)).family == "stable-diffusion-3", "both mediums"
+    assert keys.sort_keys(of_transformer(25, 1536)).family is None
+    assert keys.sort_keys(of_transformer(19, 1920)).family is None, "a width of no model"
     assert keys.sort_keys(of_transformer(19)).family == "flux"
 
 
@@ -55,8 +59,7 @@ def test_a_file_that_two_families_claim_is_of_neither(monkeypatch: pytest.Monkey
 def test_a_familys_tables_agree(spec: FamilySpec) -> None:
     """That the names of all modules come back, tests/test_full_size.py shows on the real networks."""
     names = spec.names
-    assert all(names.has(names.denoiser, module) for module in names.swapped)
-    assert not names.has("text_encoder_3", "text_model.final_layer_norm")
+    assert not names.has("text_encoder_4", "text_model.final_layer_norm")
     assert not names.recognises([]) and not names.recognises([Layer(DENOISER, "pos_embed", False, 3072, "transformer")])
     assert names.embedding_keys.keys() == set(spec.text) and set(names.codes) == {"adapter", "embedding", "model"}
     assert len({text.kohya for text in names.text.values()}) == len(names.text)

@@ -46,7 +46,7 @@ def test_k_steps_and_the_rest_are_all_steps(train: Train, tmp_path: Path, k: int
     assert adapter_bytes(resumed) == adapter_bytes(whole)
 
 
-@pytest.mark.parametrize("name", ["sd-v", "sdxl", "flux"])
+@pytest.mark.parametrize("name", ["sd-v", "sdxl", "flux", pytest.param("sd3", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["lora", "textual-inversion"])
 def test_two_parts_of_every_family_are_the_whole(train: Train, tmp_path: Path, bases: Callable[[str], Path], name: str, kind: str) -> None:
     same = merge_settings(KINDS[kind], {"model": {"base": str(bases(name))}, "data": {"resolution": 16}, "optim": {"ema": 0.9}})

@@ -72,13 +72,12 @@ def through_lycoris(of: Family, path: Path, prefix: str) -> Tensor:
     return output(model, of)
 
 
-# Of one family's two bases, which differ in the schedule and in guidance, the second is for LoRA alone unless slow tests are run; and so
-# is rsLoRA, a LoRA at another strength, on the family that takes longest.
+# Of one family's two bases, which differ in the schedule and in guidance, the second is for LoRA alone unless slow tests are run; so is
+# rsLoRA, a LoRA at another strength, on the family that takes longest; and Stable Diffusion 3, whose files of each kind are as FLUX.1's.
 SECOND = {"sd-v", "flux-schnell"}
+LESS = {("rslora", "sdxl"), *((kind, "sd3") for kind in ROWS), *((kind, name) for kind in ROWS for name in SECOND if kind != "lora")}
 EVERYWHERE = [
-    pytest.param(kind, name, marks=[pytest.mark.slow] if (kind != "lora" and name in SECOND) or (kind, name) == ("rslora", "sdxl") else [])
-    for name in tiny.PIPELINES
-    for kind in ROWS
+    pytest.param(kind, name, marks=[pytest.mark.slow] if (kind, name) in LESS else []) for name in tiny.PIPELINES for kind in ROWS
 ]
 
 
@@ -89,8 +88,8 @@ def test_a_file_has_the_trained_effect_elsewhere(kind: str, name: str, trained: 
     base = output(getattr(fresh(bases(name)), of.spec.denoiser), of)
     assert (live - base).abs().max() > 0.05, "the adapter must do something for this test to mean anything"
     assert (through_ours(of, path) - live).abs().max() < 1e-4
-    if (name.startswith("sd") and name != "sdxl") or (name.startswith("flux") and not ROWS[kind].low_rank):
-        prefix = "lora_unet" if name.startswith("sd") else "lycoris"
+    if name in ("sd", "sd-v") or (of.spec.denoiser == "transformer" and not ROWS[kind].low_rank):
+        prefix = "lora_unet" if name in ("sd", "sd-v") else "lycoris"
         assert (through_lycoris(of, path, prefix) - live).abs().max() < 1e-4
     if ROWS[kind].file == "lora":
         assert (through_diffusers(of, path) - live).abs().max() < 1e-4

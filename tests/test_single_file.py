@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from finetune import files
 from finetune.errors import AccessError, ConfigError, FinetuneError
-from finetune.families import load, single_file, source
+from finetune.families import load, single_file, source, unets
+from finetune.families.facts import stable_diffusion, stable_diffusion_xl
 from finetune.results import stored
 
-PROBE = single_file.PROBE
+PROBE, FIRST = unets.PROBE, unets.FIRST
 XL = ("conditioner.embedders.0.x", "conditioner.embedders.1.x")
 
 
@@ -29,14 +30,16 @@ XL = ("conditioner.embedders.0.x", "conditioner.embedders.1.x")
 def tiny_configs(bases: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny bases' configs in the place of the real ones."""
     root = tmp_path / "configs"
-    for name, base in (("sd15", bases("sd")), ("sdxl", bases("sdxl")), ("sd21", bases("sd-v"))):
+    for name, of in (("sd15", "sd"), ("sd15-inpainting", "sd-inpainting"), ("sdxl", "sdxl"), ("sd21", "sd-v")):
+        base = bases(of)
         files = [base / "model_index.json", *base.glob("*/config.json"), *base.glob("*/scheduler_config.json")]
         files += base.glob("*/tokenizer_config.json")
         root.mkdir(exist_ok=True)
         (root / f"{name}.json").write_text(json.dumps({f.relative_to(base).as_posix(): json.loads(f.read_text()) for f in files}))
     shutil.copytree(bases("sd") / "tokenizer", root / "clip", ignore=shutil.ignore_patterns("tokenizer_config.json"))
     monkeypatch.setattr(single_file, "CONFIGS", root)
-    monkeypatch.setattr(single_file, "WIDTHS", {16: "sd15", 40: "sdxl"})
+    monkeypatch.setattr(stable_diffusion, "SIZES", {(16, 4): "sd15", (16, 9): "sd15-inpainting"})
+    monkeypatch.setattr(stable_diffusion_xl, "SIZES", {(40, 4): "sdxl"})
 
 
 @pytest.mark.usefixtures("tiny_configs")
@@ -54,7 +57,7 @@ def test_a_single_file_of_xl_is_the_base_it_was_made_of(bases: Callable[[str], P
 
 @pytest.mark.usefixtures("tiny_configs")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("of", ["sd", "sdxl"])
+@pytest.mark.parametrize("of", ["sd-inpainting", "sdxl"])
 def test_a_full_fine_tune_is_the_same_as_a_folder_and_as_a_single_file(
     train: Callable[..., dict[str, Any]], bases: Callable[[str], Path], of: str, tmp_path: Path
 ) -> None:
@@ -91,7 +94,7 @@ def test_a_single_file_is_the_base_it_was_made_of(base: Path, tmp_path: Path) ->
 @pytest.mark.usefixtures("tiny_configs")
 @pytest.mark.filterwarnings("ignore")
 def test_a_single_file_of_the_second_version(bases: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(single_file, "WIDTHS", {16: "sd21"})
+    monkeypatch.setattr(stable_diffusion, "SIZES", {(16, 4): "sd21"})
     path = original_layout.write(bases("sd-v"), tmp_path / "model.safetensors", second=True)
     ours = load.family(source.resolve_base(str(path), prediction="v_prediction"))
     whole = load.family(source.resolve_base(str(bases("sd-v"))))
@@ -108,6 +111,8 @@ def tensors(*names: str) -> dict[str, torch.Tensor]:
 KINDS = [
     ({PROBE: torch.ones(4, 768)} | tensors("cond_stage_model.x"), {}, None, "sd15", "epsilon"),
     ({PROBE: torch.ones(4, 768)} | tensors("cond_stage_model.x"), {"modelspec.prediction_type": "v"}, None, "sd15", "v_prediction"),
+    ({PROBE: torch.ones(4, 768), FIRST: torch.ones(4, 9, 3, 3)} | tensors("cond_stage_model.x"), {}, None, "sd15-inpainting", "epsilon"),
+    ({PROBE: torch.ones(4, 2048), FIRST: torch.ones(4, 9, 3, 3)} | tensors(*XL), {}, None, "sdxl-inpainting", "epsilon"),
     ({PROBE: torch.ones(4, 1024)} | tensors("cond_stage_model.x"), {}, "epsilon", "sd21-base", "epsilon"),
     ({PROBE: torch.ones(4, 1024)} | tensors("cond_stage_model.x"), {}, "v_prediction", "sd21", "v_prediction"),
     ({PROBE: torch.ones(4, 2048)} | tensors(*XL), {}, None, "sdxl", "epsilon"),
@@ -137,6 +142,7 @@ def test_the_keys_tell_the_base(
         ({PROBE: torch.ones(4, 1024)} | tensors("cond_stage_model.x"), None, "does not say whether it predicts epsilon or v"),
         ({PROBE: torch.ones(4, 16)}, None, "reads text of width 16"),
         ({PROBE: torch.ones(4, 1280)}, None, "reads text of width 1280"),  # the refiner of Stable Diffusion XL
+        ({PROBE: torch.ones(4, 768), FIRST: torch.ones(4, 8, 3, 3)}, None, "whose U-Net reads 8 channels"),  # InstructPix2Pix
         ({PROBE: torch.ones(4, 768)}, None, "holds no text encoder"),
         (tensors("double_blocks.0.img_attn.qkv.weight"), None, "holds no text encoder"),
         (

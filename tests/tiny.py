@@ -15,6 +15,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -162,8 +164,31 @@ def embedded_repainting(folder: Path) -> Path:
     return widened(folder, lambda weight: torch.zeros(weight.shape[0], 5, *weight.shape[2:]))
 
 
+def stable_diffusion_3(folder: Path, t5: bool = True, **more: Any) -> Path:
+    """As 3.5 medium: it attends twice in its first block. `t5=False`: without that encoder, as it is kept by many."""
+    torch.manual_seed(0)
+    size = len(t5_tokenizer())
+    transformer = SD3Transformer2DModel(**{
+        "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 3, "attention_head_dim": 8,
+        "num_attention_heads": 2, "joint_attention_dim": 48, "caption_projection_dim": 16, "pooled_projection_dim": 16 + 24,
+        "pos_embed_max_size": 24, "dual_attention_layers": (0,), "qk_norm": "rms_norm", **more,
+    })  # fmt: skip
+    first = CLIPTextModelWithProjection(clip(16, projection_dim=16))
+    torch.nn.init.eye_(first.text_projection.weight)  # as in the real ones: the original model has no such projection
+    third = T5Config(vocab_size=size, d_model=48, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu")
+    StableDiffusion3Pipeline(
+        vae=vae(scaling_factor=0.4, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=first, tokenizer=tokenizer(), tokenizer_2=tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(clip(24, projection_dim=24, hidden_act="gelu")),
+        text_encoder_3=T5EncoderModel(third) if t5 else None, tokenizer_3=t5_tokenizer() if t5 else None,
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
 PIPELINES: dict[str, Callable[[Path], Path]] = {
     "sd": stable_diffusion, "sd-v": stable_diffusion_v, "sdxl": stable_diffusion_xl, "flux": flux, "flux-schnell": flux_schnell,
+    "sd3": stable_diffusion_3,
 }  # fmt: skip
 # Of the same families, with the same layers for adapters: tests/test_inpainting.py has what differs.
 REPAINTING: dict[str, Callable[[Path], Path]] = {

@@ -76,7 +76,10 @@ def _use(contract: Contract, files: Mapping[str, str], rows: Mapping[str, str]) 
         words.append(f"--adapter {_word(files['adapter'])}")
     words += [f"--embedding {_word(f)}" for kind, f in files.items() if kind.startswith("embedding")]
     line = f"ft generate {' '.join(words)} --prompt {_word(contract.trigger or '…')}"
-    text = f"    {line}\n\nor in diffusers:\n\n```python\n{_program(contract, files, rows)}```\n"
+    if "embedding" in files and not of_name(contract.family).reads_words:
+        text = f"    {line}\n\ndiffusers' pipeline of this family takes no files of new tokens.\n"
+    else:
+        text = f"    {line}\n\nor in diffusers:\n\n```python\n{_program(contract, files, rows)}```\n"
     if "embedding" in files:
         names = [PurePosixPath(f).stem for kind, f in files.items() if kind.startswith("embedding")]
         comfy = " ".join(f"`embedding:{_code(name)}`" for name in names)
@@ -96,6 +99,9 @@ def _program(contract: Contract, files: Mapping[str, str], rows: Mapping[str, st
         lines += ["from safetensors import safe_open", "from safetensors.torch import load_file"]
     how = "from_single_file" if single else "from_pretrained"
     lines += ["", f"pipe = {cls}.{how}({base!r}{pinned})" + ("" if model or "/" in base else "  # the base's folder")]
+    for part, encoder in of_name(contract.family).encoders.items():
+        if encoder.optional:
+            lines.append(f"# of a base that lacks it, with {part}=None, {encoder.tokenizer}=None")
     if "adapter" in files:
         lines.append(f"pipe.load_lora_weights('.', weight_name={files['adapter']!r})")
     for file in tokens:

@@ -65,6 +65,11 @@ class Labels:
     v2: bool = False  # kohya's `ss_v2`
 
 
+def model_of(metadata: Mapping[str, str]) -> str:
+    """ModelSpec's name of the model that a file is of."""
+    return metadata.get("modelspec.architecture", "").partition("/")[0]
+
+
 Kind = Literal["adapter", "embedding", "model"]
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}  # diffusers' word -> ModelSpec's, which has none for flow
 SUFFIXES: dict[Kind, str] = {"adapter": "/lora", "embedding": "/textual-inversion", "model": ""}

@@ -29,7 +29,7 @@ class ModuleKeys:
 
     part: str
     modules: tuple[str, ...]
-    original: bool = False  # whether it is named as in the original code, whose rows may stand in another order
+    original: Names | None = None  # the family in whose original code it is named so, where rows may stand in another order
     label: str = ""  # the file's own word for the part
     leaves: dict[str, str] = field(default_factory=dict)  # our name of the tensor -> its key
 
@@ -96,17 +96,18 @@ def _recognised(shapes: Mapping[str, Sequence[int]]) -> FileModules:
     claims = []
     for spec in catalogue.FAMILIES:
         contents = _read_as(shapes, spec.name)
-        if spec.names.recognises(_layers(contents, shapes)):
+        if spec.names.recognises(_layers(contents, shapes, spec.names)):
             claims.append(contents)
     return claims[0] if len(claims) == 1 else _read_as(shapes, None)
 
 
-def _layers(contents: FileModules, shapes: Mapping[str, Sequence[int]]) -> list[Layer]:
+def _layers(contents: FileModules, shapes: Mapping[str, Sequence[int]], names: Names) -> list[Layer]:
+    """As a family sees them."""
     out = []
     for e in contents.entries:
         tensors = e.shapes(shapes)
         inputs = leaves.layer_size(tensors)[1] if leaves.misshapen(tensors) is None else 0
-        out += [Layer(e.part, module, e.original, inputs, e.label) for module in e.modules]
+        out += [Layer(e.part, module, e.original is names, inputs, e.label) for module in e.modules]
     return out
 
 

@@ -89,14 +89,12 @@ def _norms_fit(tensors: Mapping[str, Sequence[int]], shape: Sequence[int]) -> bo
 def known_base(family: str, modules: Modules) -> tuple[str, Shapes] | None:
     """The known base of a family whose widths a file has, with its shapes; None for a file of a model of another size.
 
-    A file that tells no width (without cross-attention, say) is of the one that it fits whole, if there is one.
+    It is of the one that it fits whole; where it fits none, of the one that its telling layers fit, if there are any.
     """
     names = catalogue.of_name(family).names
-    for name in names.known:
-        of = _shipped(name, family)
-        if _told(of, modules, names.telling) or shape_misfit(of, modules) is None:
-            return name, of
-    return None
+    bases = [(name, _shipped(name, family)) for name in names.known]
+    whole = next(((name, of) for name, of in bases if shape_misfit(of, modules) is None), None)
+    return whole or next(((name, of) for name, of in bases if _told(of, modules, names.telling)), None)
 
 
 def _told(of: Shapes, modules: Modules, telling: tuple[str, ...]) -> bool:

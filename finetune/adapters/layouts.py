@@ -92,7 +92,7 @@ def _fused(modules: Modules, names: Names) -> dict[Place, Weights]:
         original = names.original(module)
         if original is None:
             raise DataError(f"the kohya layout has no name for {part}.{module}", "--to diffusers has one")
-        groups.setdefault(original, {})[module] = swapped(f"{part}.{module}", w) if module in names.swapped else w
+        groups.setdefault(original, {})[module] = swapped(f"{part}.{module}", w) if names.swapped(module, *w.size) else w
     for original, members in groups.items():
         order = names.members(original) or ()
         out[names.denoiser, original] = next(iter(members.values())) if len(order) == 1 else join(order, members, names.share)

@@ -20,7 +20,7 @@ class Place:
     layout: str
     part: str
     modules: tuple[str, ...]  # diffusers' names
-    original: bool = False
+    original: Names | None = None  # the family in whose original code it is named so
     label: str = ""  # the file's own word for the part
 
 
@@ -95,7 +95,7 @@ class KeyReader:
         module = f"{module}.0" if module.endswith(".to_out") else module
         for names in self.families:
             if members := names.members(module):
-                return Place(layout if layout == "kohya" else "original", part, members, True, label)
+                return Place(layout if layout == "kohya" else "original", part, members, names, label)
         known = any(module.startswith(names.beginnings) for names in self.families)
         return Place(layout, part, (module,), label=label) if known else None
 

@@ -117,10 +117,10 @@ def _weights(path: Path, e: keys.ModuleKeys, names: Names | None, state: layouts
         whole = tensors.get("diff_b", torch.zeros_like(bias, dtype=torch.float32)) + w.strength * bias.float()
         w = replace(w, tensors=tensors | {"diff_b": whole.to(bias.dtype)})
     if names is None:
-        if e.original and (len(e.modules) > 1 or any(e.modules[0] in spec.names.swapped for spec in catalogue.FAMILIES)):
+        if e.original and (len(e.modules) > 1 or any(spec.names.swapped(e.modules[0], *w.size) for spec in catalogue.FAMILIES)):
             raise DataError(f"{where}: stands under an original name, and the keys do not tell of which family", "say --family")
         return {(e.part, e.modules[0]): w}
-    if e.original and e.modules[0] in names.swapped:
+    if e.original and names.swapped(e.modules[0], *w.size):
         w = fused.swapped(where, w)
     if len(e.modules) == 1:
         return {(e.part, e.modules[0]): w}

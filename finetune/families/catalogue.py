@@ -55,8 +55,6 @@ def code(where: str) -> Any:
 
 # Families of the field that are asked for by name and not supported yet: how names of their models begin, and their pipelines.
 NOT_YET = {
-    "sd3": ("Stable Diffusion 3", "StableDiffusion3Pipeline"),
-    "stable-diffusion-3": ("Stable Diffusion 3", "StableDiffusion3Pipeline"),
     "flux2": ("FLUX.2", "Flux2Pipeline"),
     "flux.2": ("FLUX.2", "Flux2Pipeline"),
     "pixart": ("PixArt", "PixArtSigmaPipeline"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.data.inputs import INPAINT_MASK
-from finetune.families import autoencoder, patches, tokenizers
+from finetune.families import autoencoder, catalogue, patches, tokenizers
 from finetune.families.components import Components
 from finetune.families.source import Source
 from finetune.families.spec import Edition, pixels_per_latent
@@ -156,13 +156,16 @@ class Family:
         return [{name: tensor.cpu() for name, tensor in text.items()} for text in self.text(nets, captions)]
 
     def idle(self, part: str) -> tuple[str, ...]:
-        """Beginnings of the names of weights that a text encoder has and `text` does not use, with and without the prefix that versions
-        of transformers leave out; none of another part."""
-        if part not in self.spec.text or not self.spec.encoders[part].idle:
+        """Beginnings of the names of weights that a network has and no answer depends on, by its folder or its place in a step; of a text
+        encoder with and without the prefix that versions of transformers leave out."""
+        folder = part if part in self.spec.components else self.spec.denoiser
+        if not self.spec.components[folder].idle:
             return ()
-        last = int(self.source.config(part)["num_hidden_layers"]) - 1
-        bare = tuple(name.format(last=last) for name in self.spec.encoders[part].idle)
-        return bare + tuple(self.spec.names.text[part].prefix + name for name in bare)
+        config = self.source.config(folder)
+        last = int(config.get("num_hidden_layers") or config["num_layers"]) - 1
+        bare = tuple(name.format(last=last) for name in self.spec.components[folder].idle)
+        prefix = self.spec.names.text[folder].prefix if folder in self.spec.text else ""
+        return bare + tuple(prefix + name for name in bare)
 
     def unconditional(self, empty: Text) -> Text:
         """What inference puts in the place of a caption, from what `text` makes of the empty one."""
@@ -205,11 +208,14 @@ class Family:
 
     def notes(self) -> list[str]:
         """What should be said of the base before it is trained."""
+        lacking = catalogue.of_name(self.spec.name).encoders.keys() - self.spec.encoders.keys()
+        said = [f"note: {self.source.id} has no {part}: it is trained and drawn without, as its pipeline does" for part in sorted(lacking)]
         named = next((word for word in self.spec.distilled if word in self.source.id.lower()), None)
         what = self.edition.distilled or (f"few steps ({named})" if named else "")
-        if not what:
-            return []
-        return [f"note: {self.source.id} is distilled for {what}; training undoes that, `--base {self.spec.learns_better}` learns better"]
+        if what:
+            better = f"training undoes that, `--base {self.spec.learns_better}` learns better"
+            said.append(f"note: {self.source.id} is distilled for {what}; {better}")
+        return said
 
     def example(self, side: int, device: str = "meta") -> dict[str, Any]:
         """Arguments of one denoiser call on one picture of `side` pixels, for counting."""

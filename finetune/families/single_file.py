@@ -7,9 +7,9 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,25 +17,17 @@ from safetensors import SafetensorError, safe_open
 
 from finetune import files, tensor_files
 from finetune.errors import AccessError, ConfigError
-from finetune.families.catalogue import of_pipeline
+from finetune.families import encoder_files
+from finetune.families.catalogue import FAMILIES, of_pipeline
 from finetune.families.hashes import file_hash
 from finetune.families.source import Source
-from finetune.families.spec import ZERO_SNR
+from finetune.families.spec import ZERO_SNR, FamilySpec, Original, Shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIGS = Path(__file__).parent / "configs"
 HINT = "save it as a diffusers folder, then --base FOLDER"
-UNET = "model.diffusion_model."
-PROBE = UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight"  # its width tells what text a U-Net reads
-WIDTHS = {768: "sd15", 1024: "sd21", 2048: "sdxl"}
-TEXT_ENCODERS = {
-    "sd15": ("cond_stage_model.",),
-    "sd21": ("cond_stage_model.",),
-    "sdxl": ("conditioner.embedders.0.", "conditioner.embedders.1."),
-    "flux": ("text_encoders.clip_l.", "text_encoders.t5xxl."),
-}
 
 
 @dataclass(frozen=True)
@@ -45,11 +37,13 @@ class Checkpoint:
     prediction: str | None  # where the file or the user says another than the configs
     zero_snr: bool
     half: bool
+    absent: tuple[str, ...] = ()  # text encoders that it does not hold, and that its pipeline may lack
+    beside: Mapping[str, Path] = field(default_factory=dict)  # others that it does not hold, in files of their own
 
     @property
     def configs(self) -> dict[str, Any]:
         """The base's JSON files, by their path in a diffusers folder."""
-        configs = shipped_configs(self.name)
+        configs = _lacking(shipped_configs(self.name), self.absent)
         if self.prediction:
             configs["scheduler/scheduler_config.json"] |= {"prediction_type": self.prediction} | (ZERO_SNR if self.zero_snr else {})
         return configs
@@ -111,16 +105,21 @@ def identify(path: Path, prediction: str | None) -> Checkpoint:
     try:
         files.check_regular(path)
         with safe_open(path, "pt") as f:
-            names, metadata = set(f.keys()), f.metadata() or {}
-            name, probe = _name(path, names, lambda k: f.get_slice(k).get_shape()[1])
-            half = f.get_slice(probe).get_dtype() in ("F16", "BF16", "F8_E4M3", "F8_E5M2")
+            shapes, metadata = {k: f.get_slice(k).get_shape() for k in f.keys()}, f.metadata() or {}
+            spec, told = _recognised(path, shapes)
+            half = f.get_slice(told.probe).get_dtype() in ("F16", "BF16", "F8_E4M3", "F8_E5M2")
     except (SafetensorError, OSError) as e:
         raise AccessError(f"--base {path}: not a readable safetensors file ({e})") from e
-    kind = "flux" if name.startswith("flux") else name
-    if missing := [p for p in TEXT_ENCODERS[kind] if not any(n.startswith(p) for n in names)]:
-        raise AccessError(f"--base {path}: holds no text encoder ({missing[0]}…)", f"--base {name} takes it from the Hub; or {HINT}")
+    name = told.base
+    missing = [part for part, start in told.text.items() if not any(key.startswith(start) for key in shapes)]
+    beside = encoder_files.beside(path, told.files, missing)
+    missing = [part for part in missing if part not in beside]
+    if needed := [part for part in missing if not spec.encoders[part].optional]:
+        named = f"put {told.files[needed[0]][0]} beside it; or " if needed[0] in told.files else ""
+        hint = f"{named}--base {name} takes it from the Hub; or {HINT}"
+        raise AccessError(f"--base {path}: holds no text encoder ({told.text[needed[0]]}…)", hint)
     declared = {"epsilon": "epsilon", "v": "v_prediction"}.get(metadata.get("modelspec.prediction_type", ""))
-    marked = "v_prediction" if "v_pred" in names else declared
+    marked = "v_prediction" if "v_pred" in shapes else declared
     if marked and prediction and marked != prediction:
         raise ConfigError(f"model.prediction_type {prediction}: {path.name} says {marked}", "leave it out")
     if name == "sd21":
@@ -130,27 +129,32 @@ def identify(path: Path, prediction: str | None) -> Checkpoint:
                 "--set model.prediction_type=v_prediction for the 768-pixel model, epsilon for the 512-pixel one",
             )
         name = "sd21" if (marked or prediction) == "v_prediction" else "sd21-base"
-    return Checkpoint(path, name, marked or prediction, "ztsnr" in names, half)
+    return Checkpoint(path, name, marked or prediction, "ztsnr" in shapes, half, tuple(missing), beside)
 
 
-def _name(path: Path, names: set[str], width: Callable[[str], int]) -> tuple[str, str]:
-    for prefix in ("", UNET):
-        if (probe := f"{prefix}double_blocks.0.img_attn.qkv.weight") in names:
-            return ("flux-dev" if f"{prefix}guidance_in.in_layer.weight" in names else "flux-schnell"), probe
-    if PROBE in names:
-        if (known_width := width(PROBE)) in WIDTHS:
-            return WIDTHS[known_width], PROBE
-        raise AccessError(f"--base {path}: a checkpoint of an unknown kind, whose attention reads text of width {known_width}", HINT)
-    some = ", ".join(sorted(names)[:2])
+def _recognised(path: Path, shapes: Shapes) -> tuple[FamilySpec, Original]:
+    """By the family whose model it is.
+
+    Raises:
+        AccessError: it is nobody's, or of a model that is not known.
+    """
+    said = [(spec, spec.recognise(shapes)) for spec in FAMILIES]
+    for spec, told in said:
+        if isinstance(told, Original):
+            return spec, told
+    if unknown := next((told for _, told in said if told), None):
+        raise AccessError(f"--base {path}: a checkpoint of an unknown kind, {unknown}", HINT)
+    some = ", ".join(sorted(shapes)[:2])
     raise AccessError(f"--base {path}: not a checkpoint of a known family (its keys begin {some})", "an adapter is no base")
 
 
 def undrawable(source: Source) -> str | None:
     """Why no picture could be drawn from a single file of a base; None if one could."""
-    if not source.spec.single_file:
-        return f"there is none for {source.spec.name}"
-    width = int(source.config(source.spec.denoiser)["cross_attention_dim"])
-    return None if width in WIDTHS else f"as one file a base of width {width} is no known one"
+    spec = source.spec
+    if not spec.single_file:
+        return f"there is none for {spec.name}"
+    told = spec.recognise(spec.telling(source))
+    return None if isinstance(told, Original) else f"as one file it is of an unknown kind, {told}"
 
 
 def shipped_configs(name: str) -> dict[str, Any]:
@@ -159,14 +163,28 @@ def shipped_configs(name: str) -> dict[str, Any]:
     return configs
 
 
+def _lacking(configs: dict[str, Any], parts: Collection[str]) -> dict[str, Any]:
+    """A base's JSON files without text encoders that it does not have."""
+    index = dict(configs["model_index.json"])
+    spec = _spec(index)
+    gone = [folder for part in parts for folder in (part, spec.encoders[part].tokenizer)]
+    kept = {name: value for name, value in configs.items() if name.partition("/")[0] not in gone}
+    return kept | {"model_index.json": index | {folder: [None, None] for folder in gone}}
+
+
+def _spec(index: dict[str, Any]) -> FamilySpec:
+    """Of a known base, by its `model_index.json`."""
+    spec = of_pipeline(index["_class_name"])
+    assert spec is not None  # noqa: S101  a known base's
+    return spec.of(index)
+
+
 def write_configs(configs: dict[str, Any], folder: Path) -> None:
     """A diffusers folder without weights: its JSON files, and the tokenizers."""
     for name, value in configs.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
-    spec = of_pipeline(configs["model_index.json"]["_class_name"])
-    assert spec is not None  # noqa: S101  a known base's
-    for encoder in spec.encoders.values():
+    for encoder in _spec(configs["model_index.json"]).encoders.values():
         for file in (CONFIGS / encoder.words.shipped).iterdir():
             shutil.copyfile(file, folder / encoder.tokenizer / file.name)
 
@@ -187,7 +205,8 @@ def unpack_checkpoint(checkpoint: Checkpoint) -> Path:
         AccessError: the weights do not fit the configs.
     """
     config = skeleton(checkpoint.configs)
-    key = hashlib.sha256(f"{files.sha256(checkpoint.path)} {config.name}".encode()).hexdigest()
+    bytes_of = " ".join(map(files.sha256, (checkpoint.path, *checkpoint.beside.values())))
+    key = hashlib.sha256(f"{bytes_of} {config.name}".encode()).hexdigest()
     folder = files.cache_root() / "bases" / key
     if folder.exists():
         if _whole(folder):
@@ -198,15 +217,18 @@ def unpack_checkpoint(checkpoint: Checkpoint) -> Path:
     import diffusers
     import torch
 
-    cls = getattr(diffusers, checkpoint.configs["model_index.json"]["_class_name"])
-    absent = {"safety_checker": None} if cls is diffusers.StableDiffusionPipeline else {}
+    index = checkpoint.configs["model_index.json"]
+    cls = getattr(diffusers, index["_class_name"])
+    spec, dtype = _spec(index), torch.float16 if checkpoint.half else torch.float32
+    given: dict[str, Any] = {name: None for name, value in spec.pipeline_options.items() if value is None}
+    given |= {part: encoder_files.opened(path, spec, part, config, dtype) for part, path in checkpoint.beside.items()}
     try:
         pipeline = cls.from_single_file(
             str(checkpoint.path),
             config=str(config),
             local_files_only=True,
-            dtype=torch.float16 if checkpoint.half else torch.float32,
-            **absent,
+            dtype=dtype,
+            **given,
         )
     except (ValueError, KeyError, RuntimeError) as e:
         raise AccessError(f"--base {checkpoint.path}: does not fit {checkpoint.name} ({str(e).splitlines()[0]})", HINT) from e

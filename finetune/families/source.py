@@ -213,14 +213,15 @@ def _single_file(base: str, path: Path, weights: bool, prediction: str | None, a
 
 def _read(name: str, folder: Path, revision: str | None, variant: str | None, known: KnownBase | None) -> Source:
     try:
-        pipeline = line(contents.pipeline(folder)["_class_name"], 60)
+        index = contents.pipeline(folder)
+        pipeline = line(index["_class_name"], 60)
     except (OSError, ValueError) as e:
         raise AccessError(
             f"--base {name}: {folder} holds no readable model_index.json ({reason(e)})", "a base is a diffusers pipeline folder"
         ) from e
     if spec := of_pipeline(pipeline):
         guidance = known.guidance if known else _told_guidance(folder)
-        source = Source(name, folder, spec, revision, variant, guidance, known.licence if known else None)
+        source = Source(name, folder, spec.of(index), revision, variant, guidance, known.licence if known else None)
         _check_understood(source)
         return source
     pipelines = ", ".join(chain.from_iterable(spec.pipelines for spec in FAMILIES))

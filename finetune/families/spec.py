@@ -1,7 +1,7 @@
 """Torch-free facts about families and bases, for the command line and the plan."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,6 +20,8 @@ class Component:
 
     cls: str
     precision: Literal["fp32", "run", "wide"] = "fp32"
+    # Beginnings of the names of weights that it has and no answer depends on; `{last}` is the number of its last layer.
+    idle: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,7 @@ class TextEncoder(Component):
 
     tokenizer: str = "tokenizer"
     words: Tokenizer = CLIP_TOKENIZER
-    # Beginnings of the names of weights that it has and the denoiser is not told of; `{last}` is the number of its last layer.
-    idle: tuple[str, ...] = ()
+    optional: bool = False  # whether a base may lack it: its pipeline is given None then
 
 
 class Configs(Protocol):
@@ -79,7 +80,26 @@ class Edition:
     reads: tuple[str, ...] = ()  # columns that the denoiser is told besides what all of the family's are: data/inputs.py
     sums: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)  # where they are others than the family's
     pipeline: str = ""  # that it is drawn with, where that is not the family's
+    longest: int | None = None  # side in pixels, beyond which it has no positions
     zeros: bool = False  # whether inference puts zeros in the place of a caption, and not what is made of the empty one
+
+
+Shapes = Mapping[str, Sequence[int]]  # of a file's tensors, by name
+
+
+@dataclass(frozen=True)
+class Original:
+    """What a single file in the original layout is of."""
+
+    base: str  # the known base whose configs and tokenizers it lacks
+    probe: str  # one of its denoiser's tensors, whose number format is the file's
+    text: Mapping[str, str]  # what the keys of its text encoders begin with, by folder
+    # What text encoders that it does not hold are called as files of their own beside it, by folder, the best first.
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def nobodys(shapes: Shapes) -> None:
+    """For families that have no such files."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +118,11 @@ class FamilySpec:
     samplers: dict[str, str]  # legal samplers by short name -> scheduler class
     sampler: str
     taught_text: tuple[str, ...]  # text encoders that fine-tuning may train
+    reads_words: bool = True  # whether its pipeline in diffusers takes files of new tokens
     text_targets: dict[str, tuple[str, ...]] = field(default_factory=lambda: CLIP_TARGETS)
     pipeline_options: Mapping[str, Any] = field(default_factory=dict)  # beside the components
     distilled: tuple[str, ...] = ()  # words in names of bases that are distilled for few steps, which no config tells
+    apart: bool = False  # whether what an adapter learned of one of its models means nothing to another that it fits
     learns_better: str = ""  # the known base that is not distilled
     counted: str = "text_encoder"  # whose tokens a caption is counted in
     patch: int = 1  # latents that the denoiser takes for one, along a side
@@ -109,10 +131,37 @@ class FamilySpec:
     # What makes one file in the original layout of a whole model: a module in this folder, and its function of the base and of state dicts
     # by folder. None: nothing does.
     single_file: str | None = None
+    # What a single file is of whose tensors have these shapes. None: it is another family's; a text: of a model that is not known, and what
+    # tells so.
+    recognise: Callable[[Shapes], Original | str | None] = nobodys
+    # What the tensors of such a file are that tell it, for one that is written from a base.
+    telling: Callable[[Configs], Shapes] = lambda base: {}
     # Of settings that change what a network is asked: the values that are understood, by component. One that is not there is the usual one.
     understood: Mapping[str, Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
     # Sizes that fit each other: one of a component's config -> those that add up to it, and numbers.
     sums: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
+
+    def of(self, index: Mapping[str, Any]) -> "FamilySpec":
+        """The facts of a base with this `model_index.json`: without the text encoders that it lacks and may lack."""
+        spec = self
+        for part, encoder in self.encoders.items():
+            if encoder.optional and index.get(part) in (None, [None, None]):
+                spec = spec._without(part, encoder)
+        return spec
+
+    def _without(self, part: str, encoder: TextEncoder) -> "FamilySpec":
+        components = {name: component for name, component in self.components.items() if name != part}
+        names = replace(self.names, text={name: text for name, text in self.names.text.items() if name != part})
+        sums = {size: summands for size, summands in self.sums.items() if not any(str(name).startswith(f"{part}.") for name in summands)}
+        return replace(
+            self,
+            components=components,
+            names=names,
+            sums=sums,
+            counted=next(iter(names.text)) if self.counted == part else self.counted,
+            taught_text=tuple(name for name in self.taught_text if name != part),
+            pipeline_options={**self.pipeline_options, part: None, encoder.tokenizer: None},
+        )
 
     @property
     def denoiser(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from finetune.data.inputs import INPAINT_MASK, MASKED
-from finetune.families.spec import ATTENTION, FEED_FORWARD, Configs, pixels_per_latent
+from finetune.families.spec import ATTENTION, FEED_FORWARD, Configs, Original, Shapes, pixels_per_latent
 
 UNET_TARGETS = {
     "attention": ATTENTION,
@@ -52,3 +52,26 @@ def repaints(base: Configs, pipeline: str) -> Repaints:
 def resolution(base: Configs) -> int:
     """The side in pixels that a U-Net was trained for, whose config has that of its latents."""
     return int(base.config("unet")["sample_size"]) * pixels_per_latent(base)
+
+
+PROBE = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"  # its width tells what text a U-Net reads
+FIRST = "model.diffusion_model.input_blocks.0.0.weight"  # and this one's what it reads beside
+
+
+def original(shapes: Shapes, models: Mapping[tuple[int, int], str], text: Mapping[str, str]) -> Original | str | None:
+    """What a single file is of, by the width of the text that its U-Net reads and by its channels; `models` are the known bases by these,
+    `text` what the keys of their text encoders begin with."""
+    if PROBE not in shapes:
+        return None
+    width, channels = shapes[PROBE][1], shapes[FIRST][1] if FIRST in shapes else 4
+    if (width, channels) in models:
+        return Original(models[width, channels], PROBE, text)
+    if (width, 4) in models:
+        return f"whose U-Net reads {channels} channels"
+    return f"whose attention reads text of width {width}"
+
+
+def telling(base: Configs) -> Shapes:
+    """Of a single file that is written from a base."""
+    unet = base.config("unet")
+    return {PROBE: (0, int(unet["cross_attention_dim"])), FIRST: (0, int(unet["in_channels"]))}

@@ -47,6 +47,8 @@ def check_side(family: Family, side: int, flag: str = "--resolution") -> None:
     """Raises:
     ConfigError: the base can be trained at this side perhaps, but its pipeline draws no such picture.
     """
+    if family.edition.longest and side > family.edition.longest:
+        raise ConfigError(f"{flag} {side}: {family.source.id} knows no sides of more than {family.edition.longest} pixels", "a smaller one")
     multiple = multiple_of(family)
     if side % multiple:
         below = max(multiple, side // multiple * multiple)

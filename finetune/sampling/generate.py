@@ -14,6 +14,7 @@ from PIL import Image
 from finetune import files
 from finetune.adapters import embedding
 from finetune.adapters.chosen import parse_adapter
+from finetune.adapters.contract import model_of
 from finetune.adapters.embedding import Embedding
 from finetune.adapters.read import AdapterFile, read
 from finetune.config import read_yaml
@@ -134,6 +135,9 @@ def sampler_for(family: Family, request: Request, adapters: Sequence[AdapterFile
         if contract.prediction_type != here:
             raise DataError(f"{adapter.path}: trained for {contract.prediction_type}, and {where.id} predicts {here}", apply.OTHER)
     for adapter in (a for a in adapters if isinstance(a, AdapterFile)):
+        theirs, ours = model_of(adapter.metadata), family.edition.architecture
+        if spec.apart and adapter.contract and theirs != ours:
+            raise DataError(f"{adapter.path}: trained for {theirs}, and {where.id} is {ours}", apply.OTHER)
         if what := apply.misfit(family, adapter.on(spec.denoiser)):
             raise DataError(f"{adapter.path}: {where.id} {what}", apply.OTHER)
     if not request.base and any(c.base_sha256 != where.fingerprint(spec.denoiser) for _, c in contracts):

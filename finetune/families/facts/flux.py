@@ -1,7 +1,19 @@
 """FLUX.1 dev and schnell."""
 
 from finetune.families.names.flux import NAMES
-from finetune.families.spec import ATTENTION, FEED_FORWARD, T5_TOKENIZER, Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder
+from finetune.families.spec import (
+    ATTENTION,
+    FEED_FORWARD,
+    T5_TOKENIZER,
+    Component,
+    Configs,
+    Edition,
+    FamilySpec,
+    KnownBase,
+    Original,
+    Shapes,
+    TextEncoder,
+)
 
 
 def _edition(base: Configs) -> Edition:
@@ -9,6 +21,15 @@ def _edition(base: Configs) -> Edition:
     if base.config("transformer")["guidance_embeds"]:
         return Edition(1024, 28, 3.5, "flux-1-dev", "flux1", windows={"text_encoder_2": 512})
     return Edition(1024, 4, 0.0, "flux-1-schnell", "flux1", distilled="four steps", windows={"text_encoder_2": 256})
+
+
+def _recognise(shapes: Shapes) -> Original | None:
+    """By a block that it alone has, with the prefix of a whole checkpoint or without; dev by what reads its guidance."""
+    for prefix in ("", "model.diffusion_model."):
+        if (probe := f"{prefix}double_blocks.0.img_attn.qkv.weight") in shapes:
+            base = "flux-dev" if f"{prefix}guidance_in.in_layer.weight" in shapes else "flux-schnell"
+            return Original(base, probe, {"text_encoder": "text_encoders.clip_l.", "text_encoder_2": "text_encoders.t5xxl."})
+    return None
 
 
 FLUX_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -37,6 +58,7 @@ SPEC = FamilySpec(
     },
     samplers={"euler": "FlowMatchEulerDiscreteScheduler"},
     sampler="euler",
+    recognise=_recognise,
     taught_text=("text_encoder",),  # CLIP: nobody trains T5
     calls=1,
     understood={"transformer": {"patch_size": (1,), "out_channels": (None, 64)}},

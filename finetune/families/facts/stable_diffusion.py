@@ -2,10 +2,11 @@
 
 from finetune.bases import TINY_NAMES, TINY_SHEET
 from finetune.families.names.stable_diffusion import NAMES
-from finetune.families.spec import Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder
-from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS, repaints, resolution
+from finetune.families.spec import Component, Configs, Edition, FamilySpec, KnownBase, Original, Shapes, TextEncoder
+from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS, original, repaints, resolution, telling
 
 INPAINTING = "StableDiffusionInpaintPipeline"
+SIZES = {(768, 4): "sd15", (768, 9): "sd15-inpainting", (1024, 4): "sd21"}  # text width and channels that a model reads -> the known base
 
 
 def _edition(base: Configs) -> Edition:
@@ -16,6 +17,10 @@ def _edition(base: Configs) -> Edition:
     else:
         names = "stable-diffusion-v1", "sd_v1" + ("_v" if v else "")
     return Edition(resolution(base), 30, 7.5, *names, v2=v2, **repaints(base, INPAINTING))
+
+
+def _recognise(shapes: Shapes) -> Original | str | None:
+    return original(shapes, SIZES, {"text_encoder": "cond_stage_model."})
 
 
 SPEC = FamilySpec(
@@ -36,6 +41,8 @@ SPEC = FamilySpec(
     samplers=DISCRETE_SAMPLERS,
     sampler="ddim",
     single_file="unet_file:whole_file",
+    recognise=_recognise,
+    telling=telling,
     taught_text=("text_encoder",),
     understood={"unet": UNET_ASKED, "scheduler": DISCRETE},
     sums={

@@ -1,15 +1,20 @@
 """Stable Diffusion XL."""
 
 from finetune.families.names.stable_diffusion_xl import NAMES
-from finetune.families.spec import Component, Configs, Edition, FamilySpec, KnownBase, TextEncoder
-from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS, repaints, resolution
+from finetune.families.spec import Component, Configs, Edition, FamilySpec, KnownBase, Original, Shapes, TextEncoder
+from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS, original, repaints, resolution, telling
 
 INPAINTING = "StableDiffusionXLInpaintPipeline"
+SIZES = {(2048, 4): "sdxl", (2048, 9): "sdxl-inpainting"}  # text width and channels that a model reads -> the known base
 
 
 def _edition(base: Configs) -> Edition:
     zeros = bool(base.index().get("force_zeros_for_empty_prompt", True))
     return Edition(resolution(base), 30, 5.0, "stable-diffusion-xl-v1-base", "sdxl_base_v1-0", zeros=zeros, **repaints(base, INPAINTING))
+
+
+def _recognise(shapes: Shapes) -> Original | str | None:
+    return original(shapes, SIZES, {"text_encoder": "conditioner.embedders.0.", "text_encoder_2": "conditioner.embedders.1."})
 
 
 SPEC = FamilySpec(
@@ -34,6 +39,8 @@ SPEC = FamilySpec(
     samplers=DISCRETE_SAMPLERS,
     sampler="euler",
     single_file="unet_file:whole_file",
+    recognise=_recognise,
+    telling=telling,
     taught_text=("text_encoder", "text_encoder_2"),
     understood={"unet": UNET_ASKED | {"addition_embed_type": ("text_time",)}, "scheduler": DISCRETE},
     sums={

@@ -44,7 +44,7 @@ class Layer:
 
     part: str  # DENOISER, or a text encoder's folder
     module: str
-    original: bool  # whether the file has it under its name in the original code
+    original: bool  # whether the file has it under its name in the family's original code
     inputs: int  # how wide what it reads is; 0 where its tensors do not tell
     label: str  # the file's own word for the part, such as lora_te
 
@@ -52,6 +52,11 @@ class Layer:
 def equal(module: str) -> int:
     """For families whose original code fuses nothing."""
     return 1
+
+
+def straight(module: str, outputs: int, inputs: int) -> bool:
+    """For families whose original code has all rows in diffusers' order."""
+    return False
 
 
 def same(key: str) -> str:
@@ -87,7 +92,8 @@ class Names:
     # ModelSpec's `implementation`, whose code the tensors are named as in, by kind of file and by sd-scripts' rule
     codes: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(("adapter", "embedding", "model"), "diffusers"))
     share: Callable[[str], int] = equal
-    swapped: frozenset[str] = frozenset()  # modules whose halves of rows stand the other way round in the original code
+    # Whether a module, of so many outputs and inputs (0: not told), has the halves of its rows the other way round in the original code.
+    swapped: Callable[[str, int, int], bool] = straight
     one_alpha: bool = False  # diffusers' reader takes one alpha for all modules of a file in kohya's layout
     usual_key: Callable[[str], str] = same  # a key that one tool has for this family alone, as others would spell it
 

@@ -106,6 +106,11 @@ def row_share(module: str) -> int:
     return 4 if module.endswith("proj_mlp") else 1
 
 
+def _turned(module: str, outputs: int, inputs: int) -> bool:
+    """diffusers keeps scale and shift, the original shift and scale."""
+    return module == "norm_out.linear"
+
+
 _XLABS = re.compile(r"^(double|single)_blocks\.(\d+)\.processor\.(qkv|proj)_lora([12]?)\.(down|up)\.weight$")
 
 
@@ -120,10 +125,15 @@ def usual_key(key: str) -> str:
     return f"single_blocks.{number}.{'qkv' if what == 'qkv' else 'linear2'}.lora.{leaf}.weight"
 
 
+def _alone(layer: Layer) -> bool:
+    """Whether a layer stands under an original name that it alone has; the last ones, Stable Diffusion 3 calls so too."""
+    return layer.original and holds(layer.module) and (layer.inputs == WIDTH or not layer.module.startswith(("norm_out.", "proj_out")))
+
+
 def recognises(layers: Sequence[Layer]) -> bool:
     """By names that it alone has; of the many transformers with the others, the one of this width that has them all."""
     denoiser = [layer for layer in layers if layer.part == DENOISER]
-    if any(layer.module.startswith("single_transformer_blocks.") or (layer.original and holds(layer.module)) for layer in denoiser):
+    if any(layer.module.startswith("single_transformer_blocks.") or _alone(layer) for layer in denoiser):
         return True
     inner = {layer.inputs for layer in denoiser if layer.module.startswith("transformer_blocks.")}
     return WIDTH in inner and all(holds(layer.module) for layer in denoiser)
@@ -171,6 +181,6 @@ NAMES = Names(
     tags=("flux", "flux-diffusers"),
     codes={"adapter": CODE, "embedding": CODE, "model": CODE},
     share=row_share,
-    swapped=frozenset({"norm_out.linear"}),  # diffusers keeps scale and shift, the original shift and scale
+    swapped=_turned,
     usual_key=usual_key,
 )  # fmt: skip
