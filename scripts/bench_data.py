@@ -28,6 +28,7 @@ from finetune.data.encoded import Encoded, Pixels
 from finetune.data.index_plan import IndexPlan
 from finetune.data.sample import Sample
 from finetune.data.scan import Origin
+from finetune.draws import StepDraws
 from finetune.training.loop import gradient, update
 from finetune.training.run import begun
 
@@ -124,7 +125,12 @@ def drawn(encoded: Encoded, steps: int) -> None:
     """So many batches of 4."""
     plan = IndexPlan(encoded.samples, 4, 0)
     for step in range(steps):
-        encoded.batches(plan.slots(step), 0, step, 0.1)
+        batches(encoded, plan, step)
+
+
+def batches(encoded: Encoded, plan: IndexPlan, step: int) -> None:
+    """A step's batches, as the training loop asks for them."""
+    encoded.batches(plan.slots(step), lambda slots: StepDraws(0, step, slots, plan.batch), 0.1)
 
 
 def training_steps(out: Path, many: Encoded, steps: int) -> dict[str, float]:
@@ -134,7 +140,7 @@ def training_steps(out: Path, many: Encoded, steps: int) -> dict[str, float]:
     plan, step_times, load_times = IndexPlan(many.samples, 4, 0), [], []
     for step in range(steps):
         start = time.perf_counter()
-        many.batches(plan.slots(step), 0, step, 0.1)
+        batches(many, plan, step)
         middle = time.perf_counter()
         gradient(training, step)
         update(training, step)

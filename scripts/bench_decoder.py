@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
-    emoji = [Image.open(path) for path in sorted((TINY.parent / "demo-held-out").glob("*.png"))]
+    emoji: list[Image.Image] = [Image.open(path) for path in sorted((TINY.parent / "demo-held-out").glob("*.png"))]
     print("| trained on | measured on | base | trained | difference |\n|---|---|---|---|---|")
     for name, kind in {"lines": lines, "ribs": ribs}.items():
         vae = trained(name, kind, out)

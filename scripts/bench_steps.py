@@ -76,7 +76,7 @@ def update_times(rounds: int = 60) -> dict[str, float]:
         if not entry.cuda:
             own = {str(i): torch.nn.Parameter(torch.randn(s) * 0.02) for i, s in enumerate(shapes)}
             groups = optimizer.torch_groups([ParameterGroup(own, 1e-4, 0.01)])
-            made[name] = (list(own.values()), optimizer.make(groups, Optim(optimizer=name), 0))  # type: ignore[arg-type]
+            made[name] = (list(own.values()), optimizer.make(groups, Optim(optimizer=name), 0))
     flat = torch.nn.Parameter(torch.randn(sum(s.numel() for s in shapes)) * 0.02)
     made["adamw, flat"] = ([flat], optimizer.make(optimizer.torch_groups([ParameterGroup({"flat": flat}, 1e-4, 0.01)]), Optim(), 0))
     times: dict[str, list[float]] = {name: [] for name in made}

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = Path(os.path.abspath(os.environ.get("FT_VENV") or str(ROOT / ".venv")))
@@ -67,7 +68,7 @@ def install(*extras: str, build: str = "") -> None:
     MARK.write_text(json.dumps(wanted))
 
 
-def marked() -> dict:
+def marked() -> "dict[str, Any]":
     """What was installed last; nothing, where that was broken off or is of an older version of this script."""
     try:
         found = json.loads(MARK.read_text())
@@ -99,8 +100,8 @@ def torch(build: str) -> "tuple[str, ...]":
     if os.name == "nt" and nvidia and not records("torch"):
         build = build or CUDA[0]
     if build:
-        version = re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.M).group(1)
-        return f"torch=={version}+{build}", "--extra-index-url", INDEX + build
+        versions = re.findall(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.M)
+        return f"torch=={versions[0]}+{build}", "--extra-index-url", INDEX + build
     if sys.platform == "linux" and not nvidia and not records("torch"):
         print("no NVIDIA card was seen: `scripts/install.py --cpu` leaves out several GB of CUDA libraries", flush=True)
     return ("torch",)

@@ -213,7 +213,7 @@ def test_generate_takes_text_encoder_parts(bases: Bases, tmp_path: Path) -> None
     modules = {p: w for p, w in random_adapter(bases, "sd", 3).items() if p[0] == "text_encoder"}
     path = tmp_path / "te.safetensors"
     export(modules, path, "kohya", "stable-diffusion", "fp32", {}, "base")
-    made = []
+    made: list[Path] = []
     for adapters in ((), (str(path),), (f"{path}:0",)):
         ask = Request(["red disc"], adapters, base=str(bases("sd")), steps=2, out=tmp_path / f"out{len(made)}")
         made.append(Path(generate(ask, lambda text: None)[0]["path"]))
@@ -257,7 +257,7 @@ def test_the_card_has_the_hubs_front_matter_and_escapes_what_users_wrote(train: 
     evil = "disc](x) <script>alert(1)</script> `code`: |"
     train(data={"trigger": "sks"}, run={"sample_prompt": ["red disc", evil], "name": "my_style"})
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    facts = ModelCard(text).data.to_dict()
+    facts = ModelCard(text).data.to_dict()  # type: ignore[no-untyped-call]
     assert facts["instance_prompt"] == "sks" and facts["library_name"] == "diffusers" and "lora" in facts["tags"]
     assert [w["text"] for w in facts["widget"]] == ["red disc", evil]
     assert all((tmp_path / "out" / w["output"]["url"]).exists() for w in facts["widget"])
@@ -374,7 +374,12 @@ def test_a_full_cache_needs_no_text_encoder(train: Callable[..., Any], bases: Ba
     train(optim={"steps": 1, "lr": 1e-2})
     loaded: list[str] = []
     real = Components.load
-    monkeypatch.setattr(Components, "load", lambda self, name, dtype=None: loaded.append(name) or real(self, name, dtype))
+
+    def load(self: Components, name: str, dtype: Any = None) -> Any:
+        loaded.append(name)
+        return real(self, name, dtype)
+
+    monkeypatch.setattr(Components, "load", load)
     train(optim={"steps": 2, "lr": 1e-2})
     assert loaded == ["unet"]
 

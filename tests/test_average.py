@@ -36,7 +36,7 @@ def walk(
     kept = PowerAverages.of({"p": p})
     for step in range(steps):
         with torch.no_grad():
-            p += torch.randn(400, generator=g)
+            p.add_(torch.randn(400, generator=g))
         kept.update({"p": p}, step)
         if (step + 1) % every == 0:
             kept.put_down(folder / RunFolder(folder).snapshot(step + 1).name, {})

@@ -23,6 +23,7 @@ from finetune.data.index_plan import IndexPlan
 from finetune.data.inputs import LOSS_MASK
 from finetune.data.sample import Sample, Size
 from finetune.draws import StepDraws
+from finetune.objectives.objective import Ask
 from finetune.training.run import begun
 
 SIZES = [Size(16, 16), Size(8, 24), Size(24, 8)]
@@ -145,7 +146,10 @@ def test_the_held_out_loss_is_that_of_the_masked_part(settings: Callable[..., di
     training = runner.training
 
     def measured(right: float) -> torch.Tensor:
-        class Asked:
+        class Asked(Ask):
+            def decode(self, latents: torch.Tensor) -> torch.Tensor:
+                return latents
+
             def predict(self, x_t: torch.Tensor, t: Any, captions: Any = None, weights: Any = "live") -> torch.Tensor:
                 out = torch.zeros_like(x_t)
                 out[..., x_t.shape[-1] // 2 :] = right

@@ -23,6 +23,7 @@ from finetune.data.sample import Size
 from finetune.draws import StepDraws
 from finetune.errors import DataError
 from finetune.families import load, source
+from finetune.families.family import Family
 from finetune.preparation import encoding
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -36,7 +37,7 @@ def own(base: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def family(own: Path) -> load.Family:
+def family(own: Path) -> Family:
     return load.family(source.resolve_base(str(own)))
 
 
@@ -256,9 +257,11 @@ def test_rows_that_are_damaged_again_and_again(count: int, own: Path, tmp_path: 
                 flip(path, path.stat().st_size - row * size - 9)
         for _ in range(3):
             made = encode(own, root)[0]
-            made.encode_again = lambda job, made=made: encoding.encode_pictures(  # type: ignore[misc]
-                load.family(source.resolve_base(str(own))), [[job]], ALL, made.latents, lambda count: None
-            )
+
+            def again(job: encoded.Variant, latents: Cache = made.latents) -> None:
+                encoding.encode_pictures(load.family(source.resolve_base(str(own))), [[job]], ALL, latents, lambda count: None)
+
+            made.encode_again = again
             assert all(torch.equal(made.row(s)["x_0.mean"], mean) for s, mean in zip(made.samples, first, strict=True))
 
 

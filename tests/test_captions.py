@@ -12,7 +12,7 @@ TAGS = st.lists(st.text("abcdefgh xyz", min_size=1, max_size=8).map(str.strip).f
 
 
 def item(name: str = "red_fox-01.png", folder: str = "animals") -> Item:
-    return Item(name, bytes, (), words=in_words(name.rpartition(".")[0]), concept=folder)
+    return Item(name, bytes, "", words=in_words(name.rpartition(".")[0]), concept=folder)
 
 
 def said(own: str | list[str], content: str = "c", **wording: Any) -> tuple[str, ...]:
@@ -23,7 +23,7 @@ def said(own: str | list[str], content: str = "c", **wording: Any) -> tuple[str,
 def test_variants_are_finite_and_made_of_the_captions_own_tags(
     tags: list[str], keep: int, variants: int, shuffle: bool, drop: float, seed: int
 ) -> None:
-    wording = {"shuffle": shuffle, "keep": keep, "drop": drop, "variants": variants, "seed": seed}
+    wording: dict[str, Any] = {"shuffle": shuffle, "keep": keep, "drop": drop, "variants": variants, "seed": seed}
     made = said(", ".join(tags), **wording)
     assert made == said(", ".join(tags), **wording), "the same key, the same words"
     assert len(made) == (variants if shuffle or drop else 1) and made[0] == ", ".join(tags)

@@ -168,7 +168,7 @@ def test_clean_for_scripts(runs: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_what_the_system_keeps_is_said(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(clean.files, "remove", lambda path: None)
+    monkeypatch.setattr("finetune.results.clean.files.remove", lambda path: None)
     assert cli.run(["clean", "--yes", "runs/one"]) == 0
     said = capsys.readouterr()
     assert "freed 0 B" in said.out and said.err.count("does not let it be removed") == 2

@@ -387,7 +387,7 @@ def test_train_then_generate(ft: Run, imgs: Path, base: Path, tmp_path: Path) ->
     with Image.open(drawn[1]["path"]) as image:
         assert json.loads(image.info["parameters"])["adapters"] == {"x.safetensors": 0.5}
     # Weight 0 is the base; several adapters add up.
-    asked = {"none": [], "zero": [0], "one": [1], "halves": [0.5, 0.5]}
+    asked: dict[str, list[float]] = {"none": [], "zero": [0], "one": [1], "halves": [0.5, 0.5]}
     drawn = {}
     for name, weights in asked.items():
         more = [w for weight in weights for w in ("--adapter", f"out/x.safetensors:{weight}")]
@@ -440,8 +440,8 @@ def test_a_card_that_torch_was_not_built_for_is_said(
 ) -> None:
     (tmp_path / "version.py").write_text(f"__version__ = '2.13.0'\n{build}\nhip: Optional[str] = '7.0'\n")
     monkeypatch.setattr(hardware, "DRIVER", tmp_path / "nvidia")
-    monkeypatch.setattr(hardware.shutil, "which", lambda name: None)
-    monkeypatch.setattr(hardware.platform, "system", lambda: system)
+    monkeypatch.setattr("finetune.cli.hardware.shutil.which", lambda name: None)
+    monkeypatch.setattr("finetune.cli.hardware.platform.system", lambda: system)
     monkeypatch.setattr(hardware, "version", lambda package: "2.13.0+cpu")
     monkeypatch.setattr(hardware, "find_spec", lambda package: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
     words = ("lora", "--data", imgs, "--base", base, "--dry-run")

@@ -103,7 +103,7 @@ REFUSED = [
     ("model_index.json", '{"_class_name": ["a"]}', "names no class"),
     ("unet/config.json", {"class_embed_type": "timestep"}, 'unet has class_embed_type "timestep"'),
     ("unet/config.json", {"encoder_hid_dim_type": "ip_image_proj"}, "encoder_hid_dim_type"),
-    ("unet/config.json", {"in_channels": 9}, "unet.in_channels is 9, and vae.latent_channels 4 do not add up to it"),
+    ("unet/config.json", {"in_channels": 8}, "unet.in_channels is 8, and vae.latent_channels 4 do not add up to it"),
     ("unet/config.json", {"cross_attention_dim": 48}, "do not add up"),
     ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, 'prediction_type "flow"'),
     ("scheduler/scheduler_config.json", {"beta_start": "x"}, "cannot load scheduler"),

@@ -97,7 +97,12 @@ def test_a_picture_that_was_cut_short_is_found_without_decoding_the_others(monke
 
     loads: list[str] = []
     real = ImageFile.ImageFile.load
-    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: (loads.append(self.format), real(self))[1])
+
+    def load(self: ImageFile.ImageFile) -> Any:
+        loads.append(str(self.format))
+        return real(self)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
     for kind in ("JPEG", "PNG", "WEBP"):
         data = bad_pictures.saved(bad_pictures.photo(0), kind)
         decode.picture_header(data, "x")

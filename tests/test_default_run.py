@@ -11,8 +11,9 @@ import pytest
 import tiny
 import torch
 from parts import Train
+from PIL import Image
 
-from finetune import cli, config
+from finetune import cli, config, files
 from finetune.bases import TINY
 from finetune.data.sample import Listing, Pictures
 from finetune.errors import ConfigError
@@ -58,7 +59,7 @@ def test_twenty_pictures_are_measured_and_shown(ft: Callable[..., str], twenty: 
     assert summary()["held_out_change"]["pictures"] == 2 and summary()["verdict"] == "no difference"
     assert "not told apart from the base: on 2 pictures that training never saw" in said
     assert "2 pictures can seldom tell; more would: ft lora --recipe run/run.yaml --holdout 0.25 --out run-measured" in said
-    with draw.Image.open(summary()["sheet"]) as sheet:
+    with Image.open(summary()["sheet"]) as sheet:
         assert sheet.width > 2 * 128, "the base's picture beside the result's"
     again = ft("lora", twenty, "--trigger", "tok", "--lr", "1e-6")
     assert "already finished" in again and "not told apart" in again and "draw: ft generate" in again
@@ -105,7 +106,7 @@ def test_yesterdays_run_goes_on(ft: Callable[..., str], twenty: Path, base: Path
     del facts["identity"]["data.bucket_merge"], facts["identity"]["data.enlarge"], facts["change"]
     state.write_text(json.dumps(facts), encoding="utf-8")
     manifest = json.loads((state.parent / "manifest.json").read_text(encoding="utf-8"))
-    manifest["state.json"] = {"size": state.stat().st_size, "sha256": checkpoint.files.sha256(state)}
+    manifest["state.json"] = {"size": state.stat().st_size, "sha256": files.sha256(state)}
     (state.parent / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     Path("run/summary.json").unlink()
     assert "resuming from step 2" in ft("lora", twenty, "--steps", "3")

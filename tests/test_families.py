@@ -15,6 +15,8 @@ from finetune.data.batch import Batch
 from finetune.draws import StepDraws
 from finetune.errors import ConfigError
 from finetune.families import flux, load, patches, source
+from finetune.objectives.diffusion import Schedule
+from finetune.objectives.flow import Flow
 from finetune.training import loop
 from finetune.training.run import begun
 
@@ -32,6 +34,7 @@ def discrete_alphas() -> Tensor:
 
 
 def reference_loss(name: str, pipe: Any, net: nn.Module, batch: Batch, drawn: StepDraws) -> Tensor:
+    out: Tensor
     x = batch.columns["x_0"]
     e, u = drawn.normal("noise", x.shape[1:]), drawn.uniform("timestep")
     if name == "sd3":
@@ -52,7 +55,8 @@ def reference_loss(name: str, pipe: Any, net: nn.Module, batch: Batch, drawn: St
             guidance=torch.ones(b) if name == "flux" else None, txt_ids=torch.zeros(tiny.WINDOW, 3),
             img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, "cpu", torch.float32), return_dict=False,
         )[0]  # fmt: skip
-        return ((FluxPipeline._unpack_latents(out, SIDE, SIDE, 2) - (e - x)) ** 2).mean((1, 2, 3)).mean()
+        out = FluxPipeline._unpack_latents(out, SIDE, SIDE, 2)
+        return ((out - (e - x)) ** 2).mean((1, 2, 3)).mean()
     t = (u * 1000).long()
     a = discrete_alphas()[t].view(-1, 1, 1, 1)
     x_t, target = a.sqrt() * x + (1 - a).sqrt() * e, (a.sqrt() * e - (1 - a).sqrt() * x) if name == "sd-v" else e
@@ -177,11 +181,12 @@ def test_packing_is_the_pipelines() -> None:
 
 def test_an_euler_config_trains_with_ddpm_noise(bases: Bases) -> None:
     schedule = family(bases("sdxl")).schedule()
-    assert torch.allclose(schedule.alphas_cumprod, discrete_alphas())  # type: ignore[union-attr]
+    assert isinstance(schedule, Schedule) and torch.allclose(schedule.alphas_cumprod, discrete_alphas())
 
 
 def test_dynamic_shifting_is_for_sampling_alone(bases: Bases) -> None:
-    assert family(bases("flux")).schedule().shift == 1.0  # type: ignore[union-attr]  though its config says 3
+    schedule = family(bases("flux")).schedule()
+    assert isinstance(schedule, Flow) and schedule.shift == 1.0  # though its config says 3
 
 
 def test_distilled_bases_are_named_before_training(bases: Bases, train: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:

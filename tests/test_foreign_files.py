@@ -1,6 +1,7 @@
 """Files of other tools are read whole: every tensor is applied, converted, or refused by name."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,7 @@ def test_a_convolution_of_one_pixel_fits_a_linear_layer_and_the_reverse(bases: B
         of = family(bases(name))
         module = "mid_block.attentions.0.proj_in"
         weight = of.parts.skeleton("unet").get_submodule(module).weight
+        assert isinstance(weight, torch.Tensor)
         assert (weight.ndim == 4) is conv
         flat = lora(random(2, weight.shape[1]), random(weight.shape[0], 2))
         other = flat if conv else lora(flat.tensors["down"][..., None, None], flat.tensors["up"][..., None, None])
@@ -310,7 +312,7 @@ def test_text_encoders_as_comfyui_names_them(tmp_path: Path) -> None:
         assert list(read(path, "stable-diffusion-xl").modules) == [(part, "text_model.encoder.layers.0.mlp.fc1")]
 
 
-KINDS = {
+KINDS: dict[str, Callable[[int], dict[str, tuple[int, ...]]]] = {
     "lora": lambda w: {"lora_down.weight": (2, w), "lora_up.weight": (640, 2)},
     "tucker": lambda w: {"lora_down.weight": (2, w, 1, 1), "lora_mid.weight": (2, 2, 1, 1), "lora_up.weight": (640, 2, 1, 1)},
     "loha": lambda w: {"hada_w1_a": (640, 2), "hada_w1_b": (2, w), "hada_w2_a": (640, 2), "hada_w2_b": (2, w)},
@@ -417,7 +419,7 @@ def test_verify_says_by_how_much_diffusers_differs(tmp_path: Path, capsys: pytes
     ends = ("mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "mid_block.attentions.0.transformer_blocks.0.attn1.to_v")
     width = net.get_submodule(ends[0]).weight.shape[0]
     path = tmp_path / "x.safetensors"
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for module, rank, alpha in zip(ends, (1, 2), (1.0, 8.0), strict=True):
         stem = f"lora_unet_{module.replace('.', '_')}"
         state |= {f"{stem}.lora_down.weight": random(rank, width), f"{stem}.lora_up.weight": random(width, rank)}

@@ -108,7 +108,7 @@ def test_a_cache_built_ahead_is_for_the_batch_of_the_processes_that_run(
         return None, {}
 
     monkeypatch.setattr(dataset, "encode", encode)
-    dataset.encode_ahead(job, lambda name, total: nullcontext(), lambda text: None)
+    dataset.encode_ahead(job, lambda name, total: nullcontext(lambda: None), lambda text: None)
     assert job.run.processes is None and batches == [12]
 
 

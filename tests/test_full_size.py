@@ -72,7 +72,7 @@ def test_adapted_modules_and_their_names_in_every_layout(name: str, targets: str
     net = of.parts.skeleton(of.spec.denoiser)
     found = adapter.matching(net, targets, of.spec.targets)
     assert len(found) == MODULES[name, targets]
-    weights = {n: net.get_submodule(n).weight for n in found}
+    weights = {n: net.get_parameter(f"{n}.weight") for n in found}
     modules = {
         (of.spec.denoiser, n): lora(torch.ones(1, *w.shape[1:], dtype=torch.float16), torch.ones(w.shape[0], 1, *[1] * (w.ndim - 2)).half())
         for n, w in weights.items()
@@ -91,7 +91,7 @@ def test_the_adapter_of_sd15_at_rank_8_has_the_known_size(full: Callable[[str], 
     of = full("sd15")
     net = of.parts.skeleton("unet")
     found = adapter.matching(net, "attention", of.spec.targets)
-    shapes = [net.get_submodule(n).weight.shape for n in found]
+    shapes = [net.get_parameter(f"{n}.weight").shape for n in found]
     assert sum(8 * (s[0] + s[1]) for s in shapes) == 1_594_368  # 3.2 MB in fp16
 
 

@@ -96,7 +96,10 @@ def test_a_saved_step_is_what_a_run_of_so_many_steps_ends_with(name: str, runs: 
 
     def tensors(written: Outcome) -> list[Any]:
         path = written.adapter or next(iter(written.embeddings), None)
-        found = load_file(path or next((written.model / "unet").glob("*.safetensors")))  # type: ignore[operator]
+        if path is None:
+            assert written.model
+            path = next((written.model / "unet").glob("*.safetensors"))
+        found = load_file(path)
         return [found[k] for k in sorted(found)]
 
     last = outcome.find(runs / name)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune import config
@@ -20,7 +21,7 @@ from finetune.objectives.diffusion import TARGETS, Diffusion, Schedule, add_nois
 from finetune.objectives.errors import ERRORS, PseudoHuber
 from finetune.objectives.flow import ByResolution, Flow, FlowMatching
 from finetune.objectives.noise import Noise
-from finetune.objectives.objective import Denoising
+from finetune.objectives.objective import Ask, Denoising
 from finetune.objectives.preserve import Preserving
 from finetune.objectives.timesteps import LogitNormal, Mode, cosmap, stratified
 from finetune.objectives.weights import P2, WEIGHTS, Debiased, MinSNR, SoftMinSNR, reparametrised
@@ -67,7 +68,8 @@ def test_a_weight_is_its_papers_whatever_is_predicted(name: str, kind: str) -> N
     loss = cost(Diffusion(s, WEIGHTS[name]()), lambda *_: answer, x_0, noise, T).flatten(1).mean(1)
     snr = s.snr(T).double()
     plain = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[kind]
-    assert torch.allclose(loss, 0.01 * PAPERS.get(name, lambda _: plain)(snr), rtol=1e-4)
+    expected = PAPERS[name](snr) if name in PAPERS else plain
+    assert torch.allclose(loss, 0.01 * expected, rtol=1e-4)
 
 
 def test_weights_in_epsilon_are_the_papers_formulas() -> None:
@@ -94,11 +96,12 @@ def test_weights_and_errors_are_finite_at_zero_terminal_snr(name: str, kind: str
 def test_a_perfect_prediction_costs_nothing(kind: str, error: str) -> None:
     x_0, noise = draws()
     how = ERRORS[error](0.1, "snr")
+    made: Denoising
     if kind == "flow":
         made, t, answer = FlowMatching(Flow(), error=how), torch.linspace(0, 1, 6, dtype=torch.float64), noise - x_0
     else:
         s = Schedule(ALPHAS, kind)
-        made, t, answer = Diffusion(s, error=how), T, TARGETS[kind](s, x_0, noise, T)  # type: ignore[assignment]
+        made, t, answer = Diffusion(s, error=how), T, TARGETS[kind](s, x_0, noise, T)
     assert cost(made, lambda *_: answer, x_0, noise, t).abs().max() < 1e-12
     assert cost(made, lambda *_: answer + 1, x_0, noise, t).min() > 0.01
 
@@ -133,9 +136,12 @@ def test_pseudo_huber_is_square_near_and_absolute_far() -> None:
 
 # Timesteps
 
+Levels = NDArray[np.float64]
 
-def pdf_logit_normal(t: np.ndarray, m: float, s: float) -> np.ndarray:
-    return np.exp(-((np.log(t / (1 - t)) - m) ** 2) / (2 * s * s)) / (s * math.sqrt(2 * math.pi) * t * (1 - t))
+
+def pdf_logit_normal(t: Levels, m: float, s: float) -> Levels:
+    density: Levels = np.exp(-((np.log(t / (1 - t)) - m) ** 2) / (2 * s * s)) / (s * math.sqrt(2 * math.pi) * t * (1 - t))
+    return density
 
 
 @pytest.mark.parametrize(
@@ -166,9 +172,11 @@ def test_mode_draws_the_middle_more_and_stays_in_bounds() -> None:
 def test_levels_stay_within_their_range() -> None:
     u = torch.rand(10_000, dtype=torch.float64)
     for density in DENSITIES:
-        t = objective(Schedule(ALPHAS, "epsilon"), Settings(density=density, t_min=0.2, t_max=0.6)).timesteps(u, SHAPE)  # type: ignore[arg-type]
+        settings = Settings.model_validate({"density": density, "t_min": 0.2, "t_max": 0.6})
+        diffusion, flow = objective(Schedule(ALPHAS, "epsilon"), settings), objective(Flow(3.0), settings)
+        assert isinstance(diffusion, Diffusion) and isinstance(flow, FlowMatching)
+        t, sigma = diffusion.timesteps(u, SHAPE), flow.timesteps(u, SHAPE)
         assert 200 <= int(t.min()) and int(t.max()) < 600 and t.dtype == torch.int64
-        sigma = objective(Flow(3.0), Settings(density=density, t_min=0.2, t_max=0.6)).timesteps(u, SHAPE)  # type: ignore[arg-type]
         assert 0.2 <= float(sigma.min()) + 1e-6 and float(sigma.max()) < 0.6 + 1e-6, "whatever the shift"
 
 
@@ -247,7 +255,10 @@ def test_preserving_costs_what_the_answer_to_the_other_caption_has_moved() -> No
     x_0, _ = draws()
     s, calls = Schedule(ALPHAS, "epsilon"), []
 
-    class Asked:
+    class Asked(Ask):
+        def decode(self, latents: Tensor) -> Tensor:
+            return latents
+
         def predict(self, x_t: Tensor, t: Tensor, captions: Any = None, weights: Any = "live") -> Tensor:
             calls.append((captions, weights, torch.is_grad_enabled()))
             noise = Noise()(draws_of, x_0)[0]

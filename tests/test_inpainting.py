@@ -25,7 +25,7 @@ from finetune.data.batch import columns
 from finetune.data.cache import Cache
 from finetune.data.captions import Wording
 from finetune.data.crop import Augment, cut, cut_plane, to_tensor
-from finetune.data.encoded import Pixels
+from finetune.data.encoded import Pixels, Variant
 from finetune.data.inputs import INPAINT_MASK, LOSS_MASK, MASKED
 from finetune.data.sample import Sample, Size
 from finetune.data.scan import Origin, scan
@@ -66,7 +66,7 @@ def looked(root: Path) -> list[Sample]:
 
 def rows(ours: Family, root: Path, pixels: Pixels, samples: Sequence[Sample], variant: int = 0) -> list[dict[str, Tensor]]:
     """What a cache in `root` keeps of a variant of samples."""
-    jobs = [encoding.Variant(pixels.key(s, variant), s, variant) for s in samples]
+    jobs = [Variant(pixels.key(s, variant), s, variant) for s in samples]
     encoding.encode_pictures(ours, [[job] for job in jobs], pixels, store := Cache(root), lambda count: None)
     return [store[job.name] for job in jobs]
 

@@ -68,7 +68,9 @@ def records(installer: ModuleType, env: Path) -> Path:
     return next(path for path in (*env.glob("lib/python3*/site-packages"), env / "Lib" / "site-packages") if path.is_dir())
 
 
-def test_the_second_time_is_quick_and_what_was_added_stays(installer: ModuleType, env: Path, asked: list[tuple[str, ...]]) -> None:
+def test_the_second_time_is_quick_and_what_was_added_stays(
+    installer: ModuleType, env: Path, asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     installer.install()
     assert packages(asked) == ["torch", ".[heic,optimizers]"], "users get no test tools"
     mine = records(installer, env) / "mine.py"
@@ -81,7 +83,7 @@ def test_the_second_time_is_quick_and_what_was_added_stays(installer: ModuleType
     asked.clear()
     installer.install()
     assert not asked, "test tools that are there do no harm"
-    installer.tested = lambda: "another set"
+    monkeypatch.setattr(installer, "tested", lambda: "another set")
     installer.install()
     assert packages(asked) == ["torch", ".[heic,optimizers,test]"] and mine.read_text() == "kept"
 
@@ -145,7 +147,7 @@ def test_a_build_of_torch_is_asked_for_where_it_is_and_kept(
     asked.clear()
     main(installer, monkeypatch, *words)
     assert packages(asked) == []
-    installer.tested = lambda: "another set"
+    monkeypatch.setattr(installer, "tested", lambda: "another set")
     main(installer, monkeypatch)
     assert any(words[-3:] == wanted for words in asked), "the next version is of the same build"
     asked.clear()

@@ -46,7 +46,8 @@ def output(net: nn.Module, of: Family) -> Tensor:
 
     made = fill(of.example(SIDE, "cpu"))
     made["timestep"] = made["timestep"] + (500 if made["timestep"].dtype == torch.int64 else 0.5)
-    return net(**made, return_dict=False)[0]
+    answer: Tensor = net(**made, return_dict=False)[0]
+    return answer
 
 
 def fresh(folder: Path) -> Any:
@@ -238,7 +239,10 @@ def test_text_encoder_parts_load_in_diffusers_with_our_effect(name: str, layout:
     pipe = fresh(bases(name))
     pipe.load_lora_weights(tmp_path, weight_name=path.name)
     alone = {"do_classifier_free_guidance": False, "num_images_per_prompt": 1, "device": "cpu"}
-    more = {"flux": {"prompt_2": None}, "sd3": alone | {"prompt_2": None, "prompt_3": None, "max_sequence_length": tiny.WINDOW}}
+    more: dict[str, dict[str, Any]] = {
+        "flux": {"prompt_2": None},
+        "sd3": alone | {"prompt_2": None, "prompt_3": None, "max_sequence_length": tiny.WINDOW},
+    }
     theirs = pipe.encode_prompt("red disc", **more.get(name, alone))
     key, index = {"flux": ("pooled", 1), "sd3": ("pooled", 2)}.get(name, ("hidden", 0))
     assert (ours[key] - plain[key]).abs().max() > 0.1
@@ -275,7 +279,8 @@ def rename(state: dict[str, Tensor], change: Callable[[str], str]) -> dict[str, 
 
 
 def xlabs(of: Family) -> dict[str, Tensor]:
-    g, out = torch.Generator().manual_seed(0), {}
+    g = torch.Generator().manual_seed(0)
+    out: dict[str, Tensor] = {}
     for side in "12":
         for what, size in (("qkv", 48), ("proj", 16)):
             stem = f"double_blocks.0.processor.{what}_lora{side}"

@@ -51,7 +51,7 @@ def test_a_patient_run_is_not_broken_off_but_looks() -> None:
 
 
 def test_a_signal_that_arrives_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("finetune.training.signals.time.sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     with signals.watch() as stop:
         stop.patient = True
         os.kill(os.getpid(), signal.SIGTERM)
@@ -125,7 +125,7 @@ def test_a_file_system_without_locks_does_not_stop_a_run(tmp_path: Path, monkeyp
     def none(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock.fcntl, "flock", none)
+    monkeypatch.setattr("finetune.results.lock.fcntl.flock", none)
     with lock.held(tmp_path):
         pass
 

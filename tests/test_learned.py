@@ -16,12 +16,13 @@ from finetune.config.precedence import merge_settings
 from finetune.errors import ConfigError
 from finetune.families import load, source
 from finetune.objectives.build import objective
-from finetune.objectives.diffusion import Diffusion
+from finetune.objectives.diffusion import Diffusion, Schedule
 from finetune.objectives.errors import PseudoHuber
+from finetune.objectives.objective import Weights
 from finetune.objectives.timesteps import Mode
 from finetune.objectives.weights import P2
 from finetune.preparation.class_pictures import ClassPictures
-from finetune.sampling import generate
+from finetune.sampling import draw, generate
 from finetune.sampling.generate import Request
 from finetune.training.run import Run, begun, train
 
@@ -114,7 +115,9 @@ ZERO = {"objective": {"zero_terminal_snr": True}}
 
 def test_zero_terminal_snr_is_in_every_table_and_in_the_file(make: Make, bases: Bases, tmp_path: Path) -> None:
     runner, _ = assembled(make("sd-v", **ZERO))
-    alphas = runner.prepared.work.objective.schedule.alphas_cumprod
+    learned = runner.prepared.work.objective
+    assert isinstance(learned, Diffusion)
+    alphas = learned.schedule.alphas_cumprod
     assert float(alphas[-1]) == 0 and float(alphas[0]) == pytest.approx(0.9991, abs=1e-3) and float(alphas[500]) > 0.01
     summary = train(config.parse(make("sd-v", **ZERO, run={"sample_prompt": ["x"], "sample_every": 2})))
     said = read(Path(summary["adapter"])).contract
@@ -127,13 +130,13 @@ def test_zero_terminal_snr_is_in_every_table_and_in_the_file(make: Make, bases: 
 def test_it_is_drawn_from_pure_noise_with_rescaled_guidance(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = train(config.parse(make("sd-v", **ZERO)))
     seen: list[tuple[Any, Any]] = []
-    draw = generate.draw.draw
+    real = draw.draw
 
     def watched(family: Any, pipeline: Any, pairs: Any, *rest: Any) -> Any:
         seen.append((pipeline.scheduler, family.prompt(*pairs[0], 5.0)["guidance_rescale"]))
-        return draw(family, pipeline, pairs, *rest)
+        return real(family, pipeline, pairs, *rest)
 
-    monkeypatch.setattr(generate.draw, "draw", watched)
+    monkeypatch.setattr(draw, "draw", watched)
     for sampler in (None, "ddim", "euler", "dpm++"):
         generate.generate(Request(["x"], adapters=[summary["adapter"]], out=tmp_path / "p", steps=3, sampler=sampler), lambda text: None)
     for scheduler, rescale in seen:
@@ -151,13 +154,19 @@ def test_a_whole_model_says_it_in_its_schedule(make: Make) -> None:
     said = json.loads((Path(summary["model"]) / "scheduler" / "scheduler_config.json").read_text())
     assert said["rescale_betas_zero_snr"] is True and said["timestep_spacing"] == "trailing"
     again = load.family(source.resolve_base(summary["model"]))
-    assert float(again.schedule().alphas_cumprod[-1]) == 0 and again.source.guidance_rescale == 0.7
+    schedule = again.schedule()
+    assert isinstance(schedule, Schedule) and float(schedule.alphas_cumprod[-1]) == 0 and again.source.guidance_rescale == 0.7
 
 
 def test_class_pictures_are_drawn_by_the_bases_own_schedule(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
     ensure = ClassPictures.ensure
-    monkeypatch.setattr(ClassPictures, "ensure", lambda self, *a: (seen.append(self.family.source.zero_snr), ensure(self, *a))[1])
+
+    def watched(self: ClassPictures, *rest: Any) -> Any:
+        seen.append(self.family.source.zero_snr)
+        return ensure(self, *rest)
+
+    monkeypatch.setattr(ClassPictures, "ensure", watched)
     subject = {"token": "sks", "class_word": "disc", "class_count": 2, "class_steps": 2}
     assembled(make("sd-v", **ZERO, subject=subject))
     assert seen == [False]
@@ -196,18 +205,19 @@ def test_a_header_that_lies_about_it_is_no_contract(value: Any) -> None:
 def test_a_step_asks_what_the_settings_say(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The captions that are kept, the noise that is mixed in, and one noise level for each part of [0, 1)."""
     from finetune.training import loop
+    from finetune.training.step import Step
 
     objective_settings = {"preserve": "thing", "stratified": True, "noise_offset": 0.5, "input_perturbation": 0.3}
     _, training = assembled(make(data={"trigger": "sks", "caption_dropout": 0.0}, objective=objective_settings, optim={"batch": 4}))
     ((_, batch),) = loop.batches(training, 0)
     asked: list[tuple[Tensor, Tensor, list[str | None], str]] = []
-    forward = loop.Step.forward
+    forward = Step.forward
 
-    def watched(self: Any, what: str, x_t: Tensor, t: Tensor, captions: Any, columns: Any, weights: str = "live") -> Tensor:
+    def watched(self: Any, what: Any, x_t: Tensor, t: Tensor, captions: Any, columns: Any, weights: Weights = "live") -> Tensor:
         asked.append((x_t, t, captions, weights))
         return forward(self, what, x_t, t, captions, columns, weights)
 
-    monkeypatch.setattr(loop.Step, "forward", watched)
+    monkeypatch.setattr(Step, "forward", watched)
     loop.gradient(training, 0)
     assert [a[3] for a in asked] == ["live", "base", "live"]
     assert asked[0][2] == batch.captions and asked[1][2] == asked[2][2] == [str(c).replace("sks", "thing") for c in batch.captions]

@@ -25,6 +25,7 @@ from finetune.config.precedence import merge_settings
 from finetune.data.captions import Wording
 from finetune.errors import ConfigError, DataError, FinetuneError
 from finetune.families import contents, hashes, load, source
+from finetune.families.family import Family
 from finetune.methods import adapter, textual_inversion
 from finetune.methods.trainees import ParameterGroup
 from finetune.preparation.class_pictures import ClassPictures
@@ -64,11 +65,11 @@ def make(bases: Bases, imgs: Path, tmp_path: Path) -> Make:
     return settings
 
 
-def family_of(base: Path | str) -> load.Family:
+def family_of(base: Path | str) -> Family:
     return load.family(source.resolve_base(str(base)))
 
 
-def weights(family: load.Family) -> dict[str, Tensor]:
+def weights(family: Family) -> dict[str, Tensor]:
     return {f"{p}.{n}": t.clone() for p in family.spec.parts for n, t in family.parts.load(p).state_dict().items()}
 
 
@@ -171,7 +172,12 @@ def test_pivotal_freezes_the_embeddings_after_its_share(make: Make) -> None:
     training = runner.training
     seen: list[Tensor] = []
     settle = training.settle
-    training.settle = lambda step: (settle(step), seen.append(training.trainable["text_encoder.new_tokens"].detach().clone()))[0]
+
+    def settled(step: int) -> None:
+        settle(step)
+        seen.append(training.trainable["text_encoder.new_tokens"].detach().clone())
+
+    training.settle = settled
     low = next(n for n in training.trainable if "lora_A" in n)
     runner.train()
     assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and torch.equal(seen[2], seen[3])
@@ -362,7 +368,7 @@ def test_a_persons_folders_with_repeats_stay_so_beside_drawn_pictures(make: Make
     for _ in range(2):  # the second time the drawn picture is there
         runner = readied(config.parse(settings))
         seen.append([(s.caption, s.times) for s in runner.data.pictures.classes])
-        assert runner.data.pictures.classes and list(own.glob("class-*.png"))
+        assert runner.data.pictures.classes and any(own.glob("class-*.png"))
     assert seen[0] == seen[1] and [times for _, times in seen[0]] == [2, 2, 1]
 
 
@@ -442,7 +448,7 @@ def test_the_prior_weight_is_the_weight_of_class_pictures(make: Make) -> None:
         if learn != "both":
             keep = {"instance": 0, "class": 1}[learn]
             slots = training.plan.slots(0)
-            training.plan = type("P", (), {  # type: ignore[assignment]
+            training.plan = type("P", (), {
                 "batch": training.plan.batch,
                 "total_weight": lambda self, step: sum(s.weight for s in slots),
                 "micro_batches": lambda self, *a: [[s for s in slots if s.slot % 2 == keep]],

@@ -26,7 +26,7 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "ad
 
 def of_transformer(blocks: int, width: int = 3072) -> dict[str, list[int]]:
     """The shapes of a LoRA on the attention of a transformer with FLUX.1's names, of which Qwen-Image has 60 blocks."""
-    out = {}
+    out: dict[str, list[int]] = {}
     for i in range(blocks):
         for module in ATTENTION:
             stem = f"transformer.transformer_blocks.{i}.attn.{module}"

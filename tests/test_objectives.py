@@ -69,6 +69,7 @@ def test_the_schedule_is_the_models_own(base: Path) -> None:
     from finetune.families import load, source
 
     s = load.family(source.resolve_base(str(base))).schedule()
+    assert isinstance(s, Schedule)
     assert torch.allclose(s.alphas_cumprod, ALPHAS, atol=1e-6) and s.prediction_type == "epsilon"
 
 
@@ -137,7 +138,12 @@ def test_an_fp16_scaler_may_skip_but_not_for_ever() -> None:
 def test_masters_are_fp32_whatever_the_base(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Any] = []
     finish = run.Run.finish
-    monkeypatch.setattr(run.Run, "finish", lambda self: (kept.append(self.training), finish(self))[1])
+
+    def keep(self: run.Run) -> Any:
+        kept.append(self.training)
+        return finish(self)
+
+    monkeypatch.setattr(run.Run, "finish", keep)
     train(run={"precision": "bf16"}, optim={"steps": 12})
     assert {p.dtype for p in kept[0].trainable.values()} == {torch.float32}
     frozen = {p.dtype for n, p in kept[0].module.named_parameters() if "lora" not in n}

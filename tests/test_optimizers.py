@@ -13,8 +13,7 @@ from accelerate.utils import AutocastKwargs
 from parts import Make, in_two_parts
 from safetensors.torch import load_file
 
-from finetune import config
-from finetune.config import optimizers as config_optimizers
+from finetune import config, libraries
 from finetune.config.optim import Optim
 from finetune.config.optimizers import OPTIMIZERS
 from finetune.config.precedence import merge_settings
@@ -133,7 +132,7 @@ def test_every_optimizer_learns(name: str) -> None:
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(name: str) -> None:
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.ones(64, 128))
-    made = optimizer.make(optimizer.torch_groups([ParameterGroup({"p": p}, 1e-3, 0.01)]), Optim(optimizer=name), 0)  # type: ignore[arg-type]
+    made = optimizer.make(optimizer.torch_groups([ParameterGroup({"p": p}, 1e-3, 0.01)]), Optim(optimizer=name), 0)
     for grad in (1.0, math.nan, 1.0, math.inf, 1.0):
         p.grad = torch.full((64, 128), grad)
         optimizer.guard(made, p.grad.norm())
@@ -151,7 +150,7 @@ def test_state_is_tensors_and_comes_back(name: str) -> None:
         p = torch.nn.Parameter(torch.ones(64, 128))
 
         def new(p: torch.nn.Parameter = p) -> torch.optim.Optimizer:
-            return optimizer.make(optimizer.torch_groups([ParameterGroup({"p": p}, 1e-2, 0.01)]), Optim(optimizer=name), 0)  # type: ignore[arg-type]
+            return optimizer.make(optimizer.torch_groups([ParameterGroup({"p": p}, 1e-2, 0.01)]), Optim(optimizer=name), 0)
 
         made = new()
         for i, grad in enumerate(grads):
@@ -200,7 +199,7 @@ SHAPES: dict[str, tuple[dict[str, Any], list[float]]] = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_schedules(name: str) -> None:
     more, expected = SHAPES[name]
-    o = Optim(schedule=name, steps=6, warmup=2, **more)  # type: ignore[arg-type]
+    o = Optim(schedule=name, steps=6, warmup=2, **more)
     assert [learning_rate(o, s) for s in range(6)] == pytest.approx([0.5, 1.0, *expected], abs=1e-4)
 
 
@@ -249,7 +248,7 @@ def test_bad_settings_are_refused_before_a_model_is_loaded(
 
 
 def test_a_missing_package_is_named_with_its_install_line(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_optimizers.libraries, "installed", lambda name: False)
+    monkeypatch.setattr(libraries, "installed", lambda name: False)
     with pytest.raises(ConfigError) as e:
         train(config.parse(make(optim={"optimizer": "prodigy"})))
     assert "prodigyopt" in e.value.message and "pip install 'finetune-diffusion[optimizers]'" in str(e.value.hint)
@@ -279,7 +278,7 @@ def test_rates_that_suit_the_optimizer_and_the_base(name: str, rate: float, smal
         assert made(method={"kind": "lokr"}).lr == pytest.approx(3 * small) and made(method={"kind": "oft"}).lr == pytest.approx(small)
 
 
-def test_schedule_free_is_written_averaged(make: Make) -> None:
+def test_schedule_free_is_written_averaged(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file holds the average that its authors call x, not the point y at which gradients are taken."""
     seen: dict[str, torch.Tensor] = {}
     finish = Run.finish
@@ -293,11 +292,8 @@ def test_schedule_free_is_written_averaged(make: Make) -> None:
         return finish(self)
 
     job = config.parse(make(optim={"optimizer": "schedule-free", "lr": 1e-2}, run={"save_dtype": "fp32"}))
-    Run.finish = keep  # type: ignore[method-assign]
-    try:
-        summary = train(job)
-    finally:
-        Run.finish = finish  # type: ignore[method-assign]
+    monkeypatch.setattr(Run, "finish", keep)
+    summary = train(job)
     ups = [t for k, t in load_file(summary["adapter"]).items() if "lora_up" in k and t.shape == seen["x"].shape]
     strength = 0.5  # alpha / rank, folded in
     assert any(torch.allclose(t, strength * seen["x"], atol=1e-7) for t in ups) and not torch.allclose(seen["x"], seen["y"])

@@ -101,9 +101,9 @@ def test_weights_are_the_shares_of_the_draws(counts: list[int], data: st.DataObj
     parts = [[tiny.sample(f"{k}-{i}", f"{k}-{i}", ("x",)) for i in range(n)] for k, n in enumerate(counts)]
     made = weigh(parts, [Origin("", Wording(), weight=w) for w in weights])
     assert min(s.times for s in made) == 1, "no source is shown less than once an epoch"
-    total = sum(s.times for s in made)
+    total = sum((s.times for s in made), Fraction())
     for k, weight in enumerate(weights):
-        share = sum(s.times for s in made if s.name.startswith(f"{k}-")) / total
+        share = sum((s.times for s in made if s.name.startswith(f"{k}-")), Fraction()) / total
         assert abs(share - Fraction(str(weight)) / sum(Fraction(str(w)) for w in weights)) < Fraction(1, 10**9)
 
 
@@ -111,7 +111,7 @@ def test_weights_are_the_shares_of_the_draws(counts: list[int], data: st.DataObj
 def test_fractions_of_draws_are_carried_over(plan: IndexPlan) -> None:
     group = plan.groups[0]
     for size, cells in group.cells.items():
-        wanted = sum(Fraction(group.samples[cell[0]].times) * len(cell) for cell in cells.values())
+        wanted = sum((group.samples[cell[0]].times * len(cell) for cell in cells.values()), Fraction())
         assert sum(group.draws(size, e) for e in range(20)) == sum(
             int(20 * group.samples[cell[0]].times * len(cell)) for cell in cells.values()
         )

@@ -1,5 +1,6 @@
 """Who reads which file, and how well: the table against the readers that can be installed, and the documents against the table."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def made(net: Any, before: dict[str, Tensor], modules: dict[str, Weights]) -> fl
         right = w.change(before[name])
         off += float((layer.weight.detach() - before[name] - right).square().sum())
         whole += float(right.square().sum())
-    return (off / whole) ** 0.5
+    return math.sqrt(off / whole)
 
 
 def through_diffusers(folder: Path, denoiser: str, path: Path, modules: dict[str, Weights]) -> float | None:

@@ -19,8 +19,9 @@ from test_batches import mixed
 from finetune import config
 from finetune.config.precedence import merge_settings
 from finetune.errors import ConfigError, Stopped
+from finetune.evaluation import heldout
 from finetune.results import checkpoint
-from finetune.training import observe
+from finetune.sampling import draw
 from finetune.training.process import Process
 from finetune.training.run import train as run_train
 
@@ -205,15 +206,21 @@ def test_a_run_that_died_before_its_first_checkpoint_leaves_nothing_behind(
 
 @pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.slow), "during", "during the last"])
 def test_a_stop_at_a_measuring_step_loses_no_measurement(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
-    same = {"data": {"holdout": "0.4"}, "run": {"holdout_every": 3, "log_every": 100, "sample_prompt": ["x", "y"], "sample_every": 3}}
+    drawn = {"sample_prompt": ["x", "y"], "sample_every": 3}
+    same: dict[str, dict[str, Any]] = {"data": {"holdout": "0.4"}, "run": {"holdout_every": 3, "log_every": 100, **drawn}}
     whole = train(**same | {"run": same["run"] | {"out": str(tmp_path / "whole")}})
     if when == "before":
-        monkeypatch.setattr(
-            Process, "stopping", lambda self: bool((self.polls == 2 and setattr(self.stop, "number", 15) is None) or count(self))
-        )
+
+        def stopping(self: Process) -> bool:
+            if self.polls == 2:
+                self.stop.number = 15
+                return True
+            return count(self)
+
+        monkeypatch.setattr(Process, "stopping", stopping)
     else:  # steps 0 and 3 draw two pictures and measure, step 6 measures
         at, calls = ("draw", 3) if when == "during" else ("losses", 3)
-        module: Any = observe.draw if at == "draw" else observe.heldout
+        module: Any = draw if at == "draw" else heldout
         real, seen = getattr(module, at), []
 
         def stopped_by(*a: Any, **k: Any) -> Any:

@@ -1,7 +1,7 @@
 """Every adapter type on every family: trained, written, and read back by others with the effect that it had."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,10 +191,11 @@ def test_ranks_alphas_and_rates_by_pattern(make: Make, tmp_path: Path) -> None:
     made = merge_settings(made, {"optim": {"lr_pattern": {"up_blocks": 0.5, "mid_block": 0.0}, "lora_plus": 4.0}})
     runner = begun(config.parse(made))
     training = runner.training
-    for name, layer in adapter.layers(training.step.nets["denoiser"]).items():
+    layers: Mapping[str, Any] = adapter.layers(training.step.nets["denoiser"])
+    for name, layer in layers.items():
         rank = 2 if "attn2" in name else 6 if "up_blocks" in name and "attn1" in name else 4
         assert layer.r["default"] == rank and layer.lora_alpha["default"] == (3.0 if name.endswith(".to_q") else 10.0), name
-    rates = {id(p): g["lr"] for g in training.optimizer.param_groups for p in g["params"]}
+    rates = {id(p): g["lr"] for g in training.inner.param_groups for p in g["params"]}
     names = dict(training.step.nets["denoiser"].named_parameters())
     for name in (n for n in names if "lora_" in n):
         factor = (0.5 if "up_blocks" in name else 1) * (4 if "lora_B" in name else 1)
@@ -209,7 +210,7 @@ def test_a_change_is_kept_within_its_norm(kind: str, trained: Any, bases: Bases,
     def norms(**more: Any) -> Tensor:
         path, _ = trained(kind, method={"targets": "all", **more}, run={"out": str(tmp_path / str(more))})
         net = family(bases("sd")).parts.load("unet")
-        return torch.stack([w.change(net.get_submodule(m).weight).norm() for (_, m), w in read(path).modules.items()])
+        return torch.stack([w.change(net.get_parameter(f"{m}.weight")).norm() for (_, m), w in read(path).modules.items()])
 
     free = norms()
     assert norms(max_norm=0.2).max() < 0.2001 < free.max()
@@ -281,7 +282,12 @@ def test_a_type_is_its_row(trained: Any, bases: Bases, monkeypatch: pytest.Monke
 def test_oft_is_a_rotation_however_far_it_turns(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
     row = ROWS["oft"]
-    monkeypatch.setitem(ROWS, "oft", replace(row, change=lambda weight, turn: (seen.append(turn), row.change(weight, turn))[1]))
+
+    def change(weight: Tensor, turn: Tensor) -> Tensor:
+        seen.append(turn)
+        return row.change(weight, turn)
+
+    monkeypatch.setitem(ROWS, "oft", replace(row, change=change))
     trained("oft")
     assert max(float((r - torch.eye(len(r))).abs().max()) for r in seen) > 0.3, "it must have turned for this to mean anything"
     assert max(float((r @ r.T - torch.eye(len(r))).abs().max()) for r in seen) < 1e-4
@@ -292,7 +298,7 @@ def test_what_stands_for_the_bases_weights_does_not_decay(method: dict[str, Any]
     runner = begun(config.parse(make(method["kind"], method=method)))
     training = runner.training
     names = {id(p): n for n, p in training.trainable.items()}
-    for group in training.optimizer.param_groups:
+    for group in training.inner.param_groups:
         for p in group["params"]:
             free = method["kind"] == "lora" or "magnitude" in names[id(p)]
             assert group["weight_decay"] == (0.0 if free else 0.01), names[id(p)]
@@ -303,7 +309,7 @@ def test_dropout_leaves_the_mean_as_it_is(kind: str, make: Make) -> None:
     settings = make(kind, method={"dropout": 0.5, "targets": "attn1.to_q"})
     runner = begun(config.parse(settings))
     training = runner.training
-    layer = next(iter(adapter.layers(training.step.nets["denoiser"]).values()))
+    layer: Any = next(iter(adapter.layers(training.step.nets["denoiser"]).values()))
     with torch.no_grad():
         for p in training.trainable.values():
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
@@ -341,7 +347,9 @@ def test_what_a_run_wrote_can_be_continued_from(kind: str, form: str, trained: A
     training = runner.training
     assert (output(training.step.nets["denoiser"].eval(), runner.prepared.work.family) - there).abs().max() < 1e-3
     runner.train()
-    after = read(runner.finish().written["adapter"])
+    done = runner.finish()
+    assert done
+    after = read(done.written["adapter"])
     assert after.modules.keys() == read(path).modules.keys() and after.contract and after.contract.rank == rank
     assert (through_ours(family(bases("sd")), after.path) - there).abs().max() > 0.02
 
@@ -350,7 +358,7 @@ def test_differences_that_are_no_adapter_of_the_rank_are_refused(make: Make, bas
     net = family(bases("sd")).parts.skeleton("unet")
     stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
     module = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-    save_file({f"{stem}.diff": torch.randn(net.get_submodule(module).weight.shape)}, tmp_path / "x.safetensors")
+    save_file({f"{stem}.diff": torch.randn(net.get_parameter(f"{module}.weight").shape)}, tmp_path / "x.safetensors")
     on = merge_settings(make("lora"), {"method": {"start": str(tmp_path / "x.safetensors")}})
     on["method"] = {k: v for k, v in on["method"].items() if k in ("kind", "start")}
     with pytest.raises(ConfigError, match=r"is no lora of rank 8: \d+% of it would be lost"):

@@ -3,7 +3,7 @@
 import json
 import os
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,14 @@ def test_pictures_that_ship_are_found_from_anywhere_and_a_folder_of_ones_own_com
         look(Path("finetune/bases/nope"))
 
 
+def remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        path.unlink()
+
+
 BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "empty": (lambda r: [p.unlink() for p in r.iterdir()], "no pictures"),
-    "no captions": (lambda r: [p.unlink() for p in r.glob("*.txt")], r"00\.png, 01\.png, 02\.png: no caption"),
+    "empty": (lambda r: remove(r.iterdir()), "no pictures"),
+    "no captions": (lambda r: remove(r.glob("*.txt")), r"00\.png, 01\.png, 02\.png: no caption"),
     "one caption missing": (lambda r: (r / "01.txt").unlink(), r"01\.png: no caption"),
     "caption not UTF-8": (lambda r: (r / "01.txt").write_bytes(b"\xff\xfe\x00caf\xe9"), r"01\.txt: not UTF-8"),
     "metadata names a missing file": (
@@ -146,7 +151,8 @@ def test_a_folder_of_held_out_pictures(tmp_path: Path) -> None:
 
 def test_what_lies_in_a_runs_folder_is_not_trained_on(tmp_path: Path) -> None:
     root = tiny.folder(tmp_path / "imgs", 2)
-    tiny.picture(5).save((root / "runs" / "lora" / "samples").mkdir(parents=True) or root / "runs" / "lora" / "samples" / "x.png")
+    (root / "runs" / "lora" / "samples").mkdir(parents=True)
+    tiny.picture(5).save(root / "runs" / "lora" / "samples" / "x.png")
     (root / "runs" / "lora" / "run.yaml").write_text("")
     found = look(root)
     assert len(found.samples) == 2 and len(found.notes["folder not used, as it is that of a run"]) == 1

@@ -242,13 +242,14 @@ def test_several_sources_have_repeats_or_weights(settings: Callable[..., dict[st
     both = times({"path": str(root), "weight": 1}, {"path": str(other), "weight": 1})
     assert both[f"{other}/2_a/00.png"] == 2 * both[f"{other}/1_b/03.png"], "repeats hold among the pictures of a source"
     assert sum(v for k, v in both.items() if k.startswith(str(root))) == sum(v for k, v in both.items() if k.startswith(str(other)))
-    for wrong, message in {
+    refused: dict[str, list[dict[str, Any]]] = {
         "give every source a weight, or none": [{"path": str(root), "weight": 3}, {"path": str(other)}],
         "give one of them": [{"path": str(root), "weight": 3, "repeats": 2}, {"path": str(other), "weight": 1}],
         r"data\.sources\.0\.pth: no such setting; did you mean data\.sources\.0\.path\?": [{"pth": str(root)}],
-    }.items():
-        with pytest.raises(ConfigError, match=wrong):
-            times(*message)
+    }
+    for message, wrong in refused.items():
+        with pytest.raises(ConfigError, match=message):
+            times(*wrong)
 
 
 def test_an_archive_beside_pictures_is_not_passed_over_in_silence(root: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import DryRunFileInfo
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # not marked as exported
 from safetensors.torch import save_file
 
 from finetune import cli, config, files

@@ -210,4 +210,5 @@ def watched(blind: bool = False) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
     import atheris
 
-    return atheris.instrument_imports(include=["finetune", "PIL", "ruamel.yaml"])  # type: ignore[no-any-return]
+    guided: contextlib.AbstractContextManager[Any] = atheris.instrument_imports(include=["finetune", "PIL", "ruamel.yaml"])
+    return guided

@@ -63,9 +63,9 @@ def table_seeds() -> list[bytes]:
     return [parquet({"file_name": ["a.png", "b.png"], "text": [PLAIN, "x"]})]
 
 
-def tar(members: Mapping[str, bytes], mode: str = "w") -> bytes:
+def tar(members: Mapping[str, bytes]) -> bytes:
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode=mode) as file:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=out, mode="w") as file:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)

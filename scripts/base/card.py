@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from data import STYLES, Emoji, emojis, on_white, pixels
@@ -64,7 +65,7 @@ def train(node_modules: Path, out: Path) -> None:
         scores = clip(input_ids=ids, pixel_values=stacked).logits_per_image.view(len(images), len(judge.names), len(STYLES)).amax(2)
     _, real, _ = judge([on_white(f) for f in real_files])
     held = [p for e in everyone if e.held_out and e.fluent for p in (e.fluent,)]
-    facts = {
+    facts: dict[str, Any] = {
         "judge": (among_top(named, right, 1), among_top(named, right, 5)),
         "judge on the real pictures": (among_top(real, right, 1), among_top(real, right, 5)),
         "CLIP": (among_top(scores, right, 1), among_top(scores, right, 5)),
@@ -78,7 +79,7 @@ def train(node_modules: Path, out: Path) -> None:
     print({k: v if isinstance(v, float) else tuple(round(x, 3) for x in v) for k, v in facts.items()})
 
 
-def card(facts: dict, taught: list[Emoji], names: int, prompts: list[str], pipe: StableDiffusionPipeline, out: Path) -> str:
+def card(facts: dict[str, Any], taught: list[Emoji], names: int, prompts: list[str], pipe: StableDiffusionPipeline, out: Path) -> str:
     log = [line for line in (out / "unet.log").read_text(encoding="utf-8").splitlines() if line.startswith("unet")]
     (TINY / "training.log").write_text("\n".join(log) + "\n", encoding="utf-8")
     steps = [line.split()[2] for line in log if line.startswith("unet step")][-1]

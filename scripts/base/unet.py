@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -124,7 +125,7 @@ class Data:
         self.options = [captions(e, s) if e.taught else [(f"{e.kind}, {s} style", 0.8), (e.kind, 0.2)] for e, s in drawn]
         texts = sorted({c for o in self.options for c, _ in o} | {""})
         self.row = {t: i for i, t in enumerate(texts)}
-        self.encode = lambda captions: text_table(tokenizer, clip, captions)
+        self.encode: Callable[[list[str]], Tensor] = lambda captions: text_table(tokenizer, clip, captions)
         self.texts = self.encode(texts)
 
     def pick(self, slot: Slot, step: int) -> int:
@@ -147,10 +148,11 @@ def summed(parameters: list[torch.nn.Parameter], loss: Tensor) -> float:
     """Adds up gradients and the loss over processes, each of which has had its share of the batch."""
     if not dist.is_initialized():
         return loss.item()
-    flat = torch.cat([*(p.grad.flatten() for p in parameters), loss.detach()[None]])
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([*(g.flatten() for g in grads), loss.detach()[None]])
     dist.all_reduce(flat)
-    for p, g in zip(parameters, flat[:-1].split([p.numel() for p in parameters]), strict=True):
-        p.grad.copy_(g.view_as(p))
+    for own, total in zip(grads, flat[:-1].split([p.numel() for p in parameters]), strict=True):
+        own.copy_(total.view_as(own))
     return flat[-1].item()
 
 
@@ -187,7 +189,8 @@ def train(node_modules: Path, out: Path) -> None:
 
         def predict(x_t: Tensor, t: Tensor, text: Tensor = text) -> Tensor:
             with torch.autocast("cpu", torch.bfloat16):
-                return unet(x_t.contiguous(memory_format=torch.channels_last), t, text).sample
+                answer: Tensor = unet(x_t.contiguous(memory_format=torch.channels_last), t, text).sample
+                return answer
 
         noised = objective.mixed(x_0, noise, t)
         error = objective.cost(predict(noised.x_t, noised.t), noised)
