@@ -152,6 +152,10 @@ class RunFolder:
         """A whole model as a folder of diffusers: of the `run` itself `model`, else its name with what is behind the run's."""
         return self.path / (f"model{name.removeprefix(run)}" if name.startswith(run) else name)
 
+    def autoencoder(self, name: str) -> Path:
+        """An autoencoder as a folder of diffusers; `weights` is the same as one file."""
+        return self.path / name
+
     def embedding(self, name: str, token: str, number: int | None = None) -> Path:
         """The embedding of one of several new tokens; a `number` tells those apart whose words are written alike."""
         return self.weights(f"{name}-{token}" if number is None else f"{name}-{token}-{number}")

@@ -79,7 +79,8 @@ def cases(work: Path) -> dict[str, list[str]]:
         picture = tiny.picture(i).convert("RGBA")
         picture.putalpha(tiny.picture(90 + i).convert("L").point(lambda v: 255 if v > 128 else 40))
         picture.save(masks / f"{i:02d}.png")
-    base = {name: str(make(work / "bases" / name)) for name, make in tiny.PIPELINES.items()}
+    pipelines = tiny.PIPELINES | {"sd-inpainting": tiny.REPAINTING["sd-inpainting"]}
+    base = {name: str(make(work / "bases" / name)) for name, make in pipelines.items()}
     demo, owl = ROOT / "finetune" / "bases" / "demo", ROOT / "finetune" / "bases" / "owl"
 
     def lora(name: str, data: Path = imgs, *more: str) -> list[str]:
@@ -119,6 +120,7 @@ def cases(work: Path) -> dict[str, list[str]]:
     token = ["--token", "<new>", "--vectors", "2", "--no-samples"]
     out["textual inversion"] = ["textual-inversion", "--data", str(imgs), "--base", base["sdxl"], *plain, *token]
     out["pivotal"] = lora("flux", imgs, "--new-token", "<new>", "--trigger", "<new>", "--set", "method.token_until=0.5", *QUIET)
+    out["decoder"] = ["vae", "--data", str(imgs), "--base", base["sd"], *plain, "--holdout", "0.3"]
     out["embedded style"] = ["lora", "--data", str(demo), "--base", "tiny", *PLAIN, "--holdout", "0.3", "--sample-prompt", "fox face"]
     out["embedded recipe"] = ["lora", "--data", str(owl), "--recipe", "tiny-pivotal", *plain, *QUIET]
     return {name: [*words, "--out", "{out}"] for name, words in out.items()}
@@ -153,7 +155,9 @@ def main() -> None:
         return
     before = json.loads(Path(file).read_text(encoding="utf-8"))
     wrong = 0
-    for name, hashes in now.items():
+    for name in now.keys() - before.keys():
+        print(f"{name}: is new, and compared with nothing")
+    for name, hashes in ((name, now[name]) for name in now if name in before):
         for key in sorted(hashes.keys() | before[name].keys()):
             if hashes.get(key) != before[name].get(key):
                 wrong += 1

@@ -154,7 +154,7 @@ def test_the_held_out_loss_is_that_of_the_masked_part(settings: Callable[..., di
         device = torch.device("cpu")
         return heldout.losses(device, lambda batch: Asked(), training.objective, runner.training.encoded, [2, 3, 4], lambda: None)
 
-    assert torch.equal(measured(0.0), measured(100.0)) and measured(0.0).shape == (3, heldout.BINS)
+    assert torch.equal(measured(0.0), measured(100.0)) and measured(0.0).shape == (3, 5)
 
 
 def test_a_mask_is_area_resampled_moved_and_mirrored_with_its_picture() -> None:

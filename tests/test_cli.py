@@ -291,7 +291,7 @@ def test_help_tells_the_same_rates_in_every_folder(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("command", "needs"), [("lora", ""), ("dreambooth", "--token sks --class dog"), ("textual-inversion", "--token <x>")]
+    ("command", "needs"), [("lora", ""), ("dreambooth", "--token sks --class dog"), ("textual-inversion", "--token <x>"), ("vae", "")]
 )
 def test_help_tells_a_commands_own_defaults(command: str, needs: str, imgs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import typer
@@ -299,7 +299,7 @@ def test_help_tells_a_commands_own_defaults(command: str, needs: str, imgs: Path
     from finetune.cli import flags, train
     from finetune.config.method import usual_rate
 
-    table = {"lora": flags.LORA, "dreambooth": flags.DREAMBOOTH, "textual-inversion": flags.TEXTUAL_INVERSION}[command]
+    table = {"lora": flags.LORA, "dreambooth": flags.DREAMBOOTH, "textual-inversion": flags.TEXTUAL_INVERSION, "vae": flags.VAE}[command]
     words = dict(zip(needs.split()[::2], needs.split()[1::2], strict=True))
     given = flags.nested_settings(
         table, {w.strip("-").replace("class", "class_"): [v] if v == "<x>" else v for w, v in words.items()} | {"data": str(imgs)}

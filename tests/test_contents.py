@@ -63,7 +63,7 @@ def test_links_within_the_hubs_cache_are_followed(base: Path, tmp_path: Path) ->
     (repository / "blobs").mkdir()
     (snapshot / "vae" / "config.json").rename(repository / "blobs" / "1")
     (snapshot / "vae" / "config.json").symlink_to("../../../blobs/1")
-    contents.copy(snapshot, "vae", tmp_path / "vae", None, "x")
+    contents.copy(snapshot / "vae", tmp_path / "vae", None, "x")
     assert (tmp_path / "vae" / "config.json").read_bytes() == (base / "vae" / "config.json").read_bytes()
     assert not (tmp_path / "vae" / "config.json").is_symlink()
 

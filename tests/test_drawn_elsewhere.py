@@ -11,6 +11,7 @@ from typing import Any
 
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from parts import Bases
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
@@ -99,6 +100,7 @@ def test_the_embedded_base_is_known_by_what_earlier_runs_noted() -> None:
 CARDS: dict[str, tuple[str, dict[str, Any]]] = {
     "adapter": ("sd", {}),
     "adapter of flux": ("flux", {}),
+    "adapter of a base that repaints": ("sd-inpainting", {}),
     "folder": ("sd", FULL),
     "word": ("sd", {"method": {"kind": "none", "new_tokens": ("<owl>",), "vectors": 2}, "optim": {"lr": 1e-2, "steps": 1}}),
     "word of xl": ("sdxl", {"method": {"kind": "none", "new_tokens": ("<owl>",), "vectors": 2}, "optim": {"lr": 1e-2, "steps": 1}}),
@@ -118,6 +120,8 @@ def test_the_lines_of_a_card_draw(settings: Callable[..., dict[str, Any]], bases
         program = re.search(r"```python\n(.*?)```", card, re.S)
         assert program, what
         text = program[1].replace(f"from_pretrained({bases(name).name!r})", f"from_pretrained({str(bases(name))!r})")
+        for name in ("photo.png", "mask.png"):
+            Image.new("RGB", (16, 16), "white").save(out / name)
         programs.append([str(out), re.sub(r"num_inference_steps=\d+", "num_inference_steps=1", text)])
         assert "word" not in what or "ComfyUI" in card
     (tmp_path / "programs.json").write_text(json.dumps(programs))

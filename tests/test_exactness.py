@@ -43,11 +43,16 @@ METHODS: dict[str, dict[str, Any]] = {
         "objective": {"preserve": "thing", "stratified": True, "noise_offset": 0.1, "pyramid_levels": 2, "input_perturbation": 0.1},
         "data": {"trigger": "sks"},
     },
+    "decoder": {"method": {"kind": "decoder"}, "data": {"caption_dropout": 0.0}, "run": {"save_dtype": "fp32"}},
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+BOTH = (torch.float32, torch.float64)
+# Of a decoder in fp64 alone: the gradient of L1 is a sign, which the rounding of fp32 could turn near 0.
+CELLS = [(n, d) for n in METHODS for d in BOTH if (n, d) != ("decoder", torch.float32)]
+
+
+@pytest.mark.parametrize(("name", "dtype"), CELLS)
 @pytest.mark.parametrize("step", [0, 1])  # 7 pictures in global batches of 4: the second batch reaches over the end of an epoch
 def test_accumulation_is_exact(settings: Settings, dtype: torch.dtype, step: int, name: str) -> None:
     own = METHODS[name]
@@ -64,7 +69,7 @@ def torchrun(*words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([*launch, *words], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-SPLIT = [(n, d) for n in METHODS for d in (torch.float32, torch.float64) if n == "adapter" or d == torch.float64]
+SPLIT = [(n, d) for n in METHODS for d in BOTH if n == "adapter" or d == torch.float64]
 
 
 @pytest.fixture(scope="module")

@@ -165,4 +165,4 @@ def test_some_command_lines(place: Path, base: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_every_command_is_drawn() -> None:
-    assert len(COMMANDS) == 22 and ("data", "check") in COMMANDS and ("ti",) in COMMANDS
+    assert len(COMMANDS) == 23 and ("data", "check") in COMMANDS and ("ti",) in COMMANDS

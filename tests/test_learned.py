@@ -69,8 +69,8 @@ def test_a_frozen_answer_is_the_bases(method: dict[str, Any], make: Make) -> Non
         for p in training.trainable.values():
             p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
         caption = runner.prepared.data.pictures.captions[0]
-        answers = [step(x_t, t, [caption] * 2, {}, weights) for weights in ("live", "base", "live")]
-        base = plain.step.eval()(x_t, t, [caption] * 2, {})
+        answers = [step.predict(x_t, t, [caption] * 2, {}, weights) for weights in ("live", "base", "live")]
+        base = plain.step.eval().predict(x_t, t, [caption] * 2, {})
     assert torch.equal(answers[0], answers[2]) and not torch.allclose(answers[0], answers[1], atol=1e-3)
     assert torch.allclose(answers[1], base, atol=1e-6), "an untrained adapter changes nothing"
     assert all(p.requires_grad for p in training.trainable.values())
@@ -94,7 +94,7 @@ def test_keeping_a_concept_keeps_its_answers(make: Make, tmp_path: Path) -> None
         def answers(training: Any = training, x_t: Tensor = x_t, t: Tensor = t, captions: Any = captions) -> dict[str, Tensor]:
             step = training.step.eval()
             with torch.no_grad():
-                return {k: step(x_t, t, [c] * 8, {}) for k, c in captions.items()}
+                return {k: step.predict(x_t, t, [c] * 8, {}) for k, c in captions.items()}
 
         before = answers()
         runner.train()
@@ -213,9 +213,9 @@ def test_a_step_asks_what_the_settings_say(make: Make, monkeypatch: pytest.Monke
     asked: list[tuple[Tensor, Tensor, list[str | None], str]] = []
     forward = Step.forward
 
-    def watched(self: Any, x_t: Tensor, t: Tensor, captions: Any, columns: Any, weights: Weights = "live") -> Tensor:
+    def watched(self: Any, what: str, x_t: Tensor, t: Tensor, captions: Any, columns: Any, weights: Weights = "live") -> Tensor:
         asked.append((x_t, t, captions, weights))
-        return forward(self, x_t, t, captions, columns, weights)
+        return forward(self, what, x_t, t, captions, columns, weights)
 
     monkeypatch.setattr(Step, "forward", watched)
     loop.gradient(training, 0)

@@ -247,7 +247,7 @@ def test_a_base_of_one_variant_leaves_a_model_of_none(make: Make, bases: Bases, 
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / "model.fp16-00001-of-00002.safetensors").write_bytes(b"1")
     (tmp_path / "part" / "model.safetensors.index.fp16.json").write_text('{"weight_map": {"a": "model.fp16-00001-of-00002.safetensors"}}')
-    contents.copy(tmp_path, "part", tmp_path / "plain", "fp16", "x")
+    contents.copy(tmp_path / "part", tmp_path / "plain", "fp16", "x")
     assert sorted(f.name for f in (tmp_path / "plain").iterdir()) == ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]
     assert "fp16" not in (tmp_path / "plain" / "model.safetensors.index.json").read_text()
 

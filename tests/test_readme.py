@@ -25,7 +25,7 @@ CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
 
 def test_the_counts_are_what_we_think() -> None:
-    assert (len(COMMANDS), len(TRAINING), len(RECIPES), len(CONFIGS)) == (26, 10, 20, 3)
+    assert (len(COMMANDS), len(TRAINING), len(RECIPES), len(CONFIGS)) == (29, 10, 23, 3)
 
 
 def train_words(command: str) -> list[str]:
@@ -83,6 +83,15 @@ def test_generate_and_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ba
     for command in (c for c in COMMANDS if c.startswith("ft adapter")):
         assert cli.run(shlex.split(command)[1:]) == 0, command
     assert cli.run(["models"]) == 0 and "tiny" in capsys.readouterr().out
+
+
+def test_a_decoder_that_was_trained_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.folder(tmp_path / "imgs", 3)
+    monkeypatch.chdir(tmp_path)
+    command = next(c for c in COMMANDS if c.startswith("ft vae"))
+    for line in (command, COMMANDS[COMMANDS.index(command) + 1]):
+        assert cli.run([*shlex.split(line)[1:], "--steps", "1"]) == 0, line
+    assert list((tmp_path / "pictures" / "vae").glob("*.png"))
 
 
 def test_the_demo_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

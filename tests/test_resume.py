@@ -129,11 +129,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "subject": {"token": "sks", "class_word": "disc", "class_count": 3, "class_steps": 2},
     },
     "textual-inversion": {"method": {"kind": "none", "new_tokens": ["<x>"], "vectors": 2}},
+    "vae": {"method": {"kind": "decoder"}, "data": {"caption_dropout": 0.0, "holdout": "0.3"}, "optim": {"ema": 0.9}},
     "mixed data": {},  # two sources, several sizes, masks, tags in other orders: see `mixed`
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] if k == "textual-inversion" else []) for k in KINDS])
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] if k in ("textual-inversion", "vae") else []) for k in KINDS])
 def test_kill_at_any_time_and_the_same_command_again(
     settings: Callable[..., dict[str, Any]], train: Train, tmp_path: Path, kind: str
 ) -> None:

@@ -18,7 +18,7 @@ class Contract:
 
     base: str  # short name, Hub id or folder name; never a path
     base_revision: str | None
-    base_sha256: str  # of the denoiser the adapter was trained on
+    base_sha256: str  # of the denoiser the adapter was trained on; of a decoder, the autoencoder that it was one of
     family: str
     prediction_type: str
     resolution: int
@@ -70,9 +70,9 @@ def model_of(metadata: Mapping[str, str]) -> str:
     return metadata.get("modelspec.architecture", "").partition("/")[0]
 
 
-Kind = Literal["adapter", "embedding", "model"]
+Kind = Literal["adapter", "embedding", "model", "decoder"]
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}  # diffusers' word -> ModelSpec's, which has none for flow
-SUFFIXES: dict[Kind, str] = {"adapter": "/lora", "embedding": "/textual-inversion", "model": ""}
+SUFFIXES: dict[Kind, str] = {"adapter": "/lora", "embedding": "/textual-inversion", "model": "", "decoder": "/vae"}
 
 
 def file_metadata(
@@ -94,7 +94,7 @@ def file_metadata(
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": labels.architecture + SUFFIXES[kind],
-        "modelspec.implementation": labels.codes[kind],
+        "modelspec.implementation": labels.codes["model" if kind == "decoder" else kind],
         "modelspec.title": title,
         "modelspec.resolution": side,
         "ss_base_model_version": labels.kohya_version,

@@ -50,7 +50,7 @@ def check_place_of_model(source: Source, path: Path, written: Collection[str]) -
         raise ConfigError(f"{path}: is there already, and is no model", "choose another --out")
     for part in copied(source, written):
         try:
-            contents.check_links(source.folder, part)
+            contents.check_links(source.place(part))
         except (OSError, ValueError) as e:
             hint = "a written model holds nothing from elsewhere: put the file itself there"
             raise AccessError(f"--base {source.id}: {reason(e)}", hint) from e
@@ -59,7 +59,7 @@ def check_place_of_model(source: Source, path: Path, written: Collection[str]) -
 def copied(source: Source, written: Collection[str]) -> list[str]:
     """The components that a written model takes from its source as they are."""
     parts = [k for k, v in source.index().items() if isinstance(v, list)]
-    return [part for part in parts if part not in written and contents.complete(source.folder / part)]
+    return [part for part in parts if part not in written and contents.complete(source.place(part))]
 
 
 def open_alike(folder: Path) -> None:
@@ -100,7 +100,7 @@ def write(
             save_network(net, folder / part, dtype)
         for part in same:
             with source.reading(part):
-                contents.copy(source.folder, part, folder / part, source.variant, source.id)
+                contents.copy(source.place(part), folder / part, source.variant_of(part), source.id)
         open_alike(folder)
         config = folder / "scheduler" / "scheduler_config.json"
         if json.loads(config.read_text(encoding="utf-8")) != schedule:

@@ -33,6 +33,7 @@ TRAIN, LOOK, KNOW = "Train", "Draw and look", "Know and keep house"
 app.command("lora", rich_help_panel=TRAIN)(train.lora)
 app.command("dreambooth", rich_help_panel=TRAIN)(train.dreambooth)
 app.command("textual-inversion", rich_help_panel=TRAIN)(train.textual_inversion)
+app.command("vae", rich_help_panel=TRAIN)(train.vae)
 app.command("ti", hidden=True)(train.textual_inversion)
 app.command("demo", rich_help_panel=TRAIN)(demo.command)
 app.command("generate", rich_help_panel=LOOK)(generate.command)

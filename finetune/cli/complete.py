@@ -42,6 +42,11 @@ def adapters(incomplete: str) -> list[Offer]:
     return _with_paths([], incomplete, (".safetensors",), RECORD)
 
 
+def autoencoders(incomplete: str) -> list[Offer]:
+    """Their files, and folders of diffusers."""
+    return _with_paths([], incomplete, (".safetensors",), "config.json")
+
+
 def run_folders(incomplete: str) -> list[Offer]:
     return _with_paths([], incomplete, (), RECORD)
 

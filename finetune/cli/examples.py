@@ -14,6 +14,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "ft textual-inversion --data ./owl --token '<owl>' --init-word bird",
         "ft ti --data ./art --token '<art>' --vectors 4 --template style",
     ),
+    "vae": (
+        "ft vae --data ./xrays --base sd15",
+        "ft vae ./xrays --recipe sdxl-vae --holdout 0.1",
+    ),
     "generate": (
         'ft generate --adapter runs/lora/lora.safetensors --prompt "fox face" --count 4 --grid',
         'ft generate --base sd15-inpainting --image room.png --mask wall.png --prompt "a window"',

@@ -44,15 +44,19 @@ _COMMON = {
     "--processes": "run.processes",
 }
 LORA = {
-    **_MODEL, "--variant": "model.variant", "--allow-pickle": "model.allow_pickle", "--adapter": "method.kind",
+    **_MODEL, "--vae": "model.vae", "--variant": "model.variant", "--allow-pickle": "model.allow_pickle", "--adapter": "method.kind",
     **_ADAPTER, "--trigger": "data.trigger", "--new-token": "method.new_tokens", **_TOKENS, **_COMMON,
 }  # fmt: skip
 DREAMBOOTH = {
-    **_MODEL, "--token": "subject.token", "--class": "subject.class_word", "--class-data": "subject.class_data",
+    **_MODEL, "--vae": "model.vae", "--token": "subject.token", "--class": "subject.class_word", "--class-data": "subject.class_data",
     "--class-count": "subject.class_count", "--prior-weight": "subject.prior_weight", "--adapter": "method.kind", **_ADAPTER,
     "--train-text-encoder": "method.text_encoder", "--text-encoder-lr": "method.text_encoder_lr", **_COMMON,
 }  # fmt: skip
-TEXTUAL_INVERSION = {**_MODEL, "--token": "method.new_tokens", **_TOKENS, "--template": "data.template", **_COMMON}
+VAE = {
+    **_MODEL, "--vae": "model.vae", "--variant": "model.variant", "--allow-pickle": "model.allow_pickle", "--mask": "data.mask",
+    "--flip": "data.flip", **_COMMON,
+}  # fmt: skip
+TEXTUAL_INVERSION = {**_MODEL, "--vae": "model.vae", "--token": "method.new_tokens", **_TOKENS, "--template": "data.template", **_COMMON}
 DATA = {
     **_MODEL, "--trigger": "data.trigger", "--caption": "data.caption", "--resolution": "data.resolution", "--holdout": "data.holdout",
     "--batch": "optim.batch", "--mask": "data.mask", "--flip": "data.flip",
@@ -61,7 +65,10 @@ Pictures = Annotated[
     list[str] | None, typer.Argument(metavar="PICTURES", help="the same as --data: where the pictures are", show_default=False)
 ]
 del TEXTUAL_INVERSION["--format"], DREAMBOOTH["--sample-every"]
-UNLISTED = {"--variant", "--allow-pickle", "--checkpoint-every", "--processes"}  # by --help, which lists 40 at most; `ft config` does
+for _flag in ("--weighting", "--caption", "--caption-dropout", "--sample-prompt", "--sample-every", "--precision", "--format"):
+    del VAE[_flag]  # which a decoder, that sees latents and pictures alone, has no use for
+# By --help, which lists 40 at most; `ft config` does.
+UNLISTED = {"--vae", "--variant", "--allow-pickle", "--checkpoint-every", "--processes"}
 # The groups of --help, by section of the setting.
 PANELS = {
     "data": "Pictures",
@@ -72,7 +79,7 @@ PANELS = {
     "optim": "How it learns",
     "run": "The run and what it leaves",
 }
-COMPLETE = {"--base": complete.bases, "--adapter": complete.kinds}
+COMPLETE = {"--base": complete.bases, "--vae": complete.autoencoders, "--adapter": complete.kinds}
 
 
 def _name(flag: str) -> str:

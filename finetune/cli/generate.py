@@ -40,6 +40,16 @@ def command(
         str | None,
         typer.Option("--base", help="base (the one that the adapter names)", show_default=False, autocompletion=complete.bases),
     ] = None,
+    vae: Annotated[
+        Path | None,
+        typer.Option(
+            "--vae",
+            help="another autoencoder: a file or folder, or a run of `ft vae`",
+            metavar="FILE|RUN",
+            show_default=False,
+            autocompletion=complete.autoencoders,
+        ),
+    ] = None,
     negative: Annotated[str, typer.Option("--negative", help="what to steer away from", show_default=False)] = "",
     scheduler: Annotated[str | None, typer.Option("--scheduler", help=", ".join(_samplers()), show_default=False)] = None,
     steps: Annotated[
@@ -73,6 +83,7 @@ def command(
     if not texts:
         raise ConfigError("--prompt: missing", 'for example ft generate "a tiger"')
     drawn_with = present.of_drawing(adapter or [], embedding or [], base)
+    drawn_by = present.autoencoder(vae) if vae else None
     hardware.say_idle_card()
     from finetune.sampling import generate as drawing
     from finetune.training.tracking import Tracker
@@ -93,6 +104,7 @@ def command(
         height,
         image,
         mask,
+        vae=drawn_by,
     )
     drawn = drawing.generate(request, streams.say, Tracker(out, active=True).drawing)
     sheet = drawing.grid(out, drawn, count, streams.say) if grid else None

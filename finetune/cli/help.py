@@ -24,6 +24,7 @@ TABLES = {
     "dreambooth": flags.DREAMBOOTH,
     "textual-inversion": flags.TEXTUAL_INVERSION,
     "ti": flags.TEXTUAL_INVERSION,
+    "vae": flags.VAE,
     "data check": flags.DATA,
     "data preview": flags.DATA,
     "data cache": flags.DATA,

@@ -32,6 +32,8 @@ def of_job(job: Job, base: bool) -> None:
         check_place(job.data.holdout)
     if job.method.start is not None:
         header_of(tensors_file(files.home(job.method.start)))
+    if job.model.vae is not None:
+        check_autoencoder(outcome.autoencoder_of(job.model.vae))
     if base:
         source.check_base(job.model.base)
 
@@ -61,11 +63,40 @@ def of_drawing(adapters: Iterable[str], embeddings: Iterable[Path], base: str | 
     return drawn._replace(embeddings=list(dict.fromkeys(drawn.embeddings)))  # a run's adapter brought its own along
 
 
+def autoencoder(path: Path) -> Path:
+    """An autoencoder's file or folder, also as the folder or saved step of the run that made it.
+
+    Raises:
+        DataError: it is missing, or no autoencoder's; or the run made none.
+    """
+    if ended := _made(files.home(path)):
+        if ended.vae is None:
+            raise DataError(f"--vae {path}: this run made no autoencoder", "`ft vae` makes one")
+        path = ended.vae
+    check_autoencoder(path)
+    return path
+
+
+def check_autoencoder(path: Path) -> None:
+    """Raises:
+    DataError: it is missing, would run code, or its header is no safetensors file's.
+    """
+    path = files.home(path)
+    if not path.exists():
+        raise DataError(f"--vae {path}: no such file or folder", "what `ft vae` wrote, or an autoencoder of diffusers")
+    if path.is_file() and path.suffix != ".safetensors":
+        raise DataError(f"--vae {path}: only .safetensors files are opened; others can run code", "convert it to safetensors")
+    if path.is_file():
+        header_of(path)
+
+
 def _with_adapter(drawn: Drawn, text: str) -> Drawn:
     path, weight = parse_adapter(text)
     if (ended := _made(path, drawn.base)) is None:
         adapter(path)
         return drawn._replace(adapters=[*drawn.adapters, text])
+    if ended.vae:
+        raise ConfigError(f"--adapter {text}: this run made an autoencoder", f"--vae {path} draws with it")
     if ended.adapter is None and weight != 1:
         raise ConfigError(f"--adapter {text}: a weight is for an adapter, and this run made none", "leave it out")
     if ended.model and drawn.base:
@@ -116,6 +147,8 @@ def adapter(path: Path) -> Path:
     if ended := _made(path):
         if ended.model:
             raise DataError(f"{path}: this run made a whole model, and no adapter", f"ft generate --base {ended.model} draws with it")
+        if ended.vae:
+            raise DataError(f"{path}: this run made an autoencoder, and no adapter", f"ft generate --vae {ended.vae} draws with it")
         path = ended.paths[0]
     if path.is_dir() and not tensors_file(path).exists():
         raise DataError(f"{path}: holds no adapter, and is no run's folder", "give a file, the folder of a run, or one that PEFT wrote")

@@ -1,4 +1,4 @@
-"""`ft lora`, `ft dreambooth` and `ft textual-inversion`: one way to a job, three sets of flags and defaults."""
+"""`ft lora`, `ft dreambooth`, `ft textual-inversion` and `ft vae`: one way to a job, four sets of flags and defaults."""
 
 import os
 import sys
@@ -22,11 +22,16 @@ DEFAULTS: dict[str, Settings] = {
     "lora": {},
     "dreambooth": {"method": {"kind": "full"}, "run": {"name": "dreambooth"}},
     "textual-inversion": {"method": {"kind": "none"}, "data": {"caption_dropout": 0.0}, "run": {"name": "token"}},
-}
+    "vae": {
+        "method": {"kind": "decoder"}, "data": {"caption_dropout": 0.0}, "optim": {"ema": 0.999},
+        "run": {"name": "vae", "save_dtype": "fp32"},
+    },
+}  # fmt: skip
 AUTOMATIC: dict[str, Settings] = {
     "lora": {"data": {"holdout": AUTO}, "run": {"sample_prompt": AUTO}},
     "dreambooth": {"run": {"sample_prompt": AUTO}},
     "textual-inversion": {"run": {"sample_prompt": AUTO}},
+    "vae": {"data": {"holdout": AUTO}},
 }
 NEEDED = {
     "dreambooth": "--token and --class: missing, as in --token sks --class dog",
@@ -114,6 +119,12 @@ dreambooth = _command(
 )
 textual_inversion = _command(
     "textual-inversion", flags.TEXTUAL_INVERSION, "Learn new tokens' embeddings and nothing else. The same command again resumes."
+)
+
+vae = _command(
+    "vae",
+    flags.VAE,
+    "Teach the autoencoder's decoder to draw pictures that it holds badly; latents stay as they are. The same command again resumes.",
 )
 
 

@@ -13,6 +13,7 @@ from finetune.config.precedence import section_model
 SETTINGS = {
     "model.base": "pretrained-model-name-or-path pretrained-model model-name-or-path base-model model-name model",
     "model.prediction_type": "prediction-type",
+    "model.vae": "pretrained-vae-model-name-or-path pretrained-vae vae-path vae-name-or-path",
     "data.path": "train-data-dir instance-data-dir instance-data-root dataset-name dataset-path data-dir dataset image-dir",
     "data.image_column": "image-column",
     "data.caption_column": "caption-column",
@@ -88,6 +89,7 @@ DRAWING = {
     "--base": "pretrained-model-name-or-path base-model model ckpt",
     "--adapter": "lora lora-path lora-weights network-weights",
     "--embedding": "textual-inversion-embeddings embeddings",
+    "--vae": "vae-path pretrained-vae-model-name-or-path",
     "--negative": "negative-prompt neg-prompt",
     "--scheduler": "sampler sampling-method sampler-name",
     "--steps": "num-inference-steps inference-steps sample-steps",

@@ -28,6 +28,9 @@ class Model(Section):
     prediction_type: Literal["epsilon", "v_prediction"] | None = Field(
         None, description="what a single-file base predicts, where the file does not say (Stable Diffusion 2)"
     )
+    vae: Path | None = Field(
+        None, description="another autoencoder for the base, such as what `ft vae` wrote: a file, a folder of diffusers, or its run"
+    )
 
 
 class Subject(Section):
@@ -164,6 +167,7 @@ class Job(Section):
             *self._useless(),
             *self.objective.contradictions(),
             *self._preserving(),
+            *self._decoding(),
             (
                 m.token_lr is not None and (m.kind == "none" or not tokens),
                 "method.token_lr: is for new tokens beside an adapter",
@@ -215,6 +219,34 @@ class Job(Section):
             (trigger is not None and says(word, trigger), f"objective.preserve {word}: holds the trigger {trigger}"),
         ]
 
+    def _decoding(self) -> list[tuple[bool, str]]:
+        """What means nothing for a decoder, which sees latents and pictures alone."""
+        d, r, s = self.data, self.run, self.subject
+        if self.method.kind != "decoder":
+            return []
+        alone = "only the decoder trains, which reads no text; leave it out"
+        said: list[tuple[Section, str, str, tuple[str, ...]]] = [
+            (d, "data", alone, CAPTIONING),
+            (s, "subject", alone, tuple(Subject.model_fields)),
+            (self.method, "method", alone, ("text_encoder", "new_tokens")),
+            (self.objective, "objective", "is for a denoiser; a decoder learns by L1 of pixels and of their differences", NOISE),
+            (r, "run", "a decoder alone draws no prompt; its sheet shows pictures before and after", ("sample_prompt",)),
+        ]
+        out = []
+        for section, name, why, keys in said:
+            for key in keys:
+                out.append((getattr(section, key) not in (type(section).model_fields[key].default, 0.0), f"{name}.{key}: {why}"))
+        return [
+            *out,
+            (any(p.caption or p.prefix or p.suffix for p in d.sources), f"data.sources: captions: {alone}"),
+            (r.save_dtype != "fp32", f"--save-dtype {r.save_dtype}: would round the encoder too, and with it all latents; fp32"),
+            (r.format != "auto", f"--format {r.format}: a decoder is written as a folder of diffusers and as one file; leave it out"),
+            (
+                r.precision in ("fp16", "bf16"),
+                f"--precision {r.precision}: an autoencoder runs in fp32, or pictures turn black; leave it out",
+            ),
+        ]
+
     def _useless(self) -> list[tuple[bool, str]]:
         """Settings that mean nothing for what trains, or come from the file that --from names."""
         m, o = self.method, self.optim
@@ -236,6 +268,8 @@ class Job(Section):
         """The command that such a run is made with."""
         if self.method.kind == "none":
             return "textual-inversion"
+        if self.method.kind == "decoder":
+            return "vae"
         return "dreambooth" if self.subject.token else "lora"
 
     @property
@@ -245,6 +279,13 @@ class Job(Section):
             return f"{self.subject.token} {self.subject.class_word}"
         return self.data.trigger or (" ".join(self.method.new_tokens) or None)
 
+
+# Settings that mean nothing for a decoder: of captions, and of noise.
+CAPTIONING = (
+    "caption_column", "caption", "trigger", "prefix", "suffix", "caption_lines", "shuffle_tags", "keep_tags", "tag_dropout", "wildcards",
+    "caption_variants", "caption_dropout", "template",
+)  # fmt: skip
+NOISE = tuple(Objective.model_fields)
 
 # What may differ when a run goes on: none of it changes what the steps so far have learned.
 FREE_SETTINGS = {

@@ -1,4 +1,4 @@
-"""What trains: an adapter, all weights, or new tokens; and the rate of each where none is given."""
+"""What trains: an adapter, all weights, new tokens, or the decoder; and the rate of each where none is given."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     Kind = str
     Init = str
 else:
-    Kind, Init = Literal[(*ROWS, "full", "none")], Literal[tuple(INITS)]
+    Kind, Init = Literal[(*ROWS, "full", "none", "decoder")], Literal[tuple(INITS)]
 
 
 class Method(Section):
-    kind: Kind = Field("lora", description="what trains in the denoiser: an adapter, all its weights, or nothing (new tokens alone)")
+    kind: Kind = Field(
+        "lora",
+        description="what trains in the denoiser: an adapter, all its weights, or nothing (new tokens alone); or the decoder alone",
+    )
     rank: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="rank of the adapter's matrices; of oft, the size of a block")
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(None, description="strength is alpha / rank (the rank)")
     rank_pattern: dict[str, Annotated[int, Field(ge=1, le=1024)]] = Field(
@@ -56,9 +59,10 @@ class Method(Section):
 
 
 # Learning rates where none is given. Those of the embedded base were measured (docs/adapters.md, docs/methods.md): it is small, and learns
-# at higher ones than the others, whose are those of the field. An adapter's is that of LoRA times its row's factor.
-RATES = {"lora": 2e-4, "full": 1e-5, "none": 5e-3}
-EMBEDDED, EMBEDDED_RATES = TINY.name, {"lora": 1.5e-3, "full": 2e-4, "none": 1e-2}
+# at higher ones than the others, whose are those of the field. An adapter's is that of LoRA times its row's factor. A decoder's is that of
+# latent diffusion's autoencoders, 4.5e-6 for each picture of a step (CompVis/latent-diffusion, configs/autoencoder), of which there are 4.
+RATES = {"lora": 2e-4, "full": 1e-5, "none": 5e-3, "decoder": 2e-5}
+EMBEDDED, EMBEDDED_RATES = TINY.name, {"lora": 1.5e-3, "full": 2e-4, "none": 1e-2, "decoder": 3e-4}
 
 
 def trained(settings: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -35,6 +35,7 @@ class Wording:
     wildcards: bool = False  # {red|blue}
     variants: int = 1
     seed: int = 0
+    silent: bool = False  # what trains reads no text: nothing is said, and nothing has to be
 
     def captions(self, captions: Sequence[str]) -> tuple[str, ...]:
         """Of a picture whose own captions are `captions`, without variants; none where there is nothing to say."""
@@ -46,6 +47,8 @@ class Wording:
 
     def every(self, item: Item, captions: Sequence[str], content: str) -> tuple[str, ...]:
         """All that may be said of a picture, its variants included."""
+        if self.silent:
+            return ("",)
         captions = [fill_template(self.caption, item)] if self.caption is not None else list(captions)
         varied: list[str] = []
         for variant in range(self._count):

@@ -1,4 +1,4 @@
-"""The loss on pictures that training never sees, at fixed timesteps and noises, so that two models differ by learning alone."""
+"""The loss on pictures that training never sees, at fixed levels and noises, so that two models differ by learning alone."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,8 +13,6 @@ from finetune.data.inputs import LOSS_MASK
 from finetune.data.sample import Size
 from finetune.draws import ProbeDraws
 from finetune.objectives.objective import Ask, Objective, per_picture
-
-BINS = 5
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,6 @@ class Interval:
         return self.low, self.high
 
 
-LEVELS = tuple((i + 0.5) / BINS for i in range(BINS))  # the middles of equal parts of what training draws from
-
-
 @torch.no_grad()
 def losses(
     device: torch.device,
@@ -47,21 +42,21 @@ def losses(
     poll: Callable[[], None],
     batch: int = 8,
 ) -> Tensor:
-    """[N, BINS] unweighted losses, fp32 on the CPU; `ask` is who answers for a batch; `poll` is called before each."""
+    """[N, levels] unweighted losses, fp32 on the CPU; `ask` is who answers for a batch; `poll` is called before each."""
     rows: dict[int, Tensor] = {}
-    for chosen in _batches(encoded, indices, batch):
+    for chosen in of_one_size(encoded, indices, batch):
         poll()
         samples = [encoded.samples[i] for i in chosen]
         measured, contents = encoded.plain(samples).to(device), [sample.content for sample in samples]
         losses = []
-        for probe, level in enumerate(LEVELS):
+        for probe, level in enumerate(objective.measured):
             error = objective.at(level)(ask(measured), measured, ProbeDraws(contents, probe))
             losses.append(per_picture(error, measured.columns.get(LOSS_MASK)).cpu())
         rows |= dict(zip(chosen, torch.stack(losses, 1), strict=True))
     return torch.stack([rows[i] for i in indices])
 
 
-def _batches(encoded: Encoded, indices: Sequence[int], batch: int) -> list[list[int]]:
+def of_one_size(encoded: Encoded, indices: Sequence[int], batch: int) -> list[list[int]]:
     """Parts of at most `batch` pictures of one size."""
     sizes: dict[Size, list[int]] = {}
     for i in indices:

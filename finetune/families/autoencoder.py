@@ -1,5 +1,6 @@
 """KL autoencoders: pixels to latents in the denoiser's units, and back. Always fp32: half precision turns pictures black."""
 
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -25,9 +26,14 @@ def encode(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return (posterior.mean - shift) * scale, posterior.std * scale
 
 
+def unclamped(vae: Any, latents: Tensor) -> Tensor:
+    """[B, C, H/f, W/f] -> pixels [B, 3, H, W], about [-1, 1], in the autoencoder's precision and on its device; with gradients."""
+    shift, scale = _affine(vae)
+    with nullcontext() if vae.device.type == "meta" else torch.autocast(vae.device.type, enabled=False):
+        return cast(Tensor, vae.decode(latents.to(vae.device, vae.dtype) / scale + shift).sample)
+
+
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """[B, C, H/f, W/f] -> pixels [B, 3, H, W] in [-1, 1], fp32 on the CPU."""
-    shift, scale = _affine(vae)
-    with torch.autocast(vae.device.type, enabled=False):
-        return cast(Tensor, vae.decode(latents.to(vae.device, torch.float32) / scale + shift).sample.clamp(-1, 1).cpu())
+    return unclamped(vae, latents).clamp(-1, 1).cpu()

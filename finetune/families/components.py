@@ -53,7 +53,7 @@ class Components:
             self._check_size(name)
             with self.source.reading(name, _keys(cls)) as folder:
                 module, loading_info = cls.from_pretrained(
-                    folder, variant=self.source.variant, use_safetensors=True, dtype=dtype or usual, output_loading_info=True
+                    folder, variant=self.source.variant_of(name), use_safetensors=True, dtype=dtype or usual, output_loading_info=True
                 )
                 if missing := sorted({*loading_info["missing_keys"]} & {name for name, _ in module.named_parameters()}):
                     raise ValueError(f"its weights lack {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))

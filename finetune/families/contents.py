@@ -206,30 +206,31 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def check_links(base: Path, component: str) -> None:
-    """For what is to be published.
+def check_links(component: Path) -> None:
+    """For what is to be published of the folder of a component, in that of its base.
 
     Raises:
         ValueError: a known file of the component is a link to somewhere outside of the base.
     """
+    base = component.parent
     snapshot = base.parent.name == "snapshots"  # in the Hub's cache, whose files are links to one place
     roots = [base.resolve(), *([(base.parent.parent / "blobs").resolve()] if snapshot else [])]
-    for path in sorted((base / component).iterdir()):
-        if known(component, path.name) and not any(path.resolve().is_relative_to(root) for root in roots):
-            raise ValueError(f"{component}/{path.name} is a link that leaves the base")
+    for path in sorted(component.iterdir()):
+        if known(component.name, path.name) and not any(path.resolve().is_relative_to(root) for root in roots):
+            raise ValueError(f"{component.name}/{path.name} is a link that leaves the base")
 
 
-def copy(base: Path, component: str, to: Path, variant: str | None, who: str) -> None:
-    """A component's known files, links followed within the base; those of a variant under the plain names, as the copy has one set of
-    weights.
+def copy(component: Path, to: Path, variant: str | None, who: str) -> None:
+    """The known files in a component's folder, links followed within its base; those of a variant under the plain names, as the copy has
+    one set of weights.
 
     Raises:
         OSError, ValueError: as `check_links` and `library_view`.
     """
-    check_links(base, component)
+    check_links(component)
     to.mkdir()
-    with library_view(base / component, who) as folder:
-        for path in sorted(p for p in folder.iterdir() if known(component, p.name)):
+    with library_view(component, who) as folder:
+        for path in sorted(p for p in folder.iterdir() if known(component.name, p.name)):
             shutil.copyfile(path, to / path.name)
     for file in sorted(to.glob(f"*.{variant}[.-]*")) if variant else ():
         if file.suffix == ".json":  # the index of several files, which it names

@@ -220,3 +220,8 @@ class Family:
     def example(self, side: int, device: str = "meta") -> dict[str, Any]:
         """Arguments of one denoiser call on one picture of `side` pixels, for counting."""
         return self.network.example(side, device)
+
+    def latents(self, side: int, device: str = "meta") -> Tensor:
+        """What the autoencoder decodes to one picture of `side` pixels, for counting."""
+        side //= pixels_per_latent(self.source)
+        return torch.zeros(1, int(self.source.config("vae")["latent_channels"]), side, side, device=device)

@@ -58,6 +58,16 @@ class Source:
     guidance: float | None = None
     licence: str | None = None  # of a known base
     zero_snr: bool = False  # its schedule is to end in pure noise, and to be sampled from there (Lin et al. 2023, arXiv:2305.08891)
+    vae: Path | None = None  # the folder of another autoencoder in the place of its own (families/autoencoder_file.py)
+    vae_id: str | None = None  # what that was called, without a path
+
+    def place(self, component: str) -> Path:
+        """The folder of a component."""
+        return self.vae if self.vae and component == "vae" else self.folder / component
+
+    def variant_of(self, component: str) -> str | None:
+        """The weight variant that a component is opened in."""
+        return None if self.vae and component == "vae" else self.variant
 
     def config(self, component: str) -> dict[str, Any]:
         """A component's own JSON configuration, without what could choose code.
@@ -67,7 +77,7 @@ class Source:
         """
         name = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}.get(component, "config.json")
         try:
-            value, _ = contents.cleaned(component, name, contents.read_json(self.folder / component / name))
+            value, _ = contents.cleaned(component, name, contents.read_json(self.place(component) / name))
         except (OSError, ValueError) as e:
             raise AccessError(f"--base {self.id}: cannot read {component}/{name} ({reason(e)})", INCOMPLETE) from e
         return Config(self.id, f"{component}/{name}", value | ZERO_SNR if component == "scheduler" and self.zero_snr else value)
@@ -77,7 +87,7 @@ class Source:
         """The folder that a library may read a component from, whose config has no other than these `keys`; and whatever the library
         raises for one that is missing or damaged, as an AccessError that names it."""
         try:
-            with contents.library_view(self.folder / component, self.id, keys) as folder:
+            with contents.library_view(self.place(component), self.id, keys) as folder:
                 yield folder
         except (AccessError, MemoryError):
             raise
@@ -92,8 +102,8 @@ class Source:
         Raises:
             AccessError: there are none.
         """
-        files = sorted((self.folder / component).glob("*.safetensors"))
-        chosen = [f for f in files if re.search(rf"\.{re.escape(self.variant)}[.-]", f.name)] if self.variant else files
+        files, variant = sorted(self.place(component).glob("*.safetensors")), self.variant_of(component)
+        chosen = [f for f in files if re.search(rf"\.{re.escape(variant)}[.-]", f.name)] if variant else files
         if not chosen:
             raise AccessError(f"--base {self.id}: no weights in {component}/", INCOMPLETE)
         return chosen
@@ -118,7 +128,7 @@ class Source:
         """sha256 over the names and bytes of the components' configs and weights."""
         digest = hashlib.sha256()
         for component in components:
-            folder = self.folder / component
+            folder = self.place(component)
             weights = self.weights(component) if component in self.spec.parts else []
             for path in sorted([*folder.glob("*.json"), *folder.glob("*.txt"), *weights]):
                 digest.update(f"{component}/{path.name} {file_hash(path)}\n".encode())
@@ -137,9 +147,14 @@ def default_base(user_choice: str | None, accelerator: bool) -> tuple[str, str]:
 
 
 def resolve_base(
-    base: str, variant: str | None = None, weights: bool = True, prediction: str | None = None, allow_pickle: bool = False
+    base: str,
+    variant: str | None = None,
+    weights: bool = True,
+    prediction: str | None = None,
+    allow_pickle: bool = False,
+    parts: Collection[str] = PARTS,
 ) -> Source:
-    """Finds a base; downloads from the Hub what is not in its cache (`weights=False`: only configs).
+    """Finds a base; downloads from the Hub what is not in its cache (`weights=False`: only configs), the weights of these `parts`.
 
     `prediction` is for single files, which may not say what they predict; so is `allow_pickle`: folders are safetensors only.
 
@@ -163,7 +178,7 @@ def resolve_base(
         return _single_file(base, path, weights, prediction, allow_pickle)
     check_base(base)
     hub_id, _, revision = (known.hub if known and known.hub else base).partition("@")
-    folder, commit = _download(hub_id, revision or None, variant, weights)
+    folder, commit = _download(hub_id, revision or None, variant, parts if weights else ())
     return _read(hub_id, folder, commit, variant, known)
 
 
@@ -269,7 +284,7 @@ def _check_understood(source: Source) -> None:
             raise AccessError(f"--base {source.id}: its {whole} is {line(str(total), 20)}, and {value} do not add up to it", UNKNOWN)
 
 
-def _download(hub_id: str, revision: str | None, variant: str | None, weights: bool) -> tuple[Path, str]:
+def _download(hub_id: str, revision: str | None, variant: str | None, weights: Collection[str]) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         DryRunError,
@@ -284,7 +299,7 @@ def _download(hub_id: str, revision: str | None, variant: str | None, weights: b
     suffix = f"*.{variant}[.-]*safetensors" if variant else "*.safetensors"
     wanted: dict[str, Any] = {
         "revision": revision,
-        "allow_patterns": CONFIG_FILES + ([f"{part}/{suffix}" for part in PARTS] if weights else []),
+        "allow_patterns": CONFIG_FILES + [f"{part}/{suffix}" for part in weights],
         "ignore_patterns": None if variant else [VARIANTS],
     }
     try:

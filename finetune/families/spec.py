@@ -1,6 +1,6 @@
 """Torch-free facts about families and bases, for the command line and the plan."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -192,6 +192,11 @@ class FamilySpec:
     def folders(self) -> tuple[str, ...]:
         """All that a run reads of a base."""
         return (*self.parts, *self.tokenizers, "scheduler")
+
+    def read_by(self, networks: Collection[str]) -> tuple[str, ...]:
+        """The same of a run whose objective asks these `networks`: "denoiser", "text", "vae". All but an autoencoder that learns alone
+        need the rest: a denoiser learns from latents and captions."""
+        return ("vae",) if networks == {"vae"} else self.folders
 
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from finetune.families import autoencoder_file
 from finetune.families.names import TextNames
 from finetune.families.names.unet import blocks, original
 from finetune.families.source import Source
 
 State = Mapping[str, Tensor]
 
-VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 OPEN_CLIP = {
     "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
     "text_model.embeddings.position_embedding.weight": "positional_embedding",
@@ -43,24 +43,8 @@ def unet(state: State) -> dict[str, Tensor]:
     return out
 
 
-def vae_key(key: str, levels: int) -> str:
-    """For an autoencoder of so many `levels`, which the original counts from the other end on the way up."""
-    key = re.sub(r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2", key)
-    key = re.sub(r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"up.{levels - 1 - int(m[1])}.block.{m[2]}", key)
-    key = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", key)
-    key = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{levels - 1 - int(m[1])}.upsample", key)
-    key = re.sub(r"mid_block\.resnets\.([01])", lambda m: f"mid.block_{int(m[1]) + 1}", key)
-    key = key.replace("mid_block.attentions.0", "mid.attn_1").replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
-    for ours, theirs in VAE_ATTENTION.items():
-        key = key.replace(f"attn_1.{ours}.", f"attn_1.{theirs}.")
-    return f"first_stage_model.{key}"
-
-
 def vae(state: State) -> dict[str, Tensor]:
-    """The attention's projections are convolutions in the original."""
-    levels = _highest(state, r"encoder\.down_blocks\.(\d)") + 1
-    square = {k for k, t in state.items() if "mid_block.attentions" in k and t.ndim == 2}
-    return {vae_key(k, levels): t[:, :, None, None] if k in square else t for k, t in state.items()}
+    return {f"first_stage_model.{key}": tensor for key, tensor in autoencoder_file.original(state).items()}
 
 
 def completed(names: TextNames, state: State) -> dict[str, Tensor]:

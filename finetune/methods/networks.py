@@ -29,13 +29,14 @@ class TransformersModel(Protocol):
         """The same, as transformers before 5.23 call it."""
 
 
-def recompute(denoiser: nn.Module, text_encoders: Iterable[nn.Module]) -> None:
+def recompute(nets: Iterable[nn.Module]) -> None:
     """Activations are computed again in the backward pass; frozen inputs keep their gradients that way, so never re-entrant."""
-    cast(DiffusersModel, denoiser).enable_gradient_checkpointing()
     how = {"use_reentrant": False}
-    for net in text_encoders:
+    for net in nets:
         encoder = cast(TransformersModel, net)
-        if hasattr(net, "activation_checkpointing_enable"):
+        if hasattr(net, "enable_gradient_checkpointing"):
+            cast(DiffusersModel, net).enable_gradient_checkpointing()
+        elif hasattr(net, "activation_checkpointing_enable"):
             encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
         else:
             encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)

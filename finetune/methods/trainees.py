@@ -18,7 +18,7 @@ from finetune.methods.layer import AdaptedLayer
 from finetune.methods.networks import undrop
 from finetune.methods.ways import Adapter, How, Noun, Rows, Whole
 
-DENOISER = "denoiser"
+DENOISER, AUTOENCODER = "denoiser", "vae"  # their places in a step; a text encoder's is its folder
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Trainee:
 
     @property
     def group(self) -> str:
-        """What shares groups of parameters: a place, but new tokens' rows of all text encoders are one."""
-        return "new_tokens" if self.how.noun == "embedding" else self.part
+        """What shares groups of parameters: a place, but new tokens' rows of all text encoders are one; a part of a network by its name."""
+        return {"embedding": "new_tokens", "decoder": "decoder"}.get(self.how.noun, self.part)
 
     def rates_of(self, parameter: str, pattern: float) -> Rates:
         """The trainee's, times those of the pattern that is found in the parameter's name, times its own factors."""
@@ -89,6 +89,7 @@ class Trainees:
     family: Family
     job: Job
     each: tuple[Trainee, ...]
+    asked: frozenset[str]  # the networks that the objective asks: see `Objective.networks`
 
     def of(self, noun: Noun) -> list[Trainee]:
         """Those that end in a file of this kind."""
@@ -102,8 +103,19 @@ class Trainees:
     @property
     def places(self) -> dict[str, str]:
         """The networks that take part in a step, by place, as the folders of the base that they come from."""
+        folders = {DENOISER: self.family.spec.denoiser, AUTOENCODER: AUTOENCODER}
         text = self.family.spec.text if self.live else ()
-        return {DENOISER: self.family.spec.denoiser, **{part: part for part in text}}
+        return {place: folder for place, folder in folders.items() if place in self.asked} | {part: part for part in text}
+
+    @property
+    def place(self) -> str:
+        """Of the network that the run is about: the denoiser, or the autoencoder."""
+        return next(iter(self.places))
+
+    @property
+    def folder(self) -> str:
+        """The base's folder of that."""
+        return self.places[self.place]
 
     @property
     def layers(self) -> list[str]:
@@ -190,8 +202,8 @@ class Trainees:
         return lambda: adapter.disabled(layers)
 
 
-def trainees(family: Family, job: Job, start: Mapping[str, Start] | None = None) -> Trainees:
-    """What the job trains; `start` is what an adapter goes on from, by network and layer.
+def trainees(family: Family, job: Job, asked: frozenset[str], start: Mapping[str, Start] | None = None) -> Trainees:
+    """What the job trains. `asked` are the networks that its objective asks; `start` is what an adapter goes on from, by network and layer.
 
     Raises:
         ConfigError: a target or a pattern matches no layer.
@@ -199,14 +211,16 @@ def trainees(family: Family, job: Job, start: Mapping[str, Start] | None = None)
     if job.method.adapts:
         wanted = adapted_layers(family, job, start)
         networks: dict[str, How] = {part: Adapter(job, wanted[part], (start or {}).get(part)) for part in taught(family, job)}
+    elif job.method.kind == "decoder":  # post_quant_conv, which mixes the channels of latents, stays with the encoder as it is
+        networks = {AUTOENCODER: Whole(torch.float32, only="decoder.", noun="decoder")}
     else:
         masters = torch.bfloat16 if job.optim.masters == "bf16" else torch.float32
         networks = {part: Whole(masters, family.idle(part)) for part in taught(family, job)}
     each = []
     for part, how in networks.items():
-        rate = job.optim.lr if part == DENOISER else text_encoder_rate(job)
+        rate = text_encoder_rate(job) if part in family.spec.text else job.optim.lr
         each.append(Trainee(part, how, Rates(rate, job.optim.weight_decay)))
-    return Trainees(family, job, (*each, *_new_rows(family, job)))
+    return Trainees(family, job, (*each, *_new_rows(family, job)), asked)
 
 
 def _new_rows(family: Family, job: Job) -> list[Trainee]:
@@ -238,7 +252,7 @@ def token_rate(job: Job) -> float:
 
 def taught(family: Family, job: Job) -> list[str]:
     """The networks that train by the job's kind, an adapter or all weights: by their places in a step."""
-    denoiser = (DENOISER,) if job.method.kind != "none" else ()
+    denoiser = (DENOISER,) if job.method.kind not in ("none", "decoder") else ()
     text = family.spec.taught_text if job.method.text_encoder else ()
     return [*denoiser, *text]
 

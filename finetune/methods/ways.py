@@ -1,4 +1,4 @@
-"""Ways to train a network: an adapter in its layers, all of its weights, or rows for new tokens."""
+"""Ways to train a network: an adapter in its layers, all weights of it or of a part, or rows for new tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from finetune.config.job import Job
 from finetune.methods import adapter, full, textual_inversion
 from finetune.methods.adapter import RankAlpha, Start
 
-Noun = Literal["adapter", "model", "embedding"]  # what files are called by what they hold
+Noun = Literal["adapter", "model", "embedding", "decoder"]  # what files are called by what they hold
 
 
 class How(Protocol):
@@ -70,15 +70,16 @@ class Adapter(How):
 
 @dataclass(frozen=True)
 class Whole(How):
-    """All weights of a network, but for the `idle` beginnings of names that nothing reads."""
+    """All weights of a network, or those whose names begin with `only`; but for the `idle` beginnings that nothing reads."""
 
     masters: torch.dtype
     idle: tuple[str, ...] = ()
+    only: str = ""
     noun: Noun = "model"
 
     def attach(self, net: nn.Module) -> dict[str, nn.Parameter]:
         """The network's own parameters as `masters`, without the idle ones and the table of words, which stays as it is."""
-        return full.attach(net, self.idle, self.masters)
+        return full.attach(net, self.idle, self.masters, self.only)
 
 
 @dataclass(frozen=True)

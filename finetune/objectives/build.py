@@ -11,6 +11,7 @@ from finetune.objectives.flow import Flow, FlowMatching
 from finetune.objectives.noise import Noise
 from finetune.objectives.objective import Denoising, Objective
 from finetune.objectives.preserve import Preserving
+from finetune.objectives.reconstruction import Reconstruction
 from finetune.objectives.timesteps import Density, Levels, LogitNormal, Mode, cosmap
 from finetune.objectives.weights import WEIGHTS
 
@@ -22,12 +23,19 @@ DENSITIES: dict[str, Callable[[Settings], Density]] = {
 }
 
 
-def objective(schedule: Schedule | Flow, settings: Settings, trigger: str | None = None) -> Objective:
-    """The objective of a base with these settings; `trigger` is the word for what is learned.
+def asked(kind: str) -> frozenset[str]:
+    """The networks that the objective of what trains (`method.kind`) asks: see `Objective.networks`."""
+    return (Reconstruction if kind == "decoder" else Denoising).networks
+
+
+def objective(schedule: Schedule | Flow, settings: Settings, trigger: str | None = None, kind: str = "") -> Objective:
+    """The objective of what trains (`method.kind`) in a base with these settings; `trigger` is the word for what is learned.
 
     Raises:
         ConfigError: a setting that means nothing for this kind of base.
     """
+    if kind == "decoder":
+        return Reconstruction()
     denoising: Denoising = _flow(schedule, settings) if isinstance(schedule, Flow) else _diffusion(schedule, settings)
     if settings.preserve is None:
         return denoising

@@ -12,6 +12,8 @@ from finetune.objectives.timesteps import Levels
 from finetune.tensors import to_device
 
 Weights = Literal["live", "base"]  # as they are while they train, or as they were before
+BINS = 5
+LEVELS = tuple((i + 0.5) / BINS for i in range(BINS))  # the middles of equal parts of what training draws from
 
 
 class Ask(Protocol):
@@ -22,6 +24,9 @@ class Ask(Protocol):
 
         `base` is as all networks were before they were trained, text encoders too; to be asked without gradients.
         """
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The autoencoder's pictures [B, 3, H, W] of latents [B, C, H/f, W/f] in the denoiser's units; fp32, about [-1, 1]."""
 
 
 class Noised(NamedTuple):
@@ -47,6 +52,8 @@ class Inputs(Protocol):
 class Objective(Protocol):
     """Owns time, noise, corruption and weight; named after its paper."""
 
+    networks: frozenset[str]  # that it asks: "denoiser", "text" (the text encoders), "vae"; no other is loaded for training
+    measured: tuple[float, ...]  # the levels at which held-out pictures are measured, each by `at`
     columns: tuple[str, ...] = ()  # that it reads of a batch besides "x_0"
 
     def __call__(self, ask: Ask, batch: Inputs, draws: Draws) -> Tensor:
@@ -62,6 +69,8 @@ class Objective(Protocol):
 class Denoising(Objective, Protocol):
     """An objective that mixes a picture with noise and asks once; what builds on one may ask more at the same place."""
 
+    networks: frozenset[str] = frozenset({"denoiser", "text"})
+    measured: tuple[float, ...] = LEVELS
     levels: Levels
     noise: Noise
 
@@ -90,8 +99,15 @@ class Denoising(Objective, Protocol):
         return self.mixed(x_0, noise, t, added)
 
 
+def widened(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask [B, 1, h, w] of latents on the grid of `like` [B, C, H, W], that of latents or of their pixels."""
+    factor = like.shape[-1] // mask.shape[-1]
+    return mask if factor == 1 else mask.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+
+
 def per_picture(error: Tensor, masks: Tensor | None) -> Tensor:
-    """[B]: the mean of each picture's error [B, C, H, W]; with masks [B, 1, H, W], over the area that they leave."""
+    """[B]: the mean of each picture's error [B, C, H, W]; with masks [B, 1, h, w], over the area that they leave."""
     if masks is None:
         return error.flatten(1).mean(1)
+    masks = widened(masks, error)
     return (error * masks).flatten(1).sum(1) / (masks.flatten(1).sum(1) * error.shape[1])

@@ -27,6 +27,8 @@ class Preserving(Objective):
     weight: float
     word: str
     trigger: str
+    networks = Denoising.networks
+    measured = Denoising.measured
 
     def __call__(self, ask: Ask, batch: Inputs, draws: Draws) -> Tensor:
         noised = self.inner.noised(batch.columns["x_0"], draws)

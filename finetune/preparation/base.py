@@ -5,15 +5,25 @@ from dataclasses import replace
 import torch
 
 from finetune.config.job import Job
-from finetune.families import load, source
+from finetune.families import autoencoder_file, load, source
+from finetune.families.catalogue import PARTS
 from finetune.families.family import Family
 from finetune.families.source import Source
+from finetune.objectives.build import asked
+from finetune.results import outcome
+
+AUTOENCODER_ALONE = frozenset({"vae"})
 
 
 def located(job: Job, name: str | None = None, weights: bool = True) -> Source:
     """Where the job's base lies, or another by `name`; with `weights` it may be downloaded or unpacked for that."""
     m = job.model
-    where = source.resolve_base(name or m.base, m.variant, weights=weights, prediction=m.prediction_type, allow_pickle=m.allow_pickle)
+    parts = AUTOENCODER_ALONE if asked(job.method.kind) == AUTOENCODER_ALONE else PARTS
+    where = source.resolve_base(
+        name or m.base, m.variant, weights=weights, prediction=m.prediction_type, allow_pickle=m.allow_pickle, parts=parts
+    )
+    if m.vae and name is None:
+        where = autoencoder_file.with_autoencoder(where, outcome.autoencoder_of(m.vae), weights)
     return replace(where, zero_snr=job.objective.zero_terminal_snr)
 
 

@@ -17,6 +17,7 @@ from finetune.data.tables import Columns
 from finetune.data.templates import TEMPLATES
 from finetune.errors import ConfigError, DataError
 from finetune.families.family import Family
+from finetune.objectives.build import asked
 
 
 def gathered(job: Job) -> Pictures:
@@ -51,6 +52,7 @@ def origins(job: Job) -> list[Origin]:
         wildcards=d.wildcards,
         variants=d.caption_variants,
         seed=job.run.seed,
+        silent="text" not in asked(job.method.kind),
     )
     out = []
     for s in d.places:

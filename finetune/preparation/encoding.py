@@ -52,14 +52,15 @@ class Crew:
 def encode(work: Work, pictures: Pictures, crew: Crew) -> tuple[Encoded, dict[str, Text]]:
     """Latents of all pictures; and what the text encoders make of captions and prompts, unless they are to stay live."""
     job, family = work.job, work.family
-    asked = {*pictures.captions, *job.run.sample_prompt}
+    reads = "text" in work.objective.networks
+    asked = {*pictures.captions, *job.run.sample_prompt} if reads else set()
     for caption in pictures.captions:
         asked.update(work.objective.captions(caption))
     captions = sorted(asked)
     report_long_captions(family, captions, crew.say)
     shown = pixels(job, work.reads)
     jobs = picture_jobs([*pictures.train, *pictures.classes], shown, pictures.held)
-    store, names = latents_of(family), {} if work.trainees.live else caption_keys(captions)
+    store, names = latents_of(family), caption_keys(captions) if reads and not work.trainees.live else {}
     if crew.rank == 0:
         used: dict[Path, Iterable[bytes]] = {store.root: [variant.name for variant in chain.from_iterable(jobs)]}
         if names:

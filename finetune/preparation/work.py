@@ -40,12 +40,13 @@ class Work:
     @property
     def reads(self) -> tuple[str, ...]:
         """The columns that batches must have besides latents: what the base reads, and what the objective does."""
-        return (*self.family.edition.reads, *self.objective.columns)
+        of_base = self.family.edition.reads if "denoiser" in self.objective.networks else ()
+        return (*of_base, *self.objective.columns)
 
     def hashes(self) -> dict[str, str]:
         """Of what it is done with besides pictures: the base's parts, and a file that it goes on from."""
         base, file = self.family.source, self.job.method.start
-        hashes = {part: base.fingerprint(part) for part in base.spec.folders}
+        hashes = {part: base.fingerprint(part) for part in base.spec.read_by(self.objective.networks)}
         return hashes if file is None else hashes | {"start": files.sha256(tensors_file(file))}
 
     def notes(self) -> list[str]:
@@ -66,9 +67,9 @@ def planned(job: Job, family: Family, pictures: Pictures | None, batch: int, dev
     check_drawing(job, family)
     check_subject(job, family, batch)
     add_tokens(job, family, pictures.captions if pictures else None)
-    learns = objective(family.schedule().to(family.device), job.objective, job.trigger)
+    learns = objective(family.schedule().to(family.device), job.objective, job.trigger, job.method.kind)
     begins = start(job, family)
-    trains = trainees(family, job, begins)
+    trains = trainees(family, job, learns.networks, begins)
     export.check_formats(trains)
     groups = trains.count({place: family.parts.skeleton(folder) for place, folder in trains.places.items()})
     optimizers.check_rates(job.optim.optimizer, [group.lr for group in groups])

@@ -12,6 +12,7 @@ from pathlib import Path
 from finetune import files
 from finetune.config import read_yaml
 from finetune.errors import ConfigError, DataError
+from finetune.families.autoencoder_file import WEIGHTS
 from finetune.results import checkpoint, lock, record, stored, summary
 from finetune.run_folder import MANIFEST, RECORD, RunFolder
 
@@ -119,7 +120,7 @@ def results(folder: Path) -> list[Path]:
 
 
 def _is_result(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("model_index.json", "adapter_config.json"))
+    return any((path / name).is_file() for name in ("model_index.json", "adapter_config.json", WEIGHTS))
 
 
 def _half_written(folder: Path) -> Iterator[Removable]:

@@ -1,4 +1,4 @@
-"""What a finished run hands over: an adapter, new tokens' embeddings or a whole model, and the model card."""
+"""What a finished run hands over: an adapter, new tokens' embeddings, a whole model or an autoencoder, and the model card."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from finetune import files
-from finetune.adapters import dense, embedding, model
+from finetune.adapters import decoder, dense, embedding, model
 from finetune.adapters.card import card, card_path
 from finetune.adapters.compatibility import Reading, file_readings, readings, sentences, traits
-from finetune.adapters.contract import Contract, Kind, Labels, file_metadata, for_rank, of_data
+from finetune.adapters.contract import KEY, Contract, Kind, Labels, file_metadata, for_rank, of_data
 from finetune.adapters.convert import silent
 from finetune.adapters.keys import sort_keys
 from finetune.adapters.layouts import Place, usual
@@ -32,7 +32,7 @@ from finetune.header import header_of, tensors_file
 from finetune.methods import adapter, textual_inversion
 from finetune.methods.adapter import RankAlpha, Start
 from finetune.methods.layer import Weighted
-from finetune.methods.trainees import DENOISER, Trainees
+from finetune.methods.trainees import AUTOENCODER, DENOISER, Trainees
 from finetune.methods.ways import Noun
 from finetune.results import record
 from finetune.run_folder import RunFolder
@@ -70,6 +70,8 @@ def check_formats(trainees: Trainees) -> None:
     if (whole := trainees.of("model")) and job.run.format != "single":
         target = RunFolder(job.run.folder).model(job.run.name, job.run.name)
         model.check_place_of_model(family.source, target, [trainees.places[trainee.part] for trainee in whole])
+    if trainees.of("decoder"):
+        decoder.check_folder(RunFolder(job.run.folder).autoencoder(job.run.name))
     if trainees.of("adapter"):
         check_layout(job, family, trainees.layers)
 
@@ -183,7 +185,8 @@ class Outgoing:
         return {**file_metadata(kind, self.contract, name, labels, family.source.licence, theirs), **self.data}
 
     def write(self, nets: Mapping[str, nn.Module], name: str) -> dict[str, Path]:
-        """The files of a run, by kind: `adapter`, `model`, `embedding` (`embedding_2` of a second new token and so on)."""
+        """The files of a run, by kind: `adapter`, `model`, `vae` with `vae_folder`, `embedding` (`embedding_2` of a second new token and
+        so on)."""
         written: dict[str, Path] = {}
         for noun, writer in WRITERS.items():
             if self.trainees.of(noun):
@@ -261,10 +264,23 @@ def write_embeddings(out: Outgoing, nets: Mapping[str, nn.Module], name: str) ->
     return written
 
 
+def write_decoder(out: Outgoing, nets: Mapping[str, nn.Module], name: str) -> dict[str, Path]:
+    """The autoencoder with its decoder: one file in the original layout, and what the run ended with as a folder of diffusers too."""
+    source, net = out.trainees.family.source, nets[AUTOENCODER]
+    written = {"vae": out.folder.weights(name)}
+    decoder.write_original(written["vae"], net, out.facts("decoder", name))
+    if name == out.trainees.job.run.name:
+        written["vae_folder"] = out.folder.autoencoder(name)
+        facts = {k: v for k, v in out.facts("decoder", name).items() if k in ("format", KEY)}  # its names are not the original ones
+        decoder.write_folder(written["vae_folder"], net, source.config(AUTOENCODER), facts)
+    return written
+
+
 WRITERS: dict[Noun, Callable[[Outgoing, Mapping[str, nn.Module], str], dict[str, Path]]] = {
     "adapter": write_adapter,
     "model": write_model,
     "embedding": write_embeddings,
+    "decoder": write_decoder,
 }
 
 
@@ -279,7 +295,7 @@ def write_card(
     job: Job,
     contract: Contract,
     written: Mapping[str, Path],
-    licence: str | None,
+    family: Family,
     facts: Mapping[str, object],
     samples: Sequence[tuple[str, str]],
 ) -> None:
@@ -290,17 +306,19 @@ def write_card(
         "text encoder trained": "yes" if m.text_encoder else "",
         "new tokens": f"{', '.join(m.new_tokens)}; {m.vectors} vectors each" if m.new_tokens else "",
         "prior preservation": f"weight {job.subject.prior_weight:g}" if job.subject.prior else "",
+        "autoencoder": job.model.vae.name if job.model.vae else "",
+        "caption dropout": "" if "vae" in written else f"{job.data.caption_dropout:g}",
     }
     settings = {k: v for k, v in what.items() if v} | {
         "steps": job.optim.steps,
         "learning rate, schedule": f"{job.optim.lr:g}, {job.optim.schedule}",
         "resolution": contract.resolution,
-        "caption dropout": job.data.caption_dropout,
         "seed": job.run.seed,
         "versions": ", ".join(f"{k} {v}" for k, v in record.versions().items()),
     }
     readers = sentences(_adapter_readings(written["adapter"], contract.family)) if "adapter" in written else []
     rows = of_name(contract.family).names.embedding_keys
     names = {kind: path.name for kind, path in written.items()}
-    text = card(contract, job.run.name, names, {**facts, **settings}, licence, samples, readers, rows)
+    repaints = family.edition.pipeline if family.repaints else ""
+    text = card(contract, job.run.name, names, {**facts, **settings}, family.source.licence, samples, readers, rows, repaints)
     files.write_text(card_path(out, job.run.name), text)

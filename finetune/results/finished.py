@@ -44,7 +44,7 @@ def summary(job: Job) -> Summary | None:
 
 def _facts(job: Job, base: Path, summary: Summary) -> dict[str, Any] | None:
     places = [p.path for p in job.data.places]
-    places += [str(p) for p in (job.subject.class_data, job.method.start) if p is not None]
+    places += [str(p) for p in (job.subject.class_data, job.method.start, job.model.vae) if p is not None]
     if job.data.holdout and files.pictures(job.data.holdout).exists():
         places.append(job.data.holdout)
     paths = [base, *map(files.pictures, places), *(summary.written[kind] for kind in summary.files)]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune import files
 from finetune.errors import DataError
 from finetune.results import checkpoint, summary
 from finetune.run_folder import RunFolder, step_of, typed
@@ -11,21 +12,22 @@ from finetune.run_folder import RunFolder, step_of, typed
 
 @dataclass(frozen=True)
 class Outcome:
-    """Files, by what they are: `model` is that of a whole fine-tune, and a base to draw with."""
+    """Files, by what they are: `model` is that of a whole fine-tune, and a base to draw with; `vae` an autoencoder for one."""
 
     adapter: Path | None = None
     embeddings: tuple[Path, ...] = ()
     model: Path | None = None
+    vae: Path | None = None
 
     @property
     def paths(self) -> list[Path]:
-        return [path for path in (self.adapter, *self.embeddings, self.model) if path]
+        return [path for path in (self.adapter, *self.embeddings, self.model, self.vae) if path]
 
     @classmethod
     def of(cls, written: Mapping[str, Path]) -> "Outcome":
         """From files by the kinds that a summary knows."""
         tokens = sorted(kind for kind in written if kind.startswith("embedding"))
-        return cls(written.get("adapter"), tuple(written[kind] for kind in tokens), written.get("model"))
+        return cls(written.get("adapter"), tuple(written[kind] for kind in tokens), written.get("model"), written.get("vae"))
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,22 @@ def find(path: Path) -> Outcome | SavedStep | None:
     if folder == RunFolder(run).checkpoints and _is_run(run):
         return _saved(path, run)
     return None
+
+
+def autoencoder_of(path: Path) -> Path:
+    """An autoencoder's file or folder; of a run's folder what it made.
+
+    Raises:
+        DataError: the run made none, or is not finished.
+    """
+    ended = find(files.home(path))
+    if ended is None:
+        return path
+    if isinstance(ended, SavedStep):
+        raise DataError(f"{path}: is a saved step, and no file of an autoencoder", "the run's folder, once it is finished")
+    if ended.vae is None:
+        raise DataError(f"{path}: this run made no autoencoder", "`ft vae` makes one")
+    return ended.vae
 
 
 def _is_run(path: Path) -> bool:

@@ -23,7 +23,7 @@ COVERED = {
     "data.path", "data.sources", "data.image_column", "data.caption_column", "data.split",
     "data.caption", "data.trigger", "data.holdout", "data.template", "optim.batch", "optim.accumulate",
     "subject.class_data", "subject.class_count", "subject.class_steps", "subject.class_guidance", "subject.class_batch",
-    "method.start",
+    "method.start", "model.vae",
 }  # fmt: skip
 PACKAGES = ("torch", "diffusers", "peft", "accelerate", "transformers", "safetensors")
 MOST_PICTURES = 20_000  # that are told apart by name

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,10 +30,23 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class RoundTrip:
+    """The mean PSNR in dB of held-out pictures that are encoded and decoded, by what a run wrote and by the base, and the difference: its
+    mean over pictures with the 95 % interval, which one picture does not have. More is better."""
+
+    run: float
+    base: float
+    mean: float
+    low: float | None
+    high: float | None
+    pictures: int
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a run says at its end."""
 
-    written: Mapping[str, Path]  # by kind: `adapter`, `model`, `embedding`, `embedding_2` ..., `best`
+    written: Mapping[str, Path]  # by kind: `adapter`, `model`, `vae`, `vae_folder`, `embedding`, `embedding_2` ..., `best`
     out: Path
     steps: int
     pictures: int  # that it learned from, repeats included
@@ -41,6 +54,7 @@ class Summary:
     held_out: int  # pictures
     verdict: Verdict
     measure: Measure | None  # None where no picture was held out
+    round_trip: RoundTrip | None  # of an autoencoder
     best_held_out_loss: float | None
     best_step: int | None
     sheet: Path | None  # of the last pictures beside the base's
@@ -75,6 +89,7 @@ class Summary:
             held_out=int(record.get("held_out", 0)),
             verdict=verdict,
             measure=_measure(record),
+            round_trip=_round_trip(record),
             best_held_out_loss=_maybe(record.get("best_held_out_loss")),
             best_step=None if best is None else int(best),
             sheet=Path(sheet) if sheet else None,
@@ -100,6 +115,7 @@ class Summary:
             "held_out_loss": measure.loss if measure else None,
             "base_held_out_loss": measure.base if measure else None,
             "held_out_change": {k: getattr(measure, k) for k in ("mean", "low", "high", "pictures")} if measure else None,
+            "round_trip_psnr": asdict(self.round_trip) if self.round_trip else None,
             "best_held_out_loss": self.best_held_out_loss,
             "best_step": self.best_step,
             "sheet": str(self.sheet) if self.sheet else None,
@@ -165,6 +181,13 @@ def _measure(record: Mapping[str, Any]) -> Measure | None:
         return None
     loss, base, mean = plain_number(record["held_out_loss"]), plain_number(record["base_held_out_loss"]), plain_number(change["mean"])
     return Measure(loss, base, mean, _maybe(change["low"]), _maybe(change["high"]), int(change["pictures"]))
+
+
+def _round_trip(record: Mapping[str, Any]) -> RoundTrip | None:
+    if (psnr := record.get("round_trip_psnr")) is None:
+        return None
+    run, base, mean = (plain_number(psnr[name]) for name in ("run", "base", "mean"))
+    return RoundTrip(run, base, mean, _maybe(psnr["low"]), _maybe(psnr["high"]), int(psnr["pictures"]))
 
 
 def _maybe(value: object) -> float | None:

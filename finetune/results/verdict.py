@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator
 
 from finetune.config import Job
-from finetune.results.summary import Measure, Summary, Verdict, dropped
+from finetune.results.summary import Measure, RoundTrip, Summary, Verdict, dropped
 from finetune.run_folder import RunFolder
 
 ASIDE = 0.25  # of the pictures are held out by the line that a run names which cannot tell
@@ -32,7 +32,7 @@ def verdict(measure: Measure | None) -> Verdict:
 def lines(job: Job, summary: Summary) -> Iterator[str]:
     """The sheet of a run that ended with this summary, the verdict on it, and lines to copy."""
     if summary.sheet:
-        yield f"look: {summary.sheet} shows the base's pictures beside the result's"
+        yield f"look: {summary.sheet} shows {_on_sheet(summary)}"
     yield from _measured(job, summary, summary.measure) if summary.measure else _unmeasured(job, summary)
     yield f"draw: {shlex.join(_drawing(job, summary))}"
     if dropped(job):
@@ -55,16 +55,30 @@ def _measured(job: Job, summary: Summary, measure: Measure) -> Iterator[str]:
     sure = "one picture has no interval"
     if measure.low is not None and measure.high is not None:
         sure = f"95 % between {100 * measure.low / base:+.1f} and {100 * measure.high / base:+.1f} %"
+    what = "round-trip error" if summary.round_trip else "loss"
     yield (
-        f"{SAID[summary.verdict]}: on {shown} that training never saw, the loss is {measure.loss:.4f} where the base's is "
+        f"{SAID[summary.verdict]}: on {shown} that training never saw, the {what} is {measure.loss:.4f} where the base's is "
         f"{base:.4f}, {percent:+.1f} % ({sure})"
     )
+    if summary.round_trip:
+        yield _decibels(summary.round_trip)
     more = ASIDE * (count + summary.pictures) > count
     if count < FEW and more and summary.verdict == "no difference":
         yield f"{shown} can seldom tell; more would: {_measuring(job, summary)}"
     best = summary.best_step
     if best is not None and best != summary.steps:
         yield f"best: step {best}, with a loss of {summary.best_held_out_loss:.4f}: {summary.written['best']}"
+
+
+def _decibels(trip: RoundTrip) -> str:
+    sure = "" if trip.low is None or trip.high is None else f" (95 % between {trip.low:+.2f} and {trip.high:+.2f})"
+    return f"they come back with {trip.run:.2f} dB of PSNR where the base's are at {trip.base:.2f}, {trip.mean:+.2f} dB{sure}"
+
+
+def _on_sheet(summary: Summary) -> str:
+    if summary.round_trip:
+        return "the held-out pictures that come back worst, as they are, by the base and by the result"
+    return "the base's pictures beside the result's"
 
 
 def _unmeasured(job: Job, summary: Summary) -> Iterator[str]:
@@ -88,6 +102,8 @@ def _again(job: Job, summary: Summary) -> list[str]:
 def _drawing(job: Job, summary: Summary) -> list[str]:
     """A line that draws with what was written, on the base that it was made for."""
     words = ["--base", str(summary.written.get("model") or job.model.base)]
+    if vae := summary.written.get("vae") or ("model" not in summary.written and job.model.vae):  # a model has it
+        words += ["--vae", str(vae)]
     for kind in summary.files:
         if kind == "adapter" or kind.startswith("embedding"):
             words += [f"--{kind.partition('_')[0]}", str(summary.written[kind])]

@@ -24,6 +24,7 @@ from finetune.data.encoded import Text
 from finetune.data.sample import Size
 from finetune.errors import ConfigError, DataError, line
 from finetune.families import load, source, trust
+from finetune.families.autoencoder_file import with_autoencoder
 from finetune.families.family import Family
 from finetune.families.source import Source
 from finetune.run_folder import RunFolder
@@ -55,6 +56,7 @@ class Request:
     image: Path | None = None  # that is drawn upon
     mask: Path | None = None  # what of it is repainted: white
     replace: bool = False  # pictures of the same names; else the names are numbered on
+    vae: Path | None = None  # another autoencoder's file or folder
 
 
 def choose_base(asked: str | None, adapters: Sequence[AdapterFile | Embedding]) -> Source:
@@ -194,6 +196,8 @@ def generate(request: Request, say: Callable[[str], None], bar: Bar = no_bar) ->
     weighted = [(a, weight) for a, (_, weight) in zip(adapters, chosen, strict=True)]
     files_given: list[AdapterFile | Embedding] = [*adapters, *embeddings]
     where = choose_base(request.base, files_given)
+    if request.vae:
+        where = with_autoencoder(where, request.vae)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     half = device is not None and not apply.needs_fp32(adapters)
     family = load.family(where, device or "cpu", torch.float16 if half else torch.float32)
@@ -225,6 +229,7 @@ def generate(request: Request, say: Callable[[str], None], bar: Bar = no_bar) ->
     pairs, seeds = [(composed.texts[request.prompts[p]], negative) for p, _ in wanted], [seed for _, seed in wanted]
     batch, before = request.batch or draw.at_once(height, width), 0 if request.replace else names.used(request.out)
     beside = {name: path.name for name, path in (("image", request.image), ("mask", request.mask)) if path}
+    beside |= {"vae": where.vae_id} if where.vae_id else {}
     written: list[dict[str, Any]] = []
     with bar("drawing", len(wanted)) as advance:
 

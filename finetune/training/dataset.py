@@ -1,6 +1,6 @@
 """What `ft data` does with a job's data, without training: check it, show it, encode it ahead."""
 
-import math
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +16,7 @@ from finetune.data.encoded import Pixels, picture_jobs
 from finetune.data.index_plan import SampleGroup, joined, repeated
 from finetune.data.sample import Listing, Pictures, Problem, Sample, some
 from finetune.errors import ConfigError, DataError
+from finetune.evaluation.round_trip import psnr
 from finetune.families import autoencoder, load
 from finetune.families.family import Family
 from finetune.preparation import base, data
@@ -109,6 +110,10 @@ def _round_trip(job: Job, name: str, sides: Pictures, report: Report, phase: Pha
     for sample in ranked:
         if errors[sample.name] < ROUND_TRIP:
             report.add("warning", f"the autoencoder of {where.id} holds it badly: {errors[sample.name]:.1f} dB", [sample.name])
+    if badly := [s.name for s in ranked if errors[s.name] < ROUND_TRIP]:
+        remedy = shlex.join(["ft", "vae", "--data", job.data.places[0].path, "--base", name])
+        report.add("note", f"its decoder can learn to draw them, and the latents stay as they are: {remedy}", badly)
+        report.facts["autoencoder"]["remedy"] = remedy
     rows = [(f"{errors[s.name]:.1f} dB", _decoded(family, s, job.data.background)[1]) for s in ranked[:WORST]]
     return draw.sheet(rows, ["picture", "decoded"])
 
@@ -118,8 +123,7 @@ def _decoded(family: Family, sample: Sample, background: str) -> tuple[float, li
     before = Pixels(background).prepared(sample).image
     pixels = to_tensor(before)[None]
     after = autoencoder.decode(family.parts.load("vae"), family.encode(pixels)[0])
-    error = float(((after - pixels) / 2).square().mean())
-    return -10 * math.log10(max(error, 1e-10)), [before, to_image(after[0])]
+    return float(psnr(pixels, after)), [before, to_image(after[0])]
 
 
 def lines(report: Report) -> list[str]:

@@ -1,7 +1,8 @@
 """What is looked at during a run: the held-out loss against the base's, and samples beside the base's own pictures."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +14,15 @@ from finetune import files, randomness, tensor_files
 from finetune.adapters import embedding
 from finetune.adapters.read import read
 from finetune.config.optimizers import OPTIMIZERS
+from finetune.data.crop import to_image
 from finetune.data.encoded import Text
+from finetune.data.inputs import PIXELS
 from finetune.errors import DataError
-from finetune.evaluation import heldout
+from finetune.evaluation import heldout, round_trip
 from finetune.families import load, source
+from finetune.families.autoencoder import decode
 from finetune.families.family import Family
-from finetune.results.summary import Measure
+from finetune.results.summary import Measure, RoundTrip
 from finetune.run_folder import RunFolder
 from finetune.sampling import draw
 from finetune.sampling.canvas import Canvas
@@ -28,6 +32,8 @@ from finetune.training.loop import Training
 from finetune.training.optimizer import own_average
 from finetune.training.step import Asked
 from finetune.training.tracking import Tracker
+
+WORST = 8  # pictures on the sheet of a decoder
 
 
 class Replaced:
@@ -168,6 +174,27 @@ class Observer:
         wanted = {p: composed.texts[p] for p in job.run.sample_prompt}
         return self.draw(fresh, composed.pipeline, wanted, composed.unconditional, job.optim.steps)
 
+    def round_trips(self, written: Path) -> RoundTrip:
+        """What comes back of the held-out pictures by the written autoencoder, a folder, and by the base's; and a sheet of the worst."""
+        training, family, step = self.training, self.training.family, self.training.job.optim.steps
+        training.release()
+        training.accelerator.free_memory()
+        family.parts.free(*family.spec.parts)
+        fresh = load.family(replace(family.source, vae=written), family.device, family.dtype)
+        encoded, nets = training.encoded, [family.parts.load("vae"), fresh.parts.load("vae")]
+        before, after = (round_trip.decibels(partial(decode, net), encoded, self.held, self.poll) for net in nets)
+        change, rows = heldout.paired(before, after), []
+        for place in after.argsort()[:WORST].tolist():
+            sample = encoded.samples[self.held[place]]
+            columns = encoded.plain([sample]).columns
+            pictures = [columns[PIXELS], *(decode(net, columns["x_0"]) for net in nets)]
+            name = sample.name.rpartition("/")[2]  # of a folder's own, without its path, as sheets are shown around
+            label = f"{name}: {before[place]:.1f} dB, and {after[place]:.1f} at step {step}"
+            rows.append((label, [to_image(picture[0].cpu()) for picture in pictures]))
+        self.sheet = self.folder.sheet(step)
+        draw.save_png(draw.sheet(rows, ["picture", "base", f"step {step}"]), self.sheet, {})
+        return RoundTrip(float(after.mean()), float(before.mean()), change.mean, *change.ends, change.count)
+
     @torch.no_grad()
     def sample(self, step: int) -> None:
         """One picture a prompt from the live networks; the autoencoder comes back for as long as it draws."""
@@ -205,6 +232,7 @@ class Observer:
                 self.tracker.say(f"note: sample {prompt[:60]!r} at step {step} is left black: {e.message}")
                 image = Image.new("RGB", (self.side, self.side))
             facts = {"prompt": prompt, "seed": seed, "steps": steps, "guidance": guidance, "trained_steps": step}
+            facts |= {"vae": family.source.vae_id} if family.source.vae_id else {}
             path = folder.sample(step, name)
             drawn.append((prompt, path.relative_to(folder.path).as_posix()))
             draw.save_png(image, path, facts)

@@ -25,7 +25,7 @@ class Ready:
     data: Data
     earlier: Earlier
     identity: dict[str, Any]  # what must not differ when the run goes on
-    base_sha: str  # of the denoiser that is trained on
+    base_sha: str  # of the denoiser that is trained on, or the autoencoder
 
 
 def ready(process: Process, job: Job, fresh: bool) -> Ready:
@@ -65,4 +65,4 @@ def ready(process: Process, job: Job, fresh: bool) -> Ready:
     process.wait()  # all have looked, before the first process removes anything
     if earlier.identity is None and process.main:
         record.clear(out)  # what one left that never got to a valid checkpoint
-    return Ready(work, prepared, earlier, identity, hashes[where.spec.denoiser])
+    return Ready(work, prepared, earlier, identity, hashes[work.trainees.folder])

@@ -15,6 +15,7 @@ from finetune.families import trust
 from finetune.families.family import Family
 from finetune.methods.adapter import Start
 from finetune.methods.trainees import ParameterGroup, Trainees, trainees
+from finetune.objectives.build import asked
 from finetune.preparation import base
 from finetune.preparation.data import side
 from finetune.preparation.start import start
@@ -44,18 +45,18 @@ class Rebuilt:
             ConfigError: its base is another, and none is named.
         """
         job = record.settings(folder)
-        asked = job.model.base if trust.trusted(job.model.base) else named
-        if asked is None:
+        opened = job.model.base if trust.trusted(job.model.base) else named
+        if opened is None:
             raise ConfigError(
                 f"{folder}: was trained on {line(job.model.base)}, as it says itself, which is no base that is known here",
                 f"--base {shlex.quote(line(job.model.base))} uses that, if you trust it",
             )
-        job = job.model_copy(update={"model": job.model.model_copy(update={"base": asked, "allow_pickle": False})})
+        job = job.model_copy(update={"model": job.model.model_copy(update={"base": opened, "allow_pickle": False})})
         family = base.opened(job)
         for token in job.method.new_tokens:
             family.words.add(token, job.method.vectors)
         learned = start(job, family)
-        trains = trainees(family, job, learned)
+        trains = trainees(family, job, asked(job.method.kind), learned)
         nets = trains.load()
         return cls(folder, job, family, nets, learned, trains, trains.attach(nets))
 
@@ -77,7 +78,7 @@ class Rebuilt:
     def write(self, step: int, name: str, data: Mapping[str, str]) -> dict[str, Path]:
         """What a run that ended at this step would have written, beside its own files; by kind."""
         job, family = self.job, self.family
-        fingerprint = family.source.fingerprint(family.spec.denoiser)
+        fingerprint = family.source.fingerprint(self.trainees.folder)
         contract = export.contract(job, family, fingerprint, side(job, family), self.start, step)
         return export.Outgoing(self.trainees, RunFolder(self.folder), contract, data).write(self.nets, name)
 

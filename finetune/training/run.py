@@ -11,11 +11,11 @@ from finetune.config.job import Job
 from finetune.data.index_plan import IndexPlan
 from finetune.errors import Stopped
 from finetune.methods.networks import recompute
-from finetune.methods.trainees import DENOISER, Counted
+from finetune.methods.trainees import Counted
 from finetune.preparation.encoding import encode
 from finetune.results import checkpoint, clean, export, finished, record, summary, verdict
 from finetune.results.progress import Progress
-from finetune.results.summary import Summary
+from finetune.results.summary import RoundTrip, Summary
 from finetune.run_folder import best_name
 from finetune.sampling import canvas
 from finetune.training import device, optimizer, signals
@@ -76,7 +76,7 @@ def begin(process: Process, prepared: Ready) -> "Run":
     nets = work.trainees.load()
     groups = work.trainees.attach(nets)
     if job.run.gradient_checkpointing:
-        recompute(nets[DENOISER], [net for place, net in nets.items() if place != DENOISER])
+        recompute(nets.values())
     _say_groups(process, work.groups)
     step = Step(family, nets, texts, work.trainees.base(nets))
     module, steps = accelerator.prepare(step, optimizer.make(optimizer.torch_groups(groups), job.optim, job.run.seed))
@@ -222,10 +222,12 @@ class Run:
                 of_best["best"] = next(iter(outgoing.write(nets, best_name(job.run.name)).values()))
         nets.clear()
         samples = observer.draw_written(written) if job.run.sample_prompt else []
+        trip = observer.round_trips(written["vae_folder"]) if "vae_folder" in written and observer.held else None
         facts = self._facts(best is not None)
-        licence = self.prepared.work.family.source.licence
-        export.write_card(process.folder.path, job, outgoing.contract, written, licence, facts, samples)
-        ended = self._summary(written | of_best, best.step if best else None, bool(samples))
+        if trip:
+            facts["held-out PSNR, and the base's"] = f"{trip.run:.2f} dB, {trip.base:.2f} dB"
+        export.write_card(process.folder.path, job, outgoing.contract, written, self.prepared.work.family, facts, samples)
+        ended = self._summary(written | of_best, best.step if best else None, trip, bool(samples) or trip is not None)
         checkpoint.keep_newest(process.folder.checkpoints, job.optim.steps, job.run.keep)
         summary.write(process.folder.path, ended, self.prepared.identity)
         finished.write(job, self.prepared.work.family.source.folder, ended)
@@ -249,7 +251,7 @@ class Run:
             facts["updates that the fp16 scaler skipped"] = self.training.skipped
         return facts
 
-    def _summary(self, written: Mapping[str, Path], best_step: int | None, drawn: bool) -> Summary:
+    def _summary(self, written: Mapping[str, Path], best_step: int | None, trip: RoundTrip | None, drawn: bool) -> Summary:
         job, process, observer, pictures = self.job, self.process, self.observer, self.prepared.data.pictures
         prompts = [*job.run.sample_prompt, *filter(None, [job.trigger]), pictures.train[0].caption]
         return Summary(
@@ -261,10 +263,11 @@ class Run:
             held_out=len(pictures.held),
             verdict=verdict.verdict(observer.change),
             measure=observer.change,
+            round_trip=trip,
             best_held_out_loss=observer.best if best_step is not None else None,
             best_step=best_step,
             sheet=observer.sheet if drawn else None,
-            prompt=prompts[0],
+            prompt=next(filter(None, prompts), "a picture"),
             processes=process.count,
             skipped_updates=self.training.skipped,
             peak_memory_bytes=device.peak_memory(process.accelerator.device),

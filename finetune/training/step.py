@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 from torch import Tensor, nn
 
 from finetune.data.batch import Batch
 from finetune.data.encoded import Text
+from finetune.families.autoencoder import unclamped
 from finetune.families.family import Family
 from finetune.objectives.objective import Weights
 
@@ -14,7 +16,8 @@ from finetune.objectives.objective import Weights
 class Step(nn.Module):
     """One module, so that what wraps it synchronises all of it.
 
-    `nets` is the denoiser, and the text encoders where they take part in every step; else `cached` has what they made of the captions.
+    `nets` are those that the objective asks: the denoiser, and the text encoders where they take part in every step, else `cached` has
+    what they made of the captions; or the autoencoder.
     Within `base` the networks answer as they did before they were trained.
     """
 
@@ -36,17 +39,21 @@ class Step(nn.Module):
             rows = dict(zip(wanted, self.family.text(self.nets, wanted), strict=True))
         return [self.family.unconditional(rows[""]) if c is None else rows[c] for c in captions]
 
-    def forward(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        captions: Sequence[str | None],
-        columns: Mapping[str, Tensor],
-        weights: Weights = "live",
+    def forward(self, what: Literal["predict", "decode"], *arguments: object) -> Tensor:
+        """One of the methods below, by name: what wraps a module sees no other."""
+        answer: Tensor = getattr(self, what)(*arguments)
+        return answer
+
+    def predict(
+        self, x_t: Tensor, t: Tensor, captions: Sequence[str | None], columns: Mapping[str, Tensor], weights: Weights = "live"
     ) -> Tensor:
         """The denoiser's answer: see `Ask.predict`."""
         with self.base() if weights == "base" else nullcontext():
             return self.family.predict(self.nets, x_t, t, self.family.condition(self.texts(captions), columns))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The autoencoder's pictures: see `Ask.decode`."""
+        return unclamped(self.nets["vae"], latents)
 
 
 class Asked:
@@ -59,5 +66,10 @@ class Asked:
         """See `Ask.predict`; the base's answer is asked of the step itself, past what wraps it."""
         net = self.step if weights == "base" else self.module  # what wraps it has no gradient to wait for
         spoken = self.batch.captions if captions is None else captions
-        answer: Tensor = net(x_t, t, spoken, self.batch.columns, weights)
+        answer: Tensor = net("predict", x_t, t, spoken, self.batch.columns, weights)
+        return answer
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `Ask.decode`."""
+        answer: Tensor = self.module("decode", latents)
         return answer
