@@ -213,7 +213,7 @@ def test_a_step_asks_what_the_settings_say(make: Make, monkeypatch: pytest.Monke
     asked: list[tuple[Tensor, Tensor, list[str | None], str]] = []
     forward = Step.forward
 
-    def watched(self: Any, what: str, x_t: Tensor, t: Tensor, captions: Any, columns: Any, weights: Weights = "live") -> Tensor:
+    def watched(self: Any, what: Any, x_t: Tensor, t: Tensor, captions: Any, columns: Any, weights: Weights = "live") -> Tensor:
         asked.append((x_t, t, captions, weights))
         return forward(self, what, x_t, t, captions, columns, weights)
 
