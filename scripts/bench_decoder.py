@@ -81,7 +81,8 @@ def main() -> None:
     print("| trained on | measured on | base | trained | difference |\n|---|---|---|---|---|")
     for name, kind in {"lines": lines, "ribs": ribs}.items():
         vae = trained(name, kind, out)
-        for shown, pictures in {f"24 other {name}": list(map(kind, range(1000, 1024))), f"{len(emoji)} emoji": emoji}.items():
+        others = [kind(i) for i in range(1000, 1024)]
+        for shown, pictures in ((f"24 other {name}", others), (f"{len(emoji)} emoji", emoji)):
             before, after, d = change(pictures, vae)
             print(f"| {name} | {shown} | {before:.2f} dB | {after:.2f} dB | {d.mean:+.2f} ({d.low:+.2f} to {d.high:+.2f}) |")
 

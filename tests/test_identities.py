@@ -264,6 +264,9 @@ def test_preserving_costs_what_the_answer_to_the_other_caption_has_moved() -> No
             noise = Noise()(draws_of, x_0)[0]
             return noise + (0.0 if weights == "base" else 0.1 if captions is None else 0.2)
 
+        def decode(self, latents: Tensor) -> Tensor:
+            raise AssertionError("a denoiser is preserved without the decoder")
+
     draws_of = StepDraws(0, 0, range(6), 6)
     captions = ["a sks", "sks", "nothing to keep", None, "sks too", "sks"]
     batch = Batch({"x_0": x_0.float()}, captions, torch.ones(6), range(6))
