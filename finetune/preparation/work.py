@@ -12,7 +12,7 @@ from finetune.families import single_file
 from finetune.families.family import Family
 from finetune.header import tensors_file
 from finetune.methods.adapter import Start
-from finetune.methods.trainees import Counted, Trainees, trainees
+from finetune.methods.trainees import DENOISER, Counted, Trainees, trainees
 from finetune.objectives.build import objective
 from finetune.objectives.objective import Objective
 from finetune.preparation import automatic
