@@ -147,9 +147,6 @@ def test_the_held_out_loss_is_that_of_the_masked_part(settings: Callable[..., di
 
     def measured(right: float) -> torch.Tensor:
         class Asked(Ask):
-            def decode(self, latents: torch.Tensor) -> torch.Tensor:
-                return latents
-
             def predict(self, x_t: torch.Tensor, t: Any, captions: Any = None, weights: Any = "live") -> torch.Tensor:
                 out = torch.zeros_like(x_t)
                 out[..., x_t.shape[-1] // 2 :] = right

@@ -256,9 +256,6 @@ def test_preserving_costs_what_the_answer_to_the_other_caption_has_moved() -> No
     s, calls = Schedule(ALPHAS, "epsilon"), []
 
     class Asked(Ask):
-        def decode(self, latents: Tensor) -> Tensor:
-            return latents
-
         def predict(self, x_t: Tensor, t: Tensor, captions: Any = None, weights: Any = "live") -> Tensor:
             calls.append((captions, weights, torch.is_grad_enabled()))
             noise = Noise()(draws_of, x_0)[0]

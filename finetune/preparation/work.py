@@ -40,7 +40,7 @@ class Work:
     @property
     def reads(self) -> tuple[str, ...]:
         """The columns that batches must have besides latents: what the base reads, and what the objective does."""
-        of_base = self.family.edition.reads if "denoiser" in self.objective.networks else ()
+        of_base = self.family.edition.reads if DENOISER in self.objective.networks else ()
         return (*of_base, *self.objective.columns)
 
     def hashes(self) -> dict[str, str]:
