@@ -379,7 +379,8 @@ def test_a_run_with_another_autoencoder_draws_and_goes_on_with_it(
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0]), "latents are the same, and so is what is learned of them"
     assert len(pictures["with"]) == 2
     for path in (tmp_path / "with" / "samples").glob("step-*-*.png"):
-        assert json.loads(Image.open(path).info["parameters"])["vae"] == "vae.safetensors"
+        with Image.open(path) as image:
+            assert json.loads(image.info["parameters"])["vae"] == "vae.safetensors"
     assert all(not np.array_equal(a, b) for a, b in zip(pictures["with"], pictures["without"], strict=True))
     assert cli.run([*words, "--vae", str(tmp_path / "vae"), "--out", str(tmp_path / "with")]) == 0
     said = capsys.readouterr().err

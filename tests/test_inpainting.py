@@ -333,12 +333,25 @@ def test_what_cannot_be_drawn_upon_is_refused_by_name(
     assert code == (3 if "none.png" in words else 2) and message in said and not list((tmp_path / "p").glob("*.png"))
 
 
+def test_the_embedded_base_that_repaints_begins_as_the_embedded_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever it is told of a picture, as its new channels are 0; and it is made once."""
+    pictures = []
+    for base in ("tiny", "tiny-inpainting"):
+        code, printed, _ = run(capsys, "generate", "--base", base, "fox face", "--steps", "2", "--out", str(tmp_path / base), "--json")
+        assert code == 0
+        pictures.append(np.asarray(Image.open(json.loads(printed)["pictures"][0]["path"])).astype(int))
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+    folder = source.resolve_base("tiny-inpainting").folder
+    before = (folder / "unet" / "config.json").stat().st_mtime_ns
+    assert source.resolve_base("tiny-inpainting").folder == folder and (folder / "unet" / "config.json").stat().st_mtime_ns == before
+
+
 def test_the_embedded_base_learns_to_repaint(train: Train, bases: Bases, tmp_path: Path) -> None:
     """With nine channels of which five are 0 it begins as if it read no mask. On pictures that training never saw, what it says of them is
     nearer to them after a few steps: it has learned to look at what is kept."""
     pictures = TINY.parent / "demo-held-out"
     summary = train(
-        model={"base": str(bases("embedded-inpainting"))}, data={"path": str(pictures), "holdout": "0.2", "caption_dropout": 0.0},
+        model={"base": "tiny-inpainting"}, data={"path": str(pictures), "holdout": "0.2", "caption_dropout": 0.0},
         method={"rank": 16, "alpha": 16, "targets": "to_q,to_k,to_v,to_out.0,conv_in"}, optim={"steps": 60, "batch": 4, "lr": 5e-3},
         run={"holdout_every": 60},
     )  # fmt: skip

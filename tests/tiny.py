@@ -1,7 +1,6 @@
 """Tiny random pipelines, built in code from the real classes, and small folders of pictures."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from finetune.bases import TINY
 from finetune.config.precedence import merge_settings
 from finetune.data.inputs import ALPHA, LOSS_MASK, PICTURE, Input
 from finetune.data.sample import Sample
@@ -158,12 +156,6 @@ def widened(folder: Path, channels: Callable[[torch.Tensor], torch.Tensor]) -> P
     return folder
 
 
-def embedded_repainting(folder: Path) -> Path:
-    """The embedded base with nine channels, which begins as if it read but four: so was Stable Diffusion's own."""
-    shutil.copytree(TINY, folder)
-    return widened(folder, lambda weight: torch.zeros(weight.shape[0], 5, *weight.shape[2:]))
-
-
 def stable_diffusion_3(folder: Path, t5: bool = True, **more: Any) -> Path:
     """As 3.5 medium: it attends twice in its first block. `t5=False`: without that encoder, as it is kept by many."""
     torch.manual_seed(0)
@@ -193,7 +185,6 @@ PIPELINES: dict[str, Callable[[Path], Path]] = {
 # Of the same families, with the same layers for adapters: tests/test_inpainting.py has what differs.
 REPAINTING: dict[str, Callable[[Path], Path]] = {
     "sd-inpainting": repainting(stable_diffusion), "sdxl-inpainting": repainting(stable_diffusion_xl),
-    "embedded-inpainting": embedded_repainting,
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from finetune.text import from_json
 
 ROOT = Path(__file__).parent
 TINY = ROOT / "tiny"
+REPAINTING = f"{TINY.name}-inpainting"  # the same, which reads a mask: bases/repainting.py
 TINY_NAMES = ROOT / "tiny.txt"  # what it was taught, a name a line
 TINY_SHEET = ROOT / "tiny.webp"  # a picture of each, drawn by it: scripts/contact_sheet.py
 DEMO_PICTURES = ROOT / "demo"
@@ -19,7 +20,7 @@ def embedded(base: str) -> bool:
     """Whether a base is the embedded one, a copy of it, or a fine-tune of it: by its denoiser's config, whatever it is called."""
     if not base:  # any other, as where rates are told: the folder that ft is in does not matter
         return False
-    if base == TINY.name:
+    if base in (TINY.name, REPAINTING):
         return True
     try:
         theirs = from_json(files.read_text(files.home(base) / "unet" / "config.json"))
@@ -29,5 +30,5 @@ def embedded(base: str) -> bool:
 
 
 def _shape(config: dict[str, Any]) -> dict[str, Any]:
-    """What a config says of the network, without what a library notes of itself."""
-    return {key: value for key, value in config.items() if not key.startswith("_")}
+    """What a config says of the network, without what a library notes of itself, and what else it reads beside noise."""
+    return {key: value for key, value in config.items() if not key.startswith("_") and key != "in_channels"}

@@ -12,7 +12,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from finetune.bases import TINY
 from finetune.errors import AccessError, ConfigError, line
 from finetune.families import contents
 from finetune.families.catalogue import BASES, FAMILIES, PARTS, not_yet, of_pipeline
@@ -166,7 +165,7 @@ def resolve_base(
         raise ConfigError(f"model.prediction_type {prediction}: this base says its own", "leave it out; it is for single files")
     known = BASES.get(base)
     if known and known.hub is None:
-        return _read(base, TINY, None, None, known)
+        return _read(base, known.folder(), None, None, known)
     if known and not weights:  # what they are is known to the package: no need to ask the Hub
         from finetune.families import single_file
 

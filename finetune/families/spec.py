@@ -217,3 +217,4 @@ class KnownBase:
     names: Path | None = None  # a file of all that it was taught, a name a line
     wording: str = ""  # how these names are said
     sheet: Path | None = None  # a picture of each, drawn by it
+    folder: Callable[[], Path] = Path  # where one that ships with the package is

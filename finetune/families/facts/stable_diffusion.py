@@ -1,6 +1,7 @@
 """Stable Diffusion 1 and 2, and the embedded base, which is of their kind."""
 
-from finetune.bases import TINY_NAMES, TINY_SHEET
+from finetune.bases import REPAINTING, TINY, TINY_NAMES, TINY_SHEET
+from finetune.bases.repainting import repainting
 from finetune.families.names.stable_diffusion import NAMES
 from finetune.families.spec import Component, Configs, Edition, FamilySpec, KnownBase, Original, Shapes, TextEncoder
 from finetune.families.unets import DISCRETE, DISCRETE_SAMPLERS, UNET_ASKED, UNET_TARGETS, original, repaints, resolution, telling
@@ -55,7 +56,19 @@ SPEC = FamilySpec(
 TINY_SAID = 'alone or with a style behind, as in "fox face, twemoji style"'
 
 BASES = {
-    "tiny": KnownBase(None, "embedded, draws 64-pixel emoji on any CPU", "apache-2.0", 4.0, TINY_NAMES, TINY_SAID, TINY_SHEET),
+    "tiny": KnownBase(
+        None, "embedded, draws 64-pixel emoji on any CPU", "apache-2.0", 4.0, TINY_NAMES, TINY_SAID, TINY_SHEET, lambda: TINY
+    ),
+    REPAINTING: KnownBase(
+        None,
+        "the same with a mask, to be taught by recipe tiny-inpainting",
+        "apache-2.0",
+        4.0,
+        TINY_NAMES,
+        TINY_SAID,
+        TINY_SHEET,
+        repainting,
+    ),
     "sd15": KnownBase("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.5, 512x512", "creativeml-openrail-m"),
     "sd15-inpainting": KnownBase(
         "stable-diffusion-v1-5/stable-diffusion-inpainting", "Stable Diffusion 1.5 that repaints, 512x512", "creativeml-openrail-m"
