@@ -46,7 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
 FAMILIES = ["sd", "sd-v", "sdxl", "flux", "sd3"]
 # Without text encoders a method does less of the same, and a second base of a family differs in the schedule alone: 3 to 7 seconds each.
 # Stable Diffusion 3's own tests train it by default; each method, the slow ones.
-LESS = {("sdxl", "dreambooth full"), ("sdxl", "dreambooth lora")}
+LESS = {("sdxl", "dreambooth full"), ("sdxl", "dreambooth lora"), ("sdxl", "dreambooth full, text encoder")}
 LESS |= {("sd-v", name) for name in METHODS if name != "pivotal"} | {("sd3", name) for name in METHODS}
 EVERYWHERE = [pytest.param(f, n, marks=[pytest.mark.slow] if (f, n) in LESS else []) for f in FAMILIES for n in METHODS]
 

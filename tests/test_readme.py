@@ -131,7 +131,7 @@ def test_recipes_say_what_they_cost(path: Path) -> None:
 
 
 # Counting a network of billions of parameters takes 4 seconds: of each large base one recipe, and the others by the slow tests.
-LARGE = ("flux-dev-subject", "sdxl-dreambooth", "sdxl-subject")
+LARGE = ("flux-dev-subject", "sd35-medium-subject", "sdxl-dreambooth", "sdxl-inpainting", "sdxl-pivotal", "sdxl-subject")
 
 
 @pytest.mark.parametrize("path", [pytest.param(p, marks=[pytest.mark.slow] if p.stem in LARGE else [], id=p.name) for p in RECIPES])

@@ -120,7 +120,7 @@ def test_text_encoders_too(kind: str, make: Make, bases: Bases, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=[pytest.mark.slow] if k == "rslora" else []) for k in sorted(ROWS.keys() - {"oft"})]
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] if k in ("rslora", "loha", "dora") else []) for k in sorted(ROWS.keys() - {"oft"})]
 )
 def test_convolutions_too(kind: str, trained: Any, bases: Bases) -> None:
     path, live = trained(kind, method={"targets": "all"})
