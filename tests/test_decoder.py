@@ -404,6 +404,26 @@ def test_a_file_that_does_not_fit_is_refused_before_anything_is_loaded(bases: Ba
         autoencoder_file.with_autoencoder(where, tmp_path / "x.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda path: path.write_bytes(b""), "not a readable safetensors file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "not a readable safetensors file"),
+        (lambda path: save_file({k: t for k, t in load_file(path).items() if k != "decoder.conv_in.weight"}, path), "lacks decoder.conv_in"),
+        (lambda path: save_file({k: t.to(torch.int8) for k, t in load_file(path).items()}, path), "is in I8"),
+        (lambda path: path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors")), "holds no diffusion_pytorch_model.safetensors"),
+    ],
+    ids=["empty", "cut off", "a weight less", "whole numbers", "a variant alone"],
+)
+def test_a_folder_with_damaged_weights_is_refused_by_name(bases: Bases, tmp_path: Path, change: Callable[[Path], Any], said: str) -> None:
+    """By the flag and not by the base, and before anything is loaded."""
+    where = source.resolve_base(str(bases("sd")))
+    folder = shutil.copytree(where.folder / "vae", tmp_path / "vae")
+    change(folder / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(AccessError, match=rf"--vae {tmp_path}.*{said}"):
+        autoencoder_file.with_autoencoder(where, folder)
+
+
 @pytest.mark.parametrize("key", ["latent_channels", "scaling_factor", "block_out_channels"])
 def test_a_folder_that_does_not_fit_is_refused_by_name(bases: Bases, tmp_path: Path, key: str) -> None:
     where = source.resolve_base(str(bases("sd")))
@@ -430,7 +450,9 @@ def test_diffusers_keys_and_whole_checkpoints_are_read_too(bases: Bases, tmp_pat
     state = load_file(where.weights("vae")[0])
     original = autoencoder_file.original(state)
     fingerprints: dict[str, str] = {}
-    forms = {"diffusers": state, "whole": {f"first_stage_model.{k}": t for k, t in original.items()}, "half": original}
+    earlier = {autoencoder_file.earlier_key(k): t for k, t in state.items()}
+    assert "encoder.mid_block.attentions.0.proj_attn.bias" in earlier
+    forms = {"diffusers": state, "earlier": earlier, "whole": {f"first_stage_model.{k}": t for k, t in original.items()}, "half": original}
     for name, tensors in forms.items():
         save_file({k: t.half() if name == "half" else t for k, t in tensors.items()}, tmp_path / f"{name}.safetensors")
         other = autoencoder_file.with_autoencoder(where, tmp_path / f"{name}.safetensors")

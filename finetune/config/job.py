@@ -210,7 +210,7 @@ class Job(Section):
 
     def _preserving(self) -> list[tuple[bool, str]]:
         word, m, trigger = self.objective.preserve, self.method, self.trigger
-        if word is None:
+        if word is None or m.kind == "decoder":  # of which `_decoding` says it
             return []
         return [
             (not m.adapts, "objective.preserve: needs the base beside what is trained, which only an adapter leaves as it was"),

@@ -124,8 +124,11 @@ def draw(
         ).images
         for one in torch.split(latents, 1):  # an autoencoder takes more memory than a denoiser
             pixels = family.decode(one, side, width or side)[0]
-            if not (one.isfinite().all() and pixels.isfinite().all()):
-                raise NotFinite(f"the picture of seed {seeds[len(out)]} is black: its numbers overflowed", "a lower --guidance or weight")
+            black = f"the picture of seed {seeds[len(out)]} is black"
+            if not one.isfinite().all():
+                raise NotFinite(f"{black}: its numbers overflowed", "a lower --guidance or weight")
+            if not pixels.isfinite().all():
+                raise NotFinite(f"{black}: the autoencoder's numbers overflowed", "another --vae, or the base's own")
             image = to_image(pixels)
             out.append(canvas.kept(image) if canvas else image)
     return out
