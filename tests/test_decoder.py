@@ -310,6 +310,7 @@ def test_no_other_weights_are_downloaded(monkeypatch: pytest.MonkeyPatch, make: 
 WRONG: dict[str, dict[str, Any]] = {
     "run.sample_prompt": {"run": {"sample_prompt": ["a disc"]}},
     "data.trigger": {"data": {"trigger": "sks"}},
+    "data.inpaint_mask": {"data": {"inpaint_mask": "file"}},
     "data.caption_dropout": {"data": {"caption_dropout": 0.2}},
     "data.shuffle_tags": {"data": {"shuffle_tags": True}},
     "subject.token": {"subject": {"token": "sks", "class_word": "disc"}},
@@ -379,7 +380,8 @@ def test_a_run_with_another_autoencoder_draws_and_goes_on_with_it(
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0]), "latents are the same, and so is what is learned of them"
     assert len(pictures["with"]) == 2
     for path in (tmp_path / "with" / "samples").glob("step-*-*.png"):
-        assert json.loads(Image.open(path).info["parameters"])["vae"] == "vae.safetensors"
+        with Image.open(path) as drawn:
+            assert json.loads(drawn.info["parameters"])["vae"] == "vae.safetensors"
     assert all(not np.array_equal(a, b) for a, b in zip(pictures["with"], pictures["without"], strict=True))
     assert cli.run([*words, "--vae", str(tmp_path / "vae"), "--out", str(tmp_path / "with")]) == 0
     said = capsys.readouterr().err
@@ -409,9 +411,15 @@ def test_a_file_that_does_not_fit_is_refused_before_anything_is_loaded(bases: Ba
     [
         (lambda path: path.write_bytes(b""), "not a readable safetensors file"),
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), "not a readable safetensors file"),
-        (lambda path: save_file({k: t for k, t in load_file(path).items() if k != "decoder.conv_in.weight"}, path), "lacks decoder.conv_in"),
+        (
+            lambda path: save_file({k: t for k, t in load_file(path).items() if k != "decoder.conv_in.weight"}, path),
+            "lacks decoder.conv_in",
+        ),
         (lambda path: save_file({k: t.to(torch.int8) for k, t in load_file(path).items()}, path), "is in I8"),
-        (lambda path: path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors")), "holds no diffusion_pytorch_model.safetensors"),
+        (
+            lambda path: path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors")),
+            "holds no diffusion_pytorch_model.safetensors",
+        ),
     ],
     ids=["empty", "cut off", "a weight less", "whole numbers", "a variant alone"],
 )

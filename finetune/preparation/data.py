@@ -118,11 +118,11 @@ class Data:
     pictures: Pictures
     sizes: Buckets
     batch: int
-    unread: Sequence[str] = ()  # pictures with an inpainting mask of their own, which the base does not read
+    unread: Sequence[str] = ()  # pictures with an inpainting mask of their own, which the run does not read
 
     def describe(self, say: Callable[[str], None]) -> None:
         if self.unread:
-            say(f"  {len(self.unread)} with an inpainting mask, not used: the base draws from noise alone")
+            say(f"  {len(self.unread)} with an inpainting mask, not used: nothing is repainted in this run")
         index_plan.describe(self.pictures.train, self.batch, self.sizes, say)
 
 
@@ -135,7 +135,7 @@ def cut(job: Job, family: Family, pictures: Pictures, batch: int, classes: Seque
         DataError: a picture has no inpainting mask of its own, and is to have one.
     """
     unread: list[str] = []
-    if family.repaints:
+    if family.repaints and "denoiser" in asked(job.method.kind):
         _check_masks(job, pictures)
     else:
         _check_unmasked(job)

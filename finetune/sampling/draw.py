@@ -19,6 +19,7 @@ from finetune.data.decode import SOFTWARE
 from finetune.data.encoded import Text
 from finetune.data.file import read_file
 from finetune.errors import ConfigError, FinetuneError, line
+from finetune.families import inpainting
 from finetune.families.family import Family
 from finetune.sampling.canvas import Canvas
 from finetune.sampling.pipeline import Pipeline, Sampler
@@ -139,8 +140,8 @@ def _told(family: Family, canvas: Canvas | None, height: int, width: int) -> dic
     if not family.repaints:
         return {}
     if canvas is None:
-        return family.canvas(torch.zeros(1, 3, height, width), torch.ones(1, 1, height, width))
-    return family.canvas(to_tensor(canvas.image)[None], to_plane(canvas.mask)[None])
+        return inpainting.canvas(family, torch.zeros(1, 3, height, width), torch.ones(1, 1, height, width))
+    return inpainting.canvas(family, to_tensor(canvas.image)[None], to_plane(canvas.mask)[None])
 
 
 def _stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

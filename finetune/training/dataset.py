@@ -14,6 +14,7 @@ from finetune.data.check import Report
 from finetune.data.crop import to_image, to_tensor
 from finetune.data.encoded import Pixels, picture_jobs
 from finetune.data.index_plan import SampleGroup, joined, repeated
+from finetune.data.inputs import INPAINT_MASK
 from finetune.data.sample import Listing, Pictures, Problem, Sample, some
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.round_trip import psnr
@@ -63,6 +64,7 @@ def checked(job: Job, vae: str | None, phase: Phase) -> tuple[Report, Image.Imag
         for what, names in repeated(epoch).items():
             report.add("warning", what, names)
         _add_tokens(job, family, sides, report)
+        _add_masks(data.pixels(job, family.edition.reads), sides, report)
     sheet = _round_trip(job, vae, sides, report, phase) if vae and sides else None
     report.findings.sort(key=lambda f: check.LEVELS.index(f.level))
     return report, sheet
@@ -91,6 +93,20 @@ def _add_tokens(job: Job, family: Family, sides: Pictures, report: Report) -> No
     for name, count in counts.items():
         if count > room:
             report.add("warning", f"a caption of {count} tokens is cut to {room}", [name])
+
+
+def _add_masks(shown: Pixels, sides: Pictures, report: Report) -> None:
+    """Pictures whose own inpainting mask would end a run when it is encoded."""
+    wrong: dict[str, list[str]] = {}
+    for samples, count in ((sides.train, shown.augment.count), (sides.held, 1)):
+        for s in samples:
+            try:
+                for variant in range(count) if INPAINT_MASK in s.inputs else ():
+                    shown.inpaint_mask(s, variant)
+            except DataError as e:
+                wrong.setdefault(e.message.replace(f"the inpainting mask of {s.name}", "its inpainting mask"), []).append(s.name)
+    for what, names in wrong.items():
+        report.add("error", what, names)
 
 
 def _round_trip(job: Job, name: str, sides: Pictures, report: Report, phase: Phase) -> Image.Image:
