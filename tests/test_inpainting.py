@@ -272,6 +272,11 @@ def test_masks_are_known_in_any_case_and_in_archives(tmp_path: Path) -> None:
     assert packed.contents == sample.contents
 
 
+def test_a_class_pictures_mask_is_not_offered(tmp_path: Path) -> None:
+    """No setting would have it read."""
+    assert "inpainting mask file not used; of a class picture" in scan(Origin(str(place(tmp_path / "a")), CAPTION, drawn=True)).notes
+
+
 def test_of_two_masks_the_one_that_is_not_used_is_named(tmp_path: Path) -> None:
     root = place(tmp_path / "a")
     mask_of(24, 20).save(root / "00.inpaint.jpg")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from finetune.config.data import Data as DataSettings
 from finetune.config.job import Job
@@ -131,7 +132,7 @@ def cut(job: Job, family: Family, pictures: Pictures, batch: int, classes: Seque
     global one.
 
     Raises:
-        ConfigError: the base's autoencoder cannot make a size.
+        ConfigError: the base's autoencoder cannot make a size, or its denoiser knows none so long.
         DataError: a picture has no inpainting mask of its own, and is to have one.
     """
     unread: list[str] = []
@@ -146,7 +147,20 @@ def cut(job: Job, family: Family, pictures: Pictures, batch: int, classes: Seque
     train = sizes.assign(pictures.train, batch=of_job)
     beside = sizes.assign(list(classes), sizes.sides[:1])  # they were drawn at that resolution
     held = sizes.assign(pictures.held, sizes.sides[:1])
+    _check_sides(family, max(chain(sizes.sides, *(s.size for s in (*train, *beside, *held)))))
     return Data(replace(pictures, train=train, classes=beside, held=held), sizes, of_job, unread)
+
+
+def _check_sides(family: Family, side: int) -> None:
+    """Raises:
+    ConfigError: the longest side of all is of more positions than the denoiser has.
+    """
+    longest = family.edition.longest
+    if longest and side > longest:
+        raise ConfigError(
+            f"--resolution: a picture becomes {side} pixels long, and {family.source.id} knows no sides of more than {longest}",
+            "a lower one; or --set data.buckets=false, where the picture is an oblong",
+        )
 
 
 def _unmasked(samples: Sequence[Sample]) -> list[Sample]:
