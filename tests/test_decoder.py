@@ -335,6 +335,12 @@ def test_what_a_decoder_has_no_use_for_is_refused_by_name(name: str) -> None:
         config.parse(merge_settings(DECODER, {"data": {"path": "imgs"}}, WRONG[name]))
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "samples"])
+def test_a_name_that_a_run_has_for_a_folder_is_refused_before_it_trains(name: str, imgs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["vae", str(imgs), "--base", "tiny", "--name", name, "--dry-run"]) == 2
+    assert f"--name {name}: is what a run calls another of its folders" in capsys.readouterr().err
+
+
 def test_a_settings_command_is_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert config.parse(merge_settings(DECODER, {"data": {"path": "imgs"}})).command == "vae"
     assert cli.run(["lora", "--data", str(tmp_path), "--recipe", "tiny-vae"]) == 2
@@ -350,6 +356,16 @@ def test_a_check_names_the_remedy(drawings: Path, capsys: pytest.CaptureFixture[
 
 
 # Another autoencoder
+
+
+def test_a_check_tries_what_a_run_made(learned: Summary, drawings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the job's base, and beside what the base's own holds."""
+    held: dict[str, float] = {}
+    for vae in ("tiny", learned.out):
+        words = ["data", "check", "--data", str(drawings / "held"), "--base", "tiny", "--caption", "a drawing", "--json"]
+        assert cli.run([*words, "--vae", str(vae)]) == 0
+        held[str(vae)] = json.loads(capsys.readouterr().out)["autoencoder"]["mean_psnr"]
+    assert held[str(learned.out)] > held["tiny"] + 0.5
 
 
 def test_another_autoencoder_draws_the_same_latents_otherwise(learned: Summary, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
