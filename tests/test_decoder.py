@@ -19,6 +19,7 @@ from test_exactness import difference
 from torch import Tensor
 
 from finetune import cli, config
+from finetune.adapters import decoder
 from finetune.adapters.contract import Contract
 from finetune.bases import TINY
 from finetune.config.precedence import merge_settings
@@ -366,6 +367,17 @@ def test_a_check_tries_what_a_run_made(learned: Summary, drawings: Path, capsys:
         assert cli.run([*words, "--vae", str(vae)]) == 0
         held[str(vae)] = json.loads(capsys.readouterr().out)["autoencoder"]["mean_psnr"]
     assert held[str(learned.out)] > held["tiny"] + 0.5
+
+
+def test_a_file_for_another_family_is_refused_though_its_shapes_fit(learned: Summary, bases: Bases, tmp_path: Path) -> None:
+    """Those of 1.5 and XL are alike but for a scale that no file has."""
+    file, where = tmp_path / "vae.safetensors", source.resolve_base("tiny")
+    written = learned.written["vae"]
+    said = header_of(written).metadata
+    save_file(load_file(written), file, said | {"ft.contract": said["ft.contract"].replace("stable-diffusion", "stable-diffusion-xl")})
+    with pytest.raises(AccessError, match="was trained for stable-diffusion-xl, and tiny is stable-diffusion"):
+        decoder.in_place(where, file)
+    assert decoder.in_place(where, written).vae_id == written.name
 
 
 def test_another_autoencoder_draws_the_same_latents_otherwise(learned: Summary, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

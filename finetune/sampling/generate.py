@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from finetune import files
-from finetune.adapters import embedding
+from finetune.adapters import decoder, embedding
 from finetune.adapters.chosen import parse_adapter
 from finetune.adapters.contract import model_of
 from finetune.adapters.embedding import Embedding
@@ -24,7 +24,6 @@ from finetune.data.encoded import Text
 from finetune.data.sample import Size
 from finetune.errors import ConfigError, DataError, line
 from finetune.families import load, source, trust
-from finetune.families.autoencoder_file import with_autoencoder
 from finetune.families.family import Family
 from finetune.families.source import Source
 from finetune.run_folder import RunFolder
@@ -197,7 +196,7 @@ def generate(request: Request, say: Callable[[str], None], bar: Bar = no_bar) ->
     files_given: list[AdapterFile | Embedding] = [*adapters, *embeddings]
     where = choose_base(request.base, files_given)
     if request.vae:
-        where = with_autoencoder(where, request.vae)
+        where = decoder.in_place(where, request.vae)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     half = device is not None and not apply.needs_fp32(adapters)
     family = load.family(where, device or "cpu", torch.float16 if half else torch.float32)
