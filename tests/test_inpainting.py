@@ -341,7 +341,8 @@ def test_an_adapter_draws_on_the_base_that_repaints_and_on_the_other(
     words = ["--adapter", summary["adapter"], "--steps", "2", "--out", str(tmp_path / "p"), "--json", PROMPT]
     on = ["--image", str(root / "00.png"), "--mask", str(root / "00.inpaint.png")]
     assert run(capsys, "generate", "--base", str(bases("sd")), *words)[0] == 0
-    code, printed, _ = run(capsys, "generate", "--base", str(bases("sd-inpainting")), *words, *on)
+    code, printed, said = run(capsys, "generate", "--base", str(bases("sd-inpainting")), *words, *on)
+    assert "note: 00.png is 32x16, and drawn upon at " in said
     (drawn,) = json.loads(printed)["pictures"]
     image, picture = np.asarray(Image.open(drawn["path"])), np.asarray(Image.open(root / "00.png"))
     size = Size(*image.shape[:2])

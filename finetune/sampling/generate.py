@@ -20,6 +20,7 @@ from finetune.adapters.read import AdapterFile, read
 from finetune.config import read_yaml
 from finetune.config.method import EMBEDDED
 from finetune.data import lettering
+from finetune.data.crop import same_proportions
 from finetune.data.encoded import Text
 from finetune.data.sample import Size
 from finetune.errors import ConfigError, DataError, line
@@ -212,8 +213,12 @@ def generate(request: Request, say: Callable[[str], None], bar: Bar = no_bar) ->
     canvas.check_masked(family, request.image, request.mask)
     on = canvas.opened(request.image, request.mask) if request.image and request.mask else None
     width, height = sides(family, request, resolution, on)
-    if on:
-        on = canvas.fitted_canvas(on, Size(height, width))
+    if on and request.image:
+        own, size = Size(on.image.height, on.image.width), Size(height, width)
+        if own != size:
+            middle = "" if same_proportions(own, size) else ", cut around the middle"
+            say(f"note: {request.image.name} is {own}, and drawn upon at {size}{middle}")
+        on = canvas.fitted_canvas(on, size)
     elif family.repaints:
         say(f"note: {where.id} repaints a part of a picture (--image, --mask); without one all of it is drawn")
     draw.check_steps(family, sampler, steps)
