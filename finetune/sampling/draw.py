@@ -125,11 +125,9 @@ def draw(
         ).images
         for one in torch.split(latents, 1):  # an autoencoder takes more memory than a denoiser
             pixels = family.decode(one, side, width or side)[0]
-            black = f"the picture of seed {seeds[len(out)]} is black"
-            if not one.isfinite().all():
-                raise NotFinite(f"{black}: its numbers overflowed", "a lower --guidance or weight")
-            if not pixels.isfinite().all():
-                raise NotFinite(f"{black}: the autoencoder's numbers overflowed", "another --vae, or the base's own")
+            if not (one.isfinite().all() and pixels.isfinite().all()):
+                remedy = "a lower --guidance or weight" + (", or the base's own autoencoder" if family.source.vae else "")
+                raise NotFinite(f"the picture of seed {seeds[len(out)]} is black: its numbers overflowed", remedy)
             image = to_image(pixels)
             out.append(canvas.kept(image) if canvas else image)
     return out
