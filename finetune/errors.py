@@ -20,7 +20,8 @@ def unbroken(text: str) -> str:
     return plain(text.replace("\n", "?"))
 
 
-_BROKEN = re.compile(r"\n(?! {7}\S)")  # where a message goes on that lists several mistakes, it is indented
+NEXT = "\n       "  # between mistakes that one message lists: it goes on indented
+_BROKEN = re.compile(rf"\n(?!{NEXT[1:]}\S)")
 
 
 def message(text: str) -> str:

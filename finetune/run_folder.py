@@ -93,6 +93,11 @@ class RunFolder:
         return step_folder(self.checkpoints, step)
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """Those that every run may have, whatever it is called."""
+        return self.checkpoints, self.averages, self.samples, self.tensorboard
+
+    @property
     def best(self) -> Path:
         """What trains, with the lowest held-out loss."""
         return self.checkpoints / BEST

@@ -184,7 +184,7 @@ def test_a_file_without_alpha_says_its_strength(tmp_path: Path) -> None:
 # Verifying
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", "flux", pytest.param("sd3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["sd", "sd-inpainting", "sdxl", "flux", pytest.param("sd3", marks=pytest.mark.slow)])
 def test_verify_measures_the_effect(
     name: str, bases: Bases, train: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

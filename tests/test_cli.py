@@ -585,6 +585,14 @@ def test_a_recipe_that_is_malformed_is_refused_whatever_the_flags(text: str, img
         make_job("lora", {"data": {"path": str(imgs)}, "method": {"kind": "loha"}}, tmp_path / "bad.yaml", [], {})
 
 
+def test_mistakes_stand_on_lines_of_their_own(imgs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Together they may be longer than any one is shown."""
+    assert cli.run(["vae", str(imgs), "--set", "method.rank=4", "--set", "objective.noise_offset=0.1", "--set", "data.trigger=x"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    named = ["method.rank", "data.trigger", "objective.noise_offset"]
+    assert [line.removeprefix("error:").split(":")[0].strip() for line in said[:3]] == named, said
+
+
 def test_a_recipes_rate_is_for_what_the_recipe_trains(imgs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from finetune.cli.train import make_job
     from finetune.config import recipes

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from parts import Train
+from parts import Bases, Train
 from safetensors.torch import load_file, save_file
 
 from finetune.errors import AccessError, ConfigError
@@ -92,6 +92,13 @@ def test_what_chooses_code_is_left_out_and_said(
         net = family.parts.load(part)
         assert getattr(net.config, key, None) != next(iter(said.values()))
     assert f"note: base: {place} says {key}, which is left out" in capsys.readouterr().err
+
+
+def test_what_t5_makes_of_its_settings_is_not_worth_a_word(bases: Bases, capsys: pytest.CaptureFixture[str]) -> None:
+    """It stands in every config that the library writes."""
+    contents._say.cache_clear()
+    load.family(source.resolve_base(str(bases("sd3")))).parts.load("text_encoder_3")
+    assert "left out" not in capsys.readouterr().err
 
 
 REFUSED = [

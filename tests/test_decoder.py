@@ -19,6 +19,7 @@ from test_exactness import difference
 from torch import Tensor
 
 from finetune import cli, config
+from finetune.adapters import decoder
 from finetune.adapters.contract import Contract
 from finetune.bases import TINY
 from finetune.config.precedence import merge_settings
@@ -310,6 +311,7 @@ def test_no_other_weights_are_downloaded(monkeypatch: pytest.MonkeyPatch, make: 
 WRONG: dict[str, dict[str, Any]] = {
     "run.sample_prompt": {"run": {"sample_prompt": ["a disc"]}},
     "data.trigger": {"data": {"trigger": "sks"}},
+    "data.inpaint_mask": {"data": {"inpaint_mask": "file"}},
     "data.caption_dropout": {"data": {"caption_dropout": 0.2}},
     "data.shuffle_tags": {"data": {"shuffle_tags": True}},
     "subject.token": {"subject": {"token": "sks", "class_word": "disc"}},
@@ -334,6 +336,12 @@ def test_what_a_decoder_has_no_use_for_is_refused_by_name(name: str) -> None:
         config.parse(merge_settings(DECODER, {"data": {"path": "imgs"}}, WRONG[name]))
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "samples"])
+def test_a_name_that_a_run_has_for_a_folder_is_refused_before_it_trains(name: str, imgs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["vae", str(imgs), "--base", "tiny", "--name", name, "--dry-run"]) == 2
+    assert f"--name {name}: is what a run calls another of its folders" in capsys.readouterr().err
+
+
 def test_a_settings_command_is_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert config.parse(merge_settings(DECODER, {"data": {"path": "imgs"}})).command == "vae"
     assert cli.run(["lora", "--data", str(tmp_path), "--recipe", "tiny-vae"]) == 2
@@ -349,6 +357,27 @@ def test_a_check_names_the_remedy(drawings: Path, capsys: pytest.CaptureFixture[
 
 
 # Another autoencoder
+
+
+def test_a_check_tries_what_a_run_made(learned: Summary, drawings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the job's base, and beside what the base's own holds."""
+    held: dict[str, float] = {}
+    for vae in ("tiny", learned.out):
+        words = ["data", "check", "--data", str(drawings / "held"), "--base", "tiny", "--caption", "a drawing", "--json"]
+        assert cli.run([*words, "--vae", str(vae)]) == 0
+        held[str(vae)] = json.loads(capsys.readouterr().out)["autoencoder"]["mean_psnr"]
+    assert held[str(learned.out)] > held["tiny"] + 0.5
+
+
+def test_a_file_for_another_family_is_refused_though_its_shapes_fit(learned: Summary, bases: Bases, tmp_path: Path) -> None:
+    """Those of 1.5 and XL are alike but for a scale that no file has."""
+    file, where = tmp_path / "vae.safetensors", source.resolve_base("tiny")
+    written = learned.written["vae"]
+    said = header_of(written).metadata
+    save_file(load_file(written), file, said | {"ft.contract": said["ft.contract"].replace("stable-diffusion", "stable-diffusion-xl")})
+    with pytest.raises(AccessError, match="was trained for stable-diffusion-xl, and tiny is stable-diffusion"):
+        decoder.in_place(where, file)
+    assert decoder.in_place(where, written).vae_id == written.name
 
 
 def test_another_autoencoder_draws_the_same_latents_otherwise(learned: Summary, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -379,8 +408,8 @@ def test_a_run_with_another_autoencoder_draws_and_goes_on_with_it(
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0]), "latents are the same, and so is what is learned of them"
     assert len(pictures["with"]) == 2
     for path in (tmp_path / "with" / "samples").glob("step-*-*.png"):
-        with Image.open(path) as image:
-            assert json.loads(image.info["parameters"])["vae"] == "vae.safetensors"
+        with Image.open(path) as drawn:
+            assert json.loads(drawn.info["parameters"])["vae"] == "vae.safetensors"
     assert all(not np.array_equal(a, b) for a, b in zip(pictures["with"], pictures["without"], strict=True))
     assert cli.run([*words, "--vae", str(tmp_path / "vae"), "--out", str(tmp_path / "with")]) == 0
     said = capsys.readouterr().err
@@ -403,6 +432,32 @@ def test_a_file_that_does_not_fit_is_refused_before_anything_is_loaded(bases: Ba
     save_file(change(load_file(where.weights("vae")[0])), tmp_path / "x.safetensors")
     with pytest.raises(AccessError, match=said):
         autoencoder_file.with_autoencoder(where, tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda path: path.write_bytes(b""), "not a readable safetensors file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "not a readable safetensors file"),
+        (
+            lambda path: save_file({k: t for k, t in load_file(path).items() if k != "decoder.conv_in.weight"}, path),
+            "lacks decoder.conv_in",
+        ),
+        (lambda path: save_file({k: t.to(torch.int8) for k, t in load_file(path).items()}, path), "is in I8"),
+        (
+            lambda path: path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors")),
+            "holds no diffusion_pytorch_model.safetensors",
+        ),
+    ],
+    ids=["empty", "cut off", "a weight less", "whole numbers", "a variant alone"],
+)
+def test_a_folder_with_damaged_weights_is_refused_by_name(bases: Bases, tmp_path: Path, change: Callable[[Path], Any], said: str) -> None:
+    """By the flag and not by the base, and before anything is loaded."""
+    where = source.resolve_base(str(bases("sd")))
+    folder = shutil.copytree(where.folder / "vae", tmp_path / "vae")
+    change(folder / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(AccessError, match=rf"--vae {tmp_path}.*{said}"):
+        autoencoder_file.with_autoencoder(where, folder)
 
 
 @pytest.mark.parametrize("key", ["latent_channels", "scaling_factor", "block_out_channels"])
@@ -431,7 +486,9 @@ def test_diffusers_keys_and_whole_checkpoints_are_read_too(bases: Bases, tmp_pat
     state = load_file(where.weights("vae")[0])
     original = autoencoder_file.original(state)
     fingerprints: dict[str, str] = {}
-    forms = {"diffusers": state, "whole": {f"first_stage_model.{k}": t for k, t in original.items()}, "half": original}
+    earlier = {autoencoder_file.earlier_key(k): t for k, t in state.items()}
+    assert "encoder.mid_block.attentions.0.proj_attn.bias" in earlier
+    forms = {"diffusers": state, "earlier": earlier, "whole": {f"first_stage_model.{k}": t for k, t in original.items()}, "half": original}
     for name, tensors in forms.items():
         save_file({k: t.half() if name == "half" else t for k, t in tensors.items()}, tmp_path / f"{name}.safetensors")
         other = autoencoder_file.with_autoencoder(where, tmp_path / f"{name}.safetensors")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -244,13 +245,52 @@ def test_a_mask_of_other_proportions_is_named(tmp_path: Path) -> None:
         looked(root)
 
 
+def test_a_check_names_masks_that_would_end_a_run(bases: Bases, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of every variant: one that is white in a corner alone may be cut away."""
+    root = place(tmp_path / "a", ((40, 20),) * 3)
+    Image.new("L", (40, 20), 100).save(root / "00.inpaint.png")
+    corner = Image.new("L", (40, 20), 0)
+    corner.paste(255, (0, 0, 6, 20))
+    corner.save(root / "01.inpaint.png")
+    words = ["data", "check", str(root), "--base", str(bases("sd-inpainting")), "--caption", PROMPT, "--resolution", "16", "--json"]
+    for more, named in (["--set", "data.buckets=false"], ["00.png", "01.png"]), ([], ["00.png"]):
+        code, printed, _ = run(capsys, *words, *more)
+        found = [e for e in json.loads(printed)["errors"] if "nothing of the part that is trained on is white" in e["what"]]
+        assert code == 3 and [e["files"] for e in found] == [named], printed
+
+
+def test_masks_are_known_in_any_case_and_in_archives(tmp_path: Path) -> None:
+    """One that was taken for a picture would be trained on."""
+    root = place(tmp_path / "a")
+    (root / "00.inpaint.png").rename(root / "00.Inpaint.PNG")
+    (sample,) = looked(root)
+    assert INPAINT_MASK in sample.inputs
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        for file in root.iterdir():
+            shard.add(file, file.name)
+    (packed,) = looked(tmp_path / "a.tar")
+    assert packed.contents == sample.contents
+
+
+def test_a_class_pictures_mask_is_not_offered(tmp_path: Path) -> None:
+    """No setting would have it read."""
+    assert "inpainting mask file not used; of a class picture" in scan(Origin(str(place(tmp_path / "a")), CAPTION, drawn=True)).notes
+
+
+def test_of_two_masks_the_one_that_is_not_used_is_named(tmp_path: Path) -> None:
+    root = place(tmp_path / "a")
+    mask_of(24, 20).save(root / "00.inpaint.jpg")
+    listing = scan(Origin(str(root), CAPTION, beside=frozenset({INPAINT_MASK})))
+    assert listing.notes["mask file not used, as there is 00.inpaint.png"] == ["00.inpaint.jpg"]
+
+
 def test_a_base_that_draws_from_noise_alone_says_that_it_reads_no_masks(tmp_path: Path, base: Path, settings: Make) -> None:
     root = place(tmp_path / "a")
     runs = [settings(data={"path": str(root), "caption": PROMPT} | more) for more in ({}, {"inpaint_mask": "file"}, {"variants": 2})]
     said: list[str] = []
     prepared = readied(config.parse(runs[0])).data
     prepared.describe(said.append)
-    assert "  1 with an inpainting mask, not used: the base draws from noise alone" in said
+    assert "  1 with an inpainting mask, not used: nothing is repainted in this run" in said
     assert not any(INPAINT_MASK in s.inputs for s in prepared.pictures.train)
     with pytest.raises(ConfigError, match=r"data\.inpaint_mask file: this base does not repaint"):
         readied(config.parse(runs[1]))
@@ -301,7 +341,8 @@ def test_an_adapter_draws_on_the_base_that_repaints_and_on_the_other(
     words = ["--adapter", summary["adapter"], "--steps", "2", "--out", str(tmp_path / "p"), "--json", PROMPT]
     on = ["--image", str(root / "00.png"), "--mask", str(root / "00.inpaint.png")]
     assert run(capsys, "generate", "--base", str(bases("sd")), *words)[0] == 0
-    code, printed, _ = run(capsys, "generate", "--base", str(bases("sd-inpainting")), *words, *on)
+    code, printed, said = run(capsys, "generate", "--base", str(bases("sd-inpainting")), *words, *on)
+    assert "note: 00.png is 32x16, and drawn upon at " in said
     (drawn,) = json.loads(printed)["pictures"]
     image, picture = np.asarray(Image.open(drawn["path"])), np.asarray(Image.open(root / "00.png"))
     size = Size(*image.shape[:2])
@@ -319,6 +360,7 @@ def test_an_adapter_draws_on_the_base_that_repaints_and_on_the_other(
         ("sd", "--image {a}/00.png --mask {a}/00.inpaint.png", "--image, --mask: sd draws from noise alone"),
         ("sd-inpainting", "--image {a}/00.png --mask {a}/other.png", "--mask other.png: is 40x20, and 00.png 24x20"),
         ("sd-inpainting", "--image {a}/00.png --mask {a}/black.png", "--mask black.png: nothing of it is white"),
+        ("sd-inpainting", "--image {a}/00.png --mask {a}/edge.png --width 16 --height 32", "--mask: nothing of it is white when it is cut"),
         ("sd-inpainting", "--image {a}/none.png --mask {a}/black.png", "none.png"),
     ],
 )
@@ -328,6 +370,9 @@ def test_what_cannot_be_drawn_upon_is_refused_by_name(
     root = place(tmp_path / "a")
     Image.new("L", (40, 20), 255).save(root / "other.png")
     Image.new("L", (24, 20), 100).save(root / "black.png")
+    edge = Image.new("L", (24, 20), 0)
+    edge.paste(255, (0, 0, 3, 20))
+    edge.save(root / "edge.png")
     given = words.format(a=root).split()
     code, _, said = run(capsys, "generate", "--base", str(bases(name)), *given, "--out", str(tmp_path / "p"), PROMPT)
     assert code == (3 if "none.png" in words else 2) and message in said and not list((tmp_path / "p").glob("*.png"))

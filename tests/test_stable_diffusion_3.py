@@ -13,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers as to_diffusers
 from parts import Bases, family
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_families import Recorder, tensors
 from test_interop import output, through_ours
@@ -34,6 +35,7 @@ from finetune.families.family import Family
 from finetune.families.names.stable_diffusion_3 import NAMES
 from finetune.families.stable_diffusion_3_file import as_one_file, transformer
 from finetune.objectives.flow import Flow
+from finetune.preparation import data
 from finetune.sampling import draw, generate
 from finetune.training import run
 
@@ -106,17 +108,19 @@ def test_another_shift_or_patch_is_refused(bases: Bases, tmp_path: Path) -> None
     assert isinstance(schedule, Flow) and schedule.shift == 3.0
 
 
-def test_a_side_that_it_has_no_positions_for_is_refused(bases: Bases) -> None:
+def test_a_side_that_it_has_no_positions_for_is_refused(settings: Callable[..., dict[str, Any]], bases: Bases, tmp_path: Path) -> None:
     """96 pixels of the tiny one's; 3 medium and 3.5 large have 3072, 3.5 medium 6144."""
     of = family(bases("sd3"))
     assert of.edition.longest == 96 and [facts.SPEC.edition(shipped(n)).longest for n in ("sd3-medium", "sd35-medium")] == [3072, 6144]
     draw.check_side(of, 96)
     with pytest.raises(ConfigError, match="knows no sides of more than 96 pixels"):
         draw.check_side(of, 112)
-    with pytest.raises(ConfigError, match="becomes 112 pixels long, and sd3 knows no sides of more than 96"):
-        of.example(112)
-    with pytest.raises(ConfigError, match="becomes 128 pixels long"):  # in a bucket, at the first step
-        of.predict({}, torch.zeros(1, 4, 16, 64), torch.zeros(1), {})
+    for width, said in (64, "becomes 112 pixels long, and sd3 knows no sides of more than 96"), (128, "becomes 156 pixels long"):
+        Image.new("RGB", (width, 64)).save(tmp_path / "a.png")
+        setup = settings(model={"base": str(bases("sd3"))}, data={"path": str(tmp_path), "caption": "x", "resolution": 112})
+        job = config.parse(setup)
+        with pytest.raises(ConfigError, match=said):  # before a network is loaded
+            data.cut(job, of, data.gathered(job), 1)
 
 
 # What trains

@@ -8,13 +8,32 @@ from typing import Any
 from torch import nn
 
 from finetune import files, tensor_files
+from finetune.adapters.contract import Contract
 from finetune.adapters.model import cast
 from finetune.adapters.write import hashed
-from finetune.errors import ConfigError
+from finetune.errors import AccessError, ConfigError
 from finetune.families import autoencoder_file
 from finetune.families.autoencoder_file import WEIGHTS
+from finetune.families.source import Source
+from finetune.header import header_of
 
 DTYPE = "fp32"  # in another the encoder would be rounded too, and with it the latents that a base knows
+
+
+def in_place(source: Source, path: Path, weights: bool = True) -> Source:
+    """The base with another autoencoder: see `with_autoencoder`. A single file has no config that would tell its latents' scale, so that of
+    another family may fit: one that was written here says whose it is.
+
+    Raises:
+        AccessError: it fits no base of this family.
+    """
+    where = autoencoder_file.with_autoencoder(source, path, weights)
+    path = files.home(path)
+    contract = Contract.of(header_of(path).metadata) if path.is_file() else None
+    if contract and contract.family != source.spec.name:
+        was, here = f"was trained for {contract.family}", f"{source.id} is {source.spec.name}"
+        raise AccessError(f"--vae {path}: {was}, and {here}", autoencoder_file.HINT)
+    return where
 
 
 def check_folder(folder: Path) -> None:

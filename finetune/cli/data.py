@@ -12,6 +12,7 @@ from finetune.cli import complete, flags, present, streams
 from finetune.cli.train import any_job
 from finetune.config import Job
 from finetune.errors import ConfigError, DataError, unbroken
+from finetune.run_folder import RunFolder
 
 app = typer.Typer(help="Check, show, caption and encode pictures before training.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
@@ -44,7 +45,10 @@ def check(
     recipe: Recipe = None,
     set_: Set = None,
     vae: Annotated[
-        str | None, typer.Option("--vae", help="base whose autoencoder to try on these pictures", metavar="BASE", show_default=False)
+        str | None,
+        typer.Option(
+            "--vae", help="base whose autoencoder to try on these pictures; or a run of `ft vae`", metavar="BASE|RUN", show_default=False
+        ),
     ] = None,
     sheet: Annotated[
         Path | None, typer.Option("--sheet", help="with --vae, where to draw the worst", metavar="FILE", show_default=False)
@@ -56,7 +60,8 @@ def check(
     """Say what is wrong with pictures and captions before any model is loaded; exit with 3 on errors."""
     if sheet and not vae:
         raise ConfigError("--sheet: needs --vae, whose worst pictures it shows")
-    job = _job(given | ({"base": vae} if vae and not given.get("base") else {}), recipe, set_)
+    own = vae and not given.get("base") and not RunFolder(files.home(vae)).record.is_file()  # a run's is tried in the job's base
+    job = _job(given | ({"base": vae} if own else {}), recipe, set_)
     from finetune import cli
     from finetune.sampling import draw
     from finetune.training import dataset

@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from finetune.cli import flags, streams, words
 from finetune.cli.examples import EXAMPLES
-from finetune.errors import ConfigError
+from finetune.errors import NEXT, ConfigError
 
 CONTEXT: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
@@ -134,7 +134,7 @@ def _unknown(arguments: list[str], known: set[str]) -> str | None:
     answers = {name: words.answer(name) for name in names if words.bare_flag(name) not in own_flags}
     if not any(answers.values()):
         return None
-    return "\n       ".join(f"{name}: {answer or 'no such flag'}" for name, answer in answers.items())
+    return NEXT.join(f"{name}: {answer or 'no such flag'}" for name, answer in answers.items())
 
 
 def _options(command: Any, ctx: Any, formatter: Formatter) -> None:

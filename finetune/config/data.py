@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from finetune.config.section import Around, Fraction, Said, Section, Template
+from finetune.errors import NEXT
 
 Caption = Annotated[
     Template | None, Field(description="one caption for all pictures; {name} is a picture's file name in words, {folder} its folder's")
@@ -120,7 +121,7 @@ class Data(Section):
     @model_validator(mode="after")
     def _together(self) -> "Data":
         if wrong := [text for holds, text in self._contradictions() if holds]:
-            raise ValueError("\n       ".join(wrong))
+            raise ValueError(NEXT.join(wrong))
         return self
 
     def _contradictions(self) -> list[tuple[bool, str]]:

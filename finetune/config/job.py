@@ -12,6 +12,7 @@ from finetune.config.method import EMBEDDED, Method, trained, usual_rate
 from finetune.config.objective import Objective
 from finetune.config.optim import Optim
 from finetune.config.section import Positive, Said, Section, Word
+from finetune.errors import NEXT
 from finetune.text import AUTO, says
 
 
@@ -139,7 +140,7 @@ class Job(Section):
     def _together(self) -> "Job":
         wrong = [text for holds, text in self._contradictions() if holds]
         if wrong:
-            raise ValueError("\n       ".join(wrong))
+            raise ValueError(NEXT.join(wrong))
         return self
 
     def _contradictions(self) -> list[tuple[bool, str]]:
@@ -210,7 +211,7 @@ class Job(Section):
 
     def _preserving(self) -> list[tuple[bool, str]]:
         word, m, trigger = self.objective.preserve, self.method, self.trigger
-        if word is None:
+        if word is None or m.kind == "decoder":  # of which `_decoding` says it
             return []
         return [
             (not m.adapts, "objective.preserve: needs the base beside what is trained, which only an adapter leaves as it was"),
@@ -227,6 +228,7 @@ class Job(Section):
         alone = "only the decoder trains, which reads no text; leave it out"
         said: list[tuple[Section, str, str, tuple[str, ...]]] = [
             (d, "data", alone, CAPTIONING),
+            (d, "data", "a decoder repaints nothing; leave it out", ("inpaint_mask",)),
             (s, "subject", alone, tuple(Subject.model_fields)),
             (self.method, "method", alone, ("text_encoder", "new_tokens")),
             (self.objective, "objective", "is for a denoiser; a decoder learns by L1 of pixels and of their differences", NOISE),

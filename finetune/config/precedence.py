@@ -15,7 +15,7 @@ from finetune import files
 from finetune.config.data import Source
 from finetune.config.job import Job
 from finetune.config.yaml import MOST_LETTERS, parsed
-from finetune.errors import ConfigError, line
+from finetune.errors import NEXT, ConfigError, line
 from finetune.text import flaw
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def own_settings() -> Settings:
     except ValidationError as e:  # what contradicts what may change with the flags
         wrong = [_describe(error, {}) for error in e.errors() if len(error["loc"]) > 1 or error["type"] != "value_error"]
         if wrong:
-            raise ConfigError(f"{path}: " + "\n       ".join(wrong), "`ft config --schema` has every setting") from e
+            raise ConfigError(f"{path}: " + NEXT.join(wrong), "`ft config --schema` has every setting") from e
     return settings
 
 
@@ -129,13 +129,13 @@ def _permits(settings: Settings) -> bool:
 def parse(settings: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Job:
     if wrong := [(names or {}).get(name, name) for name in dict.fromkeys(_no_text(settings))]:
         hint = "no file's name and no caption can hold it: write another"
-        raise ConfigError("\n       ".join(f"{name}: holds a null or half a character" for name in wrong), hint)
+        raise ConfigError(NEXT.join(f"{name}: holds a null or half a character" for name in wrong), hint)
     try:
         return Job.model_validate(settings)
     except ValidationError as e:
-        lines = [line(_describe(error, names or {}), 400) for error in e.errors()[:MOST_MISTAKES]]
-        lines += [f"and {e.error_count() - len(lines)} more"] if e.error_count() > len(lines) else []
-        raise ConfigError("\n       ".join(lines), "`ft COMMAND --help` lists the flags, `ft config` every setting") from e
+        said = [line(text, 400) for error in e.errors() for text in _describe(error, names or {}).split(NEXT)]
+        lines = said[:MOST_MISTAKES] + ([f"and {len(said) - MOST_MISTAKES} more"] if len(said) > MOST_MISTAKES else [])
+        raise ConfigError(NEXT.join(lines), "`ft COMMAND --help` lists the flags, `ft config` every setting") from e
 
 
 def _no_text(value: object, *name: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from finetune import files
 from finetune.data.captions import in_words
 from finetune.data.decode import EXTENSIONS
 from finetune.data.file import reading
-from finetune.data.folder import caption_lines
+from finetune.data.folder import caption_lines, kind_beside
 from finetune.data.sample import Item, Listing, Problem
 from finetune.data.tables import Columns, cell_captions
 from finetune.errors import DataError, line
@@ -62,7 +62,7 @@ def tar_items(path: Path, label: str, listing: Listing, columns: Columns, each_l
             listing.problems.append(Problem(label, f"damaged or joined: {whole - behind} bytes behind its end are not read"))
     place = str(path)
     for stem, members in groups.items():
-        pictures = [end for end in members if end in EXTENSIONS]
+        pictures = [end for end in members if end in EXTENSIONS and not kind_beside(stem + end)]
         name = f"{label}/{stem}{pictures[0] if pictures else ''}"
         if not pictures:
             listing.dropped[name] = f"no picture among {', '.join(members)}"
@@ -70,8 +70,11 @@ def tar_items(path: Path, label: str, listing: Listing, columns: Columns, each_l
         for other in pictures[1:]:
             listing.dropped[f"{label}/{stem}{other}"] = f"a second picture of one sample, beside {pictures[0]}"
         offset, size = members[pictures[0]]
-        captions = _sample_captions(name, {end: partial(_part, place, *members[end], name) for end in members}, listing, columns, each_line)
-        yield Item(name, partial(_part, place, offset, size, name), stamp(path, offset), captions, in_words(stem.rpartition("/")[2]))
+        parts = {end: partial(_part, place, *members[end], name) for end in members}
+        captions = _sample_captions(name, parts, listing, columns, each_line)
+        beside = tuple((kind, parts[end]) for end in sorted(parts) if (kind := kind_beside(stem + end)))
+        words = in_words(stem.rpartition("/")[2])
+        yield Item(name, partial(_part, place, offset, size, name), stamp(path, offset), captions, words, beside=beside)
 
 
 def _packed(path: Path) -> bool:

@@ -26,6 +26,7 @@ DOUBTFUL = (
     "animated",
     "caption file without",
     "caption file not used, as there",
+    "mask file not used, as there",
     "mask without",
     "metadata below",
     "no caption column",

@@ -68,9 +68,10 @@ class Pixels(NamedTuple):
         mask, masked = None, sample.inputs.get(LOSS_MASK)
         if masked is not None:
             mask = decoded.alpha if masked.read is None else _grey(masked, f"the mask of {sample.name}")
-        return Prepared(image, crop, mask, self._inpaint_mask(sample, variant))
+        return Prepared(image, crop, mask, self.inpaint_mask(sample, variant))
 
-    def _inpaint_mask(self, sample: Sample, variant: int) -> Image | None:
+    def inpaint_mask(self, sample: Sample, variant: int) -> Image | None:
+        """What of a variant is to be repainted, of a base that does so. Raises as `prepared`."""
         if INPAINT_MASK not in self.reads:
             return None
         if (number := self._drawn_mask(sample, variant)) is not None:

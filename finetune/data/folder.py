@@ -24,7 +24,7 @@ PICTURE_LIKE = {".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".eps", ".raw", 
 HEIC = {".heic", ".heif"}
 CAPTIONS = (".txt", ".caption")
 NO_CAPTIONS = {"readme.txt", "license.txt", "licence.txt", "notice.txt", "requirements.txt"}
-ENDINGS = {name: re.compile(kind.ending) for name, kind in BESIDE.items()}
+ENDINGS = {name: re.compile(kind.ending, re.IGNORECASE) for name, kind in BESIDE.items()}
 CONCEPT = re.compile(r"(\d{1,3})_(.+)")
 NO_CAPTION = "put the caption in a .txt file of the same name, or give --caption or --trigger for all"
 
@@ -41,7 +41,7 @@ def folder_items(
     pictures = [name for name in names if _usable(name, listing)]
     captions = sidecars(names, listing)
     stems = {_stem(n) for n in pictures}
-    own_file, beside = _alike(stems, captions), _all_beside(names, stems)
+    own_file, beside = _alike(stems, captions), _all_beside(names, stems, listing)
     _alone(names, captions, {*own_file.values(), *chain.from_iterable(found.own.values() for found in beside.values())}, listing)
     del stems
     concepts = _concepts(pictures, listing)
@@ -127,7 +127,7 @@ def is_archive(name: str) -> bool:
     return name.endswith((".tar", ".parquet")) and name not in METADATA
 
 
-def _kind(name: str) -> str | None:
+def kind_beside(name: str) -> str | None:
     """What a picture's file is beside another, by the names of inputs; None where it is a picture of its own."""
     stem, _, end = name.rpartition(".")
     if f".{end.lower()}" not in EXTENSIONS:
@@ -145,12 +145,15 @@ class _Beside(NamedTuple):
         return self.files.get(self.own.get(stem, stem))
 
 
-def _all_beside(names: Iterable[str], stems: Collection[str]) -> dict[str, _Beside]:
-    """By the names of inputs; `stems` are the pictures'."""
+def _all_beside(names: Iterable[str], stems: Collection[str], listing: Listing) -> dict[str, _Beside]:
+    """By the names of inputs; `stems` are the pictures'. Of several for one picture, the last by name."""
     files: dict[str, dict[str, str]] = {kind: {} for kind in BESIDE}
     for name in names:
-        if kind := _kind(name):
-            files[kind][ENDINGS[kind].sub("", _stem(name))] = name
+        if kind := kind_beside(name):
+            stem = ENDINGS[kind].sub("", _stem(name))
+            if other := files[kind].get(stem):
+                listing.note(f"mask file not used, as there is {name}", other)
+            files[kind][stem] = name
     return {kind: _Beside(there, _alike(stems, there)) for kind, there in files.items()}
 
 
@@ -160,7 +163,7 @@ def _usable(name: str, listing: Listing) -> bool:
     if end in HEIC and find_spec("pillow_heif") is None:
         listing.dropped[name] = f"{end} needs a package: {libraries.install('heic')}"
     elif end in EXTENSIONS:
-        return _kind(name) is None
+        return kind_beside(name) is None
     elif end in PICTURE_LIKE:
         listing.dropped[name] = f"{end} is not read; convert it to PNG"
     elif is_archive(name):
@@ -195,7 +198,7 @@ def _alone(names: Iterable[str], captions: Mapping[str, str], alike: Collection[
     stems: dict[str, str] = {}  # with the first of its pictures
     for name in sorted(names):
         end = f".{name.rpartition('.')[2].lower()}" if "." in name.rpartition("/")[2] else "no ending"
-        if end in EXTENSIONS and _kind(name) is None:
+        if end in EXTENSIONS and kind_beside(name) is None:
             first = stems.setdefault(_stem(name), name)
             if first != name and _stem(name) in captions:
                 listing.note(f"shares its caption file with {first}", name)
@@ -207,7 +210,7 @@ def _alone(names: Iterable[str], captions: Mapping[str, str], alike: Collection[
         if stem not in stems and stem not in alike:
             listing.note("caption file without a picture", f"{stem}.{end}")
     for name in sorted(names):
-        if (kind := _kind(name)) and ENDINGS[kind].sub("", _stem(name)) not in stems.keys() | alike:
+        if (kind := kind_beside(name)) and ENDINGS[kind].sub("", _stem(name)) not in stems.keys() | alike:
             listing.note("mask without a picture", name)
 
 

@@ -176,7 +176,8 @@ def _add(item: Item, row: "list[Any] | Problem", origin: Origin, listing: Listin
         if name in origin.beside:
             inputs[name] = _mask(kind.noun, item, read, Size(height, width), listing)
         else:
-            listing.note(f"{kind.noun} file not used; --set {kind.setting} uses it", item.name)
+            remedy = "of a class picture" if origin.drawn else f"--set {kind.setting} uses it"
+            listing.note(f"{kind.noun} file not used; {remedy}", item.name)
     if origin.alpha or LOSS_MASK in origin.beside:
         listing.note("with a mask" if LOSS_MASK in inputs else "without a mask: all of it counts", item.name)
     original, times = _size(height, width), _times(origin.repeats * item.repeats)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune import files, tensor_files
-from finetune.errors import AccessError, line
+from finetune.errors import AccessError, DataError, line
 from finetune.families import contents
 from finetune.families.hashes import file_hash
 from finetune.families.source import Source, reason
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 HINT = "one of the base's own kind, such as what `ft vae --base` writes; a .safetensors file, or a folder as diffusers writes it"
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+EARLIER = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+FLOATS = ("F64", "F32", "F16", "BF16")
 # Of a config: what makes the latents and their sizes; the rest, such as the size of the training pictures, changes nothing that is asked.
 TELLING = (
     "in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block", "down_block_types", "up_block_types",
@@ -41,6 +43,13 @@ def original_key(key: str, levels: int) -> str:
     key = key.replace("mid_block.attentions.0", "mid.attn_1").replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     for ours, theirs in ATTENTION.items():
         key = key.replace(f"attn_1.{ours}.", f"attn_1.{theirs}.")
+    return key
+
+
+def earlier_key(key: str) -> str:
+    """The name that earlier versions of diffusers wrote, and later ones read, such as the Hub's copies of sd-vae-ft-mse have."""
+    for ours, theirs in EARLIER.items():
+        key = key.replace(f"attentions.0.{ours}.", f"attentions.0.{theirs}.")
     return key
 
 
@@ -66,6 +75,7 @@ def with_autoencoder(source: Source, path: Path, weights: bool = True) -> Source
     if path.is_dir():
         folder = path / "vae" if (path / "model_index.json").exists() else path
         _check_config(source, folder, path)
+        _names(source, _weights(folder, path))
         return replace(source, vae=folder, vae_id=path.resolve().name)
     if not path.is_file():
         raise AccessError(f"--vae {path}: no such file or folder", HINT)
@@ -92,8 +102,18 @@ def _check_config(source: Source, folder: Path, path: Path) -> None:
         if here != there:
             said, base = (line(json.dumps(value), 60) for value in (here, there))
             raise AccessError(f"--vae {path}: has {key} {said}, and the autoencoder of {source.id} {base}", HINT)
-    if not any(contents.WEIGHTS.fullmatch(file.name) for file in folder.glob("*.safetensors")):
-        raise AccessError(f"--vae {path}: holds no .safetensors weights", HINT)
+
+
+def _weights(folder: Path, path: Path) -> Path:
+    """The one file of a folder that libraries open as an autoencoder.
+
+    Raises:
+        AccessError: there is none, at most that of a variant.
+    """
+    if (folder / WEIGHTS).is_file():
+        return folder / WEIGHTS
+    variants = sorted(file.name for file in folder.glob("*.safetensors") if contents.WEIGHTS.fullmatch(file.name))
+    raise AccessError(f"--vae {path}: holds no {WEIGHTS}", f"--vae {folder / variants[0]}" if variants else HINT)
 
 
 def _plain(value: Any) -> Any:
@@ -104,16 +124,21 @@ def _names(source: Source, path: Path) -> dict[str, str]:
     """diffusers' name of each weight of the base's autoencoder -> that in the file, which has its shapes.
 
     Raises:
-        AccessError: it lacks a weight, or one has another shape.
+        AccessError: it cannot be read, lacks a weight, or one has another shape or number format.
     """
     from finetune.families.load import networks
 
-    shapes = header_of(path).shapes
+    try:
+        header = header_of(path)
+    except DataError as e:
+        raise AccessError(f"--vae {e.message}", e.hint or "it is incomplete or damaged: copy or download it again") from e
+    shapes = header.shapes
     expected = {key: tuple(tensor.shape) for key, tensor in networks(source).skeleton("vae").state_dict().items()}
     levels = levels_of(expected)
     spellings: list[Callable[[str], str]] = []
     for prefix in ("", "first_stage_model.", "vae."):
         spellings += [lambda key, p=prefix: p + original_key(key, levels), lambda key, p=prefix: p + key]  # type: ignore[misc]
+    spellings.append(earlier_key)
     best = max(spellings, key=lambda spelled: sum(spelled(key) in shapes for key in expected))
     names = {key: best(key) for key in expected}
     if lacking := [name for name in names.values() if name not in shapes]:
@@ -123,6 +148,8 @@ def _names(source: Source, path: Path) -> dict[str, str]:
         if shapes[name] not in (expected[key], (*expected[key], 1, 1)):
             here, there = list(shapes[name]), list(expected[key])
             raise AccessError(f"--vae {path}: {name} is {here}, and that of {source.id} {there}", HINT)
+        if header.dtypes[name] not in FLOATS:
+            raise AccessError(f"--vae {path}: {name} is in {line(header.dtypes[name], 20)}, which is no precision of an autoencoder", HINT)
     return names
 
 

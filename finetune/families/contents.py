@@ -52,6 +52,8 @@ LEGACY = frozenset({
     "n_positions", "decoder_start_token_id", "tie_word_embeddings", "task_specific_params", "gradient_checkpointing", "max_length",
     "_use_default_values",
 })  # fmt: skip
+# What T5's class makes of its other settings, and writes beside them: it makes them again.
+DERIVED = frozenset({"dense_act_fn", "is_gated_act", "scale_decoder_outputs"})
 
 
 def known(component: str, name: str) -> bool:
@@ -106,7 +108,7 @@ def cleaned(component: str, name: str, value: dict[str, Any], keys: Collection[s
         return value, []
     out = _without(value, gone)
     if keys is not None:
-        gone += [k for k in out if k not in keys and k not in LEGACY]
+        gone += [k for k in out if k not in keys and k not in LEGACY | DERIVED]
         out = {k: v for k, v in out.items() if k in keys or k in LEGACY}
     if name == "config.json":
         _check_sizes(out)

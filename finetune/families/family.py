@@ -197,11 +197,6 @@ class Family:
         """Whether the denoiser is told what of a picture is to be repainted, and the rest of it."""
         return INPAINT_MASK in self.edition.reads
 
-    def canvas(self, pixels: Tensor, mask: Tensor) -> dict[str, Any]:
-        """The pipeline's arguments for a picture [1, 3, H, W] in [-1, 1] that is repainted where `mask` [1, 1, H, W] is 1."""
-        latents, _ = self.encode(pixels * (mask < 0.5))
-        return {"image": pixels / 2 + 0.5, "mask_image": mask, "masked_image_latents": latents, "strength": 1.0}
-
     def inference(self) -> tuple[int, float]:
         """Sampling steps and guidance that suit the base."""
         return self.edition.steps, self.source.guidance or self.edition.guidance

@@ -3,12 +3,14 @@
 As `StableDiffusionInpaintPipeline` of diffusers has it: nine channels, of which the mask is the fifth.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.data.inputs import INPAINT_MASK, MASKED
-from finetune.families.family import Base, Columns, Cond
+from finetune.families.family import Base, Columns, Cond, Family
 from finetune.tensors import to_device
 
 BESIDE = "beside"  # in a condition: [B, 1 + C, h, w]
@@ -30,6 +32,12 @@ def condition(base: Base, columns: Columns) -> Cond:
         return {}
     beside = torch.cat([columns[INPAINT_MASK], columns[MASKED]], 1)
     return {BESIDE: base.cast(to_device(beside, base.device))}
+
+
+def canvas(family: Family, pixels: Tensor, mask: Tensor) -> dict[str, Any]:
+    """The pipeline's arguments for a picture [1, 3, H, W] in [-1, 1] that is repainted where `mask` [1, 1, H, W] is 1."""
+    latents, _ = family.encode(without(pixels, mask))
+    return {"image": pixels / 2 + 0.5, "mask_image": mask, "masked_image_latents": latents, "strength": 1.0}
 
 
 def unet_input(x_t: Tensor, cond: Cond) -> Tensor:

@@ -64,6 +64,10 @@ class Source:
         """The folder of a component."""
         return self.vae if self.vae and component == "vae" else self.folder / component
 
+    def _named(self, component: str) -> str:
+        """What a person gave that a component lies in."""
+        return f"--vae {self.vae_id}" if self.place(component) == self.vae else f"--base {self.id}"
+
     def variant_of(self, component: str) -> str | None:
         """The weight variant that a component is opened in."""
         return None if self.vae and component == "vae" else self.variant
@@ -93,7 +97,7 @@ class Source:
         except Exception as e:  # libraries raise OSError, ValueError, KeyError, TypeError, RuntimeError and more
             if "out of memory" in str(e).lower() or "DefaultCPUAllocator" in str(e):
                 raise
-            raise AccessError(f"--base {self.id}: cannot load {component} ({reason(e)})", INCOMPLETE) from e
+            raise AccessError(f"{self._named(component)}: cannot load {component} ({reason(e)})", INCOMPLETE) from e
 
     def weights(self, component: str) -> list[Path]:
         """The weight files of a component, in this variant.

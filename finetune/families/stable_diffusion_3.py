@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from finetune.errors import ConfigError
 from finetune.families.family import Base, Columns, Cond, Nets, Text, text_rows
 from finetune.families.spec import pixels_per_latent
 from finetune.objectives.flow import Flow
@@ -50,12 +49,7 @@ class StableDiffusion3:
         return self.base.stacked(texts)
 
     def predict(self, nets: Nets, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The velocity; `t` is sigma [B] in [0, 1].
-
-        Raises:
-            ConfigError: a picture has a side of more positions than the transformer has.
-        """
-        self._check_side(max(x_t.shape[-2:]))
+        """The velocity; `t` is sigma [B] in [0, 1]."""
         out = nets["denoiser"](
             hidden_states=x_t.to(self.base.dtype),
             timestep=t * TIMESTEPS,
@@ -65,17 +59,8 @@ class StableDiffusion3:
         )
         return cast(Tensor, out[0])
 
-    def _check_side(self, latents: int) -> None:
-        side, longest = latents * self.pixels, self.base.edition.longest
-        if longest and side > longest:
-            raise ConfigError(
-                f"--resolution: a picture becomes {side} pixels long, and {self.base.source.id} knows no sides of more than {longest}",
-                "a lower one; or --set data.buckets=false, where the picture is an oblong",
-            )
-
     def example(self, side: int, device: str) -> dict[str, Any]:
         config, latent = self.base.source.config("transformer"), side // self.pixels
-        self._check_side(latent)
         windows = {**self.base.edition.windows, **self.base.windows}
         tokens = windows["text_encoder"] + windows[T5]
         return {

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import torch
 
+from finetune import files
+from finetune.adapters import decoder
 from finetune.config.job import Job
-from finetune.families import autoencoder_file, load, source
+from finetune.families import load, source
 from finetune.families.catalogue import PARTS
 from finetune.families.family import Family
 from finetune.families.source import Source
@@ -23,8 +25,16 @@ def located(job: Job, name: str | None = None, weights: bool = True) -> Source:
         name or m.base, m.variant, weights=weights, prediction=m.prediction_type, allow_pickle=m.allow_pickle, parts=parts
     )
     if m.vae and name is None:
-        where = autoencoder_file.with_autoencoder(where, outcome.autoencoder_of(m.vae), weights)
+        where = decoder.in_place(where, outcome.autoencoder_of(m.vae), weights)
     return replace(where, zero_snr=job.objective.zero_terminal_snr)
+
+
+def tried(job: Job, name: str) -> Source:
+    """The base of a `name` whose autoencoder is tried; or the job's own with the autoencoder that a run made, by its folder."""
+    path = files.home(name)
+    if outcome.find(path) is None:
+        return located(job, name)
+    return decoder.in_place(located(job), outcome.autoencoder_of(path))
 
 
 def opened(job: Job, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Family:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from finetune.config.data import Data as DataSettings
 from finetune.config.job import Job
@@ -118,11 +119,11 @@ class Data:
     pictures: Pictures
     sizes: Buckets
     batch: int
-    unread: Sequence[str] = ()  # pictures with an inpainting mask of their own, which the base does not read
+    unread: Sequence[str] = ()  # pictures with an inpainting mask of their own, which the run does not read
 
     def describe(self, say: Callable[[str], None]) -> None:
         if self.unread:
-            say(f"  {len(self.unread)} with an inpainting mask, not used: the base draws from noise alone")
+            say(f"  {len(self.unread)} with an inpainting mask, not used: nothing is repainted in this run")
         index_plan.describe(self.pictures.train, self.batch, self.sizes, say)
 
 
@@ -131,11 +132,11 @@ def cut(job: Job, family: Family, pictures: Pictures, batch: int, classes: Seque
     global one.
 
     Raises:
-        ConfigError: the base's autoencoder cannot make a size.
+        ConfigError: the base's autoencoder cannot make a size, or its denoiser knows none so long.
         DataError: a picture has no inpainting mask of its own, and is to have one.
     """
     unread: list[str] = []
-    if family.repaints:
+    if family.repaints and "denoiser" in asked(job.method.kind):
         _check_masks(job, pictures)
     else:
         _check_unmasked(job)
@@ -146,7 +147,20 @@ def cut(job: Job, family: Family, pictures: Pictures, batch: int, classes: Seque
     train = sizes.assign(pictures.train, batch=of_job)
     beside = sizes.assign(list(classes), sizes.sides[:1])  # they were drawn at that resolution
     held = sizes.assign(pictures.held, sizes.sides[:1])
+    _check_sides(family, max(chain(sizes.sides, *(s.size for s in (*train, *beside, *held)))))
     return Data(replace(pictures, train=train, classes=beside, held=held), sizes, of_job, unread)
+
+
+def _check_sides(family: Family, side: int) -> None:
+    """Raises:
+    ConfigError: the longest side of all is of more positions than the denoiser has.
+    """
+    longest = family.edition.longest
+    if longest and side > longest:
+        raise ConfigError(
+            f"--resolution: a picture becomes {side} pixels long, and {family.source.id} knows no sides of more than {longest}",
+            "a lower one; or --set data.buckets=false, where the picture is an oblong",
+        )
 
 
 def _unmasked(samples: Sequence[Sample]) -> list[Sample]:

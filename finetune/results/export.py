@@ -71,7 +71,10 @@ def check_formats(trainees: Trainees) -> None:
         target = RunFolder(job.run.folder).model(job.run.name, job.run.name)
         model.check_place_of_model(family.source, target, [trainees.places[trainee.part] for trainee in whole])
     if trainees.of("decoder"):
-        decoder.check_folder(RunFolder(job.run.folder).autoencoder(job.run.name))
+        folder = RunFolder(job.run.folder)
+        if (place := folder.autoencoder(job.run.name)) in folder.folders:
+            raise ConfigError(f"--name {job.run.name}: is what a run calls another of its folders", "choose another")
+        decoder.check_folder(place)
     if trainees.of("adapter"):
         check_layout(job, family, trainees.layers)
 

@@ -76,8 +76,15 @@ def opened(image: Path, mask: Path) -> Canvas:
 
 
 def fitted_canvas(canvas: Canvas, size: Size) -> Canvas:
-    """Resized and cut to a size that is drawn, around the middle."""
+    """Resized and cut to a size that is drawn, around the middle.
+
+    Raises:
+        ConfigError: nothing is left of what is to be repainted.
+    """
     mask = cut_plane(canvas.mask, size, size).point(masks.BINARY)
+    if not masks.white_share(mask):
+        wider = "give a --width and --height of the picture's proportions, or a larger --resolution"
+        raise ConfigError(f"--mask: nothing of it is white when it is cut to {size.width}x{size.height}", wider)
     return Canvas(cut(canvas.image, size)[0], mask)
 
 

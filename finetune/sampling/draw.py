@@ -19,6 +19,7 @@ from finetune.data.decode import SOFTWARE
 from finetune.data.encoded import Text
 from finetune.data.file import read_file
 from finetune.errors import ConfigError, FinetuneError, line
+from finetune.families import inpainting
 from finetune.families.family import Family
 from finetune.sampling.canvas import Canvas
 from finetune.sampling.pipeline import Pipeline, Sampler
@@ -125,7 +126,8 @@ def draw(
         for one in torch.split(latents, 1):  # an autoencoder takes more memory than a denoiser
             pixels = family.decode(one, side, width or side)[0]
             if not (one.isfinite().all() and pixels.isfinite().all()):
-                raise NotFinite(f"the picture of seed {seeds[len(out)]} is black: its numbers overflowed", "a lower --guidance or weight")
+                remedy = "a lower --guidance or weight" + (", or the base's own autoencoder" if family.source.vae else "")
+                raise NotFinite(f"the picture of seed {seeds[len(out)]} is black: its numbers overflowed", remedy)
             image = to_image(pixels)
             out.append(canvas.kept(image) if canvas else image)
     return out
@@ -136,8 +138,8 @@ def _told(family: Family, canvas: Canvas | None, height: int, width: int) -> dic
     if not family.repaints:
         return {}
     if canvas is None:
-        return family.canvas(torch.zeros(1, 3, height, width), torch.ones(1, 1, height, width))
-    return family.canvas(to_tensor(canvas.image)[None], to_plane(canvas.mask)[None])
+        return inpainting.canvas(family, torch.zeros(1, 3, height, width), torch.ones(1, 1, height, width))
+    return inpainting.canvas(family, to_tensor(canvas.image)[None], to_plane(canvas.mask)[None])
 
 
 def _stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

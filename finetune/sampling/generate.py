@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from finetune import files
-from finetune.adapters import embedding
+from finetune.adapters import decoder, embedding
 from finetune.adapters.chosen import parse_adapter
 from finetune.adapters.contract import model_of
 from finetune.adapters.embedding import Embedding
@@ -20,11 +20,11 @@ from finetune.adapters.read import AdapterFile, read
 from finetune.config import read_yaml
 from finetune.config.method import EMBEDDED
 from finetune.data import lettering
+from finetune.data.crop import same_proportions
 from finetune.data.encoded import Text
 from finetune.data.sample import Size
 from finetune.errors import ConfigError, DataError, line
 from finetune.families import load, source, trust
-from finetune.families.autoencoder_file import with_autoencoder
 from finetune.families.family import Family
 from finetune.families.source import Source
 from finetune.run_folder import RunFolder
@@ -197,7 +197,7 @@ def generate(request: Request, say: Callable[[str], None], bar: Bar = no_bar) ->
     files_given: list[AdapterFile | Embedding] = [*adapters, *embeddings]
     where = choose_base(request.base, files_given)
     if request.vae:
-        where = with_autoencoder(where, request.vae)
+        where = decoder.in_place(where, request.vae)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     half = device is not None and not apply.needs_fp32(adapters)
     family = load.family(where, device or "cpu", torch.float16 if half else torch.float32)
@@ -213,8 +213,12 @@ def generate(request: Request, say: Callable[[str], None], bar: Bar = no_bar) ->
     canvas.check_masked(family, request.image, request.mask)
     on = canvas.opened(request.image, request.mask) if request.image and request.mask else None
     width, height = sides(family, request, resolution, on)
-    if on:
-        on = canvas.fitted_canvas(on, Size(height, width))
+    if on and request.image:
+        own, size = Size(on.image.height, on.image.width), Size(height, width)
+        if own != size:
+            middle = "" if same_proportions(own, size) else ", cut around the middle"
+            say(f"note: {request.image.name} is {own}, and drawn upon at {size}{middle}")
+        on = canvas.fitted_canvas(on, size)
     elif family.repaints:
         say(f"note: {where.id} repaints a part of a picture (--image, --mask); without one all of it is drawn")
     draw.check_steps(family, sampler, steps)

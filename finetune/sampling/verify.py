@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from finetune import randomness
 from finetune.adapters import embedding
 from finetune.adapters.read import AdapterFile, read
+from finetune.data.inputs import INPAINT_MASK, MASKED
 from finetune.errors import DataError
 from finetune.families import load
 from finetune.families.family import Family
@@ -137,7 +138,9 @@ def _answers(family: Family, net: nn.Module, prompt: dict[str, Tensor]) -> Tenso
     vae = family.source.config("vae")
     latent = side // pixels_per_latent(family.source)
     x_t = torch.randn(1, vae["latent_channels"], latent, latent, generator=randomness.generator("verify")).to(family.device)
-    cond = family.condition([prompt], {"crop": torch.tensor([[side, side, 0, 0, side, side]])})
+    told = {"crop": torch.tensor([[side, side, 0, 0, side, side]])}
+    told |= {INPAINT_MASK: torch.ones(1, 1, latent, latent), MASKED: torch.zeros(x_t.shape)}  # all of it is repainted
+    cond = family.condition([prompt], told)
     schedule, out = family.schedule(), []
     for level in LEVELS:
         t = schedule.timestep(level).to(family.device)

@@ -14,6 +14,7 @@ from finetune.data.check import Report
 from finetune.data.crop import to_image, to_tensor
 from finetune.data.encoded import Pixels, picture_jobs
 from finetune.data.index_plan import SampleGroup, joined, repeated
+from finetune.data.inputs import INPAINT_MASK
 from finetune.data.sample import Listing, Pictures, Problem, Sample, some
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.round_trip import psnr
@@ -42,7 +43,7 @@ def _sides(job: Job, found: Listing) -> Pictures | None:
 
 
 def checked(job: Job, vae: str | None, phase: Phase) -> tuple[Report, Image.Image | None]:
-    """Everything there is to say of a job's data; with `vae`, a base, a sheet of what its autoencoder holds worst, too.
+    """Everything there is to say of a job's data; with `vae`, a base or a run of `ft vae`, a sheet of what that autoencoder holds worst.
 
     Raises:
         DataError, ConfigError: there is no data, or a setting does not fit the base.
@@ -63,6 +64,7 @@ def checked(job: Job, vae: str | None, phase: Phase) -> tuple[Report, Image.Imag
         for what, names in repeated(epoch).items():
             report.add("warning", what, names)
         _add_tokens(job, family, sides, report)
+        _add_masks(data.pixels(job, family.edition.reads), sides, report)
     sheet = _round_trip(job, vae, sides, report, phase) if vae and sides else None
     report.findings.sort(key=lambda f: check.LEVELS.index(f.level))
     return report, sheet
@@ -93,9 +95,24 @@ def _add_tokens(job: Job, family: Family, sides: Pictures, report: Report) -> No
             report.add("warning", f"a caption of {count} tokens is cut to {room}", [name])
 
 
+def _add_masks(shown: Pixels, sides: Pictures, report: Report) -> None:
+    """Pictures whose own inpainting mask would end a run when it is encoded."""
+    wrong: dict[str, list[str]] = {}
+    for samples, count in ((sides.train, shown.augment.count), (sides.held, 1)):
+        for s in samples:
+            try:
+                for variant in range(count) if INPAINT_MASK in s.inputs else ():
+                    shown.inpaint_mask(s, variant)
+            except DataError as e:
+                wrong.setdefault(e.message.replace(f"the inpainting mask of {s.name}", "its inpainting mask"), []).append(s.name)
+    for what, names in wrong.items():
+        report.add("error", what, names)
+
+
 def _round_trip(job: Job, name: str, sides: Pictures, report: Report, phase: Phase) -> Image.Image:
     """The error of encoding and decoding, for every picture; the worst are named and shown beside what became of them."""
-    where = base.located(job, name)
+    where = base.tried(job, name)
+    called = where.vae_id or where.id
     family = load.family(where, torch.accelerator.current_accelerator() or torch.device("cpu"))
     sizes = data.buckets(job, family)
     samples = sizes.assign(list({s.name: s for s in (*sides.train, *sides.held)}.values()), sizes.sides[:1])
@@ -106,12 +123,12 @@ def _round_trip(job: Job, name: str, sides: Pictures, report: Report, phase: Pha
             tick()
     ranked = sorted(samples, key=lambda s: errors[s.name])
     worst = [{"file": s.name, "psnr": round(errors[s.name], 2)} for s in ranked[:WORST]]
-    report.facts["autoencoder"] = {"base": where.id, "mean_psnr": round(sum(errors.values()) / len(errors), 2), "worst": worst}
+    report.facts["autoencoder"] = {"base": called, "mean_psnr": round(sum(errors.values()) / len(errors), 2), "worst": worst}
     for sample in ranked:
         if errors[sample.name] < ROUND_TRIP:
-            report.add("warning", f"the autoencoder of {where.id} holds it badly: {errors[sample.name]:.1f} dB", [sample.name])
+            report.add("warning", f"the autoencoder of {called} holds it badly: {errors[sample.name]:.1f} dB", [sample.name])
     if badly := [s.name for s in ranked if errors[s.name] < ROUND_TRIP]:
-        remedy = shlex.join(["ft", "vae", "--data", job.data.places[0].path, "--base", name])
+        remedy = shlex.join(["ft", "vae", "--data", job.data.places[0].path, "--base", job.model.base if where.vae else name])
         report.add("note", f"its decoder can learn to draw them, and the latents stay as they are: {remedy}", badly)
         report.facts["autoencoder"]["remedy"] = remedy
     rows = [(f"{errors[s.name]:.1f} dB", _decoded(family, s, job.data.background)[1]) for s in ranked[:WORST]]
