@@ -109,6 +109,19 @@ def test_a_run_in_two_parts_is_a_run(make: Make, name: str, tmp_path: Path) -> N
         assert files and all((a / f).read_bytes() == (b / f).read_bytes() for f in files)
 
 
+def test_a_runs_folder_is_not_what_it_made(settings: Make, imgs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a run begins with is known by its hash: the file or folder is to be named, and the message names it."""
+    for name, kind in (("a", "lora"), ("m", "full")):
+        train(config.parse(settings(method={"kind": kind}, optim={"steps": 1}, run={"out": str(tmp_path / name)})))
+    words = ["lora", "--data", str(imgs), "--out", str(tmp_path / "out"), "--dry-run"]
+    for more, hint in (
+        (["--base", str(tmp_path / "m")], f"hint: --base {tmp_path / 'm' / 'model'}"),
+        (["--base", str(tmp_path / "a")], "hint: that run made no model"),
+        (["--base", "tiny", "--set", f"method.start={tmp_path / 'a'}"], f"hint: --set method.start={tmp_path / 'a' / 'lora.safetensors'}"),
+    ):
+        assert cli.run([*words, *more]) == 3 and hint in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_a_picture_on_the_way_is_that_of_the_file(make: Make, name: str, tmp_path: Path) -> None:
     """Half-way through a run, drawn with the networks that train, and at the end of one of half the steps, drawn with its files."""

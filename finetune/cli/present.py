@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from finetune import files
 from finetune.adapters.chosen import parse_adapter
@@ -30,12 +30,26 @@ def of_job(job: Job, base: bool) -> None:
         check_place(place.path)
     if job.data.holdout not in (None, AUTO) and not _number(job.data.holdout):
         check_place(job.data.holdout)
+    _check_no_run("--base", job.model.base, "model")
     if job.method.start is not None:
+        _check_no_run("method.start", str(job.method.start), "adapter")
         header_of(tensors_file(files.home(job.method.start)))
     if job.model.vae is not None:
         check_autoencoder(outcome.autoencoder_of(job.model.vae))
     if base:
         source.check_base(job.model.base)
+
+
+def _check_no_run(flag: str, given: str, kind: Literal["model", "adapter"]) -> None:
+    """Raises:
+    DataError: a run's folder stands in the place of what the run made. Its hash is a part of what the new run is known by, so it is named.
+    """
+    ended = outcome.find(files.home(given))
+    if isinstance(ended, Outcome):
+        made: Path | None = getattr(ended, kind)
+        typed = f"{flag} {made}" if flag.startswith("-") else f"--set {flag}={made}"
+        hint = typed if made else f"that run made no {kind}"
+        raise DataError(f"{flag} {given}: is the folder of a run, and not the {kind} that it made", hint)
 
 
 class Drawn(NamedTuple):
