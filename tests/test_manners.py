@@ -188,7 +188,7 @@ def test_values_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     def offers(line: str) -> list[str]:
         return completed(monkeypatch, capsys, line)
 
-    assert offers("ft lora --base ti") == ["tiny"] and {"tiny", "sd15", "sdxl"} < {*offers("ft generate --base ")}
+    assert offers("ft lora --base ti") == ["tiny", "tiny-inpainting"] and {"tiny", "sd15", "sdxl"} < {*offers("ft generate --base ")}
     assert offers("ft lora --optimizer ada") == ["adamw", "adamw8bit", "adafactor"]
     assert offers("ft dreambooth --adapter lo") == ["lora", "loha", "lokr"]
     assert offers("ft lora --recipe tiny-s") == ["tiny-style"] and offers("ft lora --recipe mi") == ["mine.yaml"]
