@@ -96,10 +96,10 @@ def test_the_judge_knows_what_it_judges() -> None:
 
 VIEWS = Path(__file__).parent / "owl"
 BIRD = {"token": "sks", "class_word": "bird", "class_count": 24, "class_steps": 10}
-FULL = {"method": {"kind": "full"}, "optim": {"steps": 120, "lr": 2e-4}}
+FULL = {"method": {"kind": "full"}, "optim": {"steps": 80, "lr": 2e-4}}
 SHORT: dict[str, dict[str, Any]] = {  # name -> settings: shorter than docs/methods.md, whose table says what the whole runs reach
     "prior": {**FULL, "subject": BIRD},
-    "without prior": {**FULL, "subject": {**BIRD, "prior_weight": 0}, "optim": {"steps": 120, "lr": 2e-4, "batch": 2}},
+    "without prior": {**FULL, "subject": {**BIRD, "prior_weight": 0}, "optim": {"steps": 80, "lr": 2e-4, "batch": 2}},
     "new token": {
         "method": {"kind": "none", "new_tokens": ["<owl>"], "vectors": 4, "init_word": "bird"},
         "optim": {"steps": 120, "lr": 1e-2}, "data": {"caption_dropout": 0},
@@ -114,7 +114,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     def features(word: str, **how: Any) -> torch.Tensor:
         prompts = [word, f"{word}, noto style", f"{word}, twemoji style"]
-        made = generate(Request(prompts, steps=15, count=4, out=out / "pictures", **how), lambda text: None)
+        made = generate(Request(prompts, steps=10, count=4, out=out / "pictures", **how), lambda text: None)
         return judge([draw.open_png(p["path"]) for p in made])[0]
 
     found["base"] = {"class": features("bird", base="tiny")}
