@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from parts import Bases
 from PIL import Image
@@ -29,8 +30,9 @@ import numpy, torch
 from diffusers import DiffusionPipeline
 warnings.simplefilter("ignore")
 out = []
-for folder in sys.argv[1:]:
-    for how in ({}, {"dtype": torch.float16}, {"torch_dtype": torch.bfloat16}):  # both words that say it, and both formats
+ways = json.loads(sys.argv[1])
+for folder in sys.argv[2:]:
+    for how in ({word: getattr(torch, kind) for word, kind in way.items()} for way in ways):
         pipe = DiffusionPipeline.from_pretrained(folder, **how)
         pipe.set_progress_bar_config(disable=True)
         kinds = {str(net.dtype) for net in pipe.components.values() if isinstance(net, torch.nn.Module)}
@@ -71,7 +73,15 @@ def half(base: Path, to: Path, said: str | None) -> Path:
     return to
 
 
-def test_folders_draw_with_no_argument_and_in_half_precision(settings: Any, bases: Bases, tmp_path: Path) -> None:
+# By default both words that say it, and both formats; each word with each format by the slow tests.
+WAYS: list[dict[str, str]] = [{}, {"dtype": "float16"}, {"torch_dtype": "bfloat16"}]
+MORE_WAYS: list[dict[str, str]] = [{"torch_dtype": "float16"}, {"dtype": "bfloat16"}]
+
+
+@pytest.mark.parametrize("ways", [pytest.param(WAYS, id="usual"), pytest.param(WAYS + MORE_WAYS, id="every", marks=pytest.mark.slow)])
+def test_folders_draw_with_no_argument_and_in_half_precision(
+    ways: list[dict[str, str]], settings: Any, bases: Bases, tmp_path: Path
+) -> None:
     folders = [str(TINY)]
     for name, of, said, more in (
         ("one", "sd", "float16", {}),
@@ -83,8 +93,8 @@ def test_folders_draw_with_no_argument_and_in_half_precision(settings: Any, base
             guard(base)
         job = config.precedence.merge_settings({**FULL, "model": {"base": str(base)}, "run": {"out": str(tmp_path / name)}}, more)
         folders.append(train(config.parse(settings(**job)))["model"])
-    drawn = json.loads(python("-c", OPEN_EACH, *folders))
-    assert len(drawn) == 12
+    drawn = json.loads(python("-c", OPEN_EACH, json.dumps(ways), *folders))
+    assert len(drawn) == 4 * len(ways)
     for folder, how, kinds, spread in drawn:
         wanted = re.findall(r"torch\.b?float16", how) or ["torch.float32"]
         assert kinds == wanted and spread > 0, (folder, how)

@@ -57,7 +57,7 @@ def test_a_single_file_of_xl_is_the_base_it_was_made_of(bases: Callable[[str], P
 
 @pytest.mark.usefixtures("tiny_configs")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("of", ["sd-inpainting", "sdxl"])
+@pytest.mark.parametrize("of", ["sd", "sd-inpainting", "sdxl"])
 def test_a_full_fine_tune_is_the_same_as_a_folder_and_as_a_single_file(
     train: Callable[..., dict[str, Any]], bases: Callable[[str], Path], of: str, tmp_path: Path
 ) -> None:

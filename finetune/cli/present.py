@@ -10,7 +10,7 @@ from finetune import files
 from finetune.adapters.chosen import parse_adapter
 from finetune.config import Job
 from finetune.errors import ConfigError, DataError
-from finetune.families import source
+from finetune.families import autoencoder_file, source
 from finetune.header import header_of, tensors_file
 from finetune.results import outcome
 from finetune.results.outcome import Outcome, SavedStep
@@ -96,10 +96,7 @@ def check_autoencoder(path: Path) -> None:
     DataError: it is missing, would run code, or its header is no safetensors file's.
     """
     path = files.home(path)
-    if not path.exists():
-        raise DataError(f"--vae {path}: no such file or folder", "what `ft vae` wrote, or an autoencoder of diffusers")
-    if path.is_file() and path.suffix != ".safetensors":
-        raise DataError(f"--vae {path}: only .safetensors files are opened; others can run code", "convert it to safetensors")
+    autoencoder_file.check_file(path)
     if path.is_file():
         header_of(path)
 

@@ -65,6 +65,18 @@ def original(state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     return {original_key(k, levels): t[:, :, None, None] if k in square else t for k, t in state.items()}
 
 
+def check_file(path: Path) -> None:
+    """What needs no base, and no library, to be told of a file or folder.
+
+    Raises:
+        DataError: it is missing, or would run code.
+    """
+    if not path.exists():
+        raise DataError(f"--vae {path}: no such file or folder", "what `ft vae` wrote, or an autoencoder of diffusers")
+    if path.is_file() and path.suffix != ".safetensors":
+        raise DataError(f"--vae {path}: only .safetensors files are opened; others can run code", "convert it to safetensors")
+
+
 def with_autoencoder(source: Source, path: Path, weights: bool = True) -> Source:
     """The base with another autoencoder, of a folder or a single file, which is unpacked for it unless no `weights` are asked for.
 
@@ -72,15 +84,15 @@ def with_autoencoder(source: Source, path: Path, weights: bool = True) -> Source
         AccessError: it is missing, would run code, or is of another kind than the base's own.
     """
     path = files.home(path)
+    try:
+        check_file(path)
+    except DataError as e:
+        raise AccessError(e.message, e.hint) from e
     if path.is_dir():
         folder = path / "vae" if (path / "model_index.json").exists() else path
         _check_config(source, folder, path)
         _names(source, _weights(folder, path))
         return replace(source, vae=folder, vae_id=path.resolve().name)
-    if not path.is_file():
-        raise AccessError(f"--vae {path}: no such file or folder", HINT)
-    if path.suffix != ".safetensors":
-        raise AccessError(f"--vae {path}: only .safetensors files are opened; others can run code", "convert it to safetensors")
     names = _names(source, path)
     return replace(source, vae=_unpacked(source, path, names) if weights else None, vae_id=path.name)
 

@@ -201,6 +201,9 @@ class FamilySpec:
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+# Of transformers in which text and picture attend together: what they have for the text besides.
+JOINT_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+JOINT_FEED_FORWARD = (*FEED_FORWARD, "ff_context.net.0.proj", "ff_context.net.2")
 
 # Of a schedule that ends in pure noise, and is sampled from there (Lin et al. 2023, arXiv:2305.08891).
 ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}

@@ -97,7 +97,8 @@ def of_samples(prompts: Iterable[str], samples: Iterable[Sample], shown: Pixels,
     for prompt in prompts:
         if prompt in by_caption:
             square = replace(by_caption[prompt], size=Size(side, side))
-            seen = (shown.prepared(square, variant) for variant in range(len(masks.KINDS)))
-            canvases = [Canvas(p.image, p.inpaint_mask) for p in seen if p.inpaint_mask is not None]
-            out[prompt] = next((c for c in canvases if masks.white_share(c.mask) < 1), canvases[0])
+            seen = {variant: shown.inpaint_mask(square, variant) for variant in range(len(masks.KINDS))}
+            chosen = next((variant for variant, mask in seen.items() if mask and masks.white_share(mask) < 1), 0)
+            if mask := seen[chosen]:
+                out[prompt] = Canvas(shown.prepared(square, chosen).image, mask)
     return out

@@ -2,8 +2,8 @@
 
 from finetune.families.names.flux import NAMES
 from finetune.families.spec import (
-    ATTENTION,
-    FEED_FORWARD,
+    JOINT_ATTENTION,
+    JOINT_FEED_FORWARD,
     T5_TOKENIZER,
     Component,
     Configs,
@@ -32,8 +32,7 @@ def _recognise(shapes: Shapes) -> Original | None:
     return None
 
 
-FLUX_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-FLUX_FEED_FORWARD = (*FEED_FORWARD, "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "single_transformer_blocks.*.proj_out")
+FLUX_FEED_FORWARD = (*JOINT_FEED_FORWARD, "proj_mlp", "single_transformer_blocks.*.proj_out")
 SPEC = FamilySpec(
     name="flux",
     released="2024-08",
@@ -52,9 +51,9 @@ SPEC = FamilySpec(
     counted="text_encoder_2",  # T5's; CLIP's summary reads 77
     patch=2,
     targets={
-        "attention": FLUX_ATTENTION,
-        "attention+ff": (*FLUX_ATTENTION, *FLUX_FEED_FORWARD),
-        "all-linear": (*FLUX_ATTENTION, *FLUX_FEED_FORWARD, "norm.linear", "norm1.linear", "norm1_context.linear"),
+        "attention": JOINT_ATTENTION,
+        "attention+ff": (*JOINT_ATTENTION, *FLUX_FEED_FORWARD),
+        "all-linear": (*JOINT_ATTENTION, *FLUX_FEED_FORWARD, "norm.linear", "norm1.linear", "norm1_context.linear"),
     },
     samplers={"euler": "FlowMatchEulerDiscreteScheduler"},
     sampler="euler",

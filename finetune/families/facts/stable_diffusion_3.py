@@ -2,8 +2,8 @@
 
 from finetune.families.names.stable_diffusion_3 import BLOCKS, NAMES
 from finetune.families.spec import (
-    ATTENTION,
-    FEED_FORWARD,
+    JOINT_ATTENTION,
+    JOINT_FEED_FORWARD,
     T5_TOKENIZER,
     Component,
     Configs,
@@ -65,8 +65,6 @@ def _telling(base: Configs) -> Shapes:
     return {PREFIX + QUERIES.format(name): (3 * width, width) for name in attentions}
 
 
-MM_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-MM_FEED_FORWARD = (*FEED_FORWARD, "ff_context.net.0.proj", "ff_context.net.2")
 SPEC = FamilySpec(
     name="stable-diffusion-3",
     released="2024-06",
@@ -95,9 +93,9 @@ SPEC = FamilySpec(
     patch=2,
     draws=16,
     targets={
-        "attention": MM_ATTENTION,
-        "attention+ff": (*MM_ATTENTION, *MM_FEED_FORWARD),
-        "all-linear": (*MM_ATTENTION, *MM_FEED_FORWARD, "norm1.linear", "norm1_context.linear"),
+        "attention": JOINT_ATTENTION,
+        "attention+ff": (*JOINT_ATTENTION, *JOINT_FEED_FORWARD),
+        "all-linear": (*JOINT_ATTENTION, *JOINT_FEED_FORWARD, "norm1.linear", "norm1_context.linear"),
     },
     samplers={"euler": "FlowMatchEulerDiscreteScheduler"},
     sampler="euler",
